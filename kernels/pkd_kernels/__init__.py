@@ -1,0 +1,25 @@
+"""The ops of P-KDGAN's training step: they know tensors, nothing of GANs, files or loops."""
+
+from pkd_kernels.adam import FlatAdam
+from pkd_kernels.reference import (
+    ACTIVATIONS,
+    NORM_EPS,
+    TERMS,
+    adam_step,
+    conv_norm_act,
+    discriminator_loss,
+    generator_loss,
+    novelty_score,
+)
+
+__all__ = [
+    "ACTIVATIONS",
+    "NORM_EPS",
+    "TERMS",
+    "FlatAdam",
+    "adam_step",
+    "conv_norm_act",
+    "discriminator_loss",
+    "generator_loss",
+    "novelty_score",
+]

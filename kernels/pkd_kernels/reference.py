@@ -1,0 +1,254 @@
+"""Every op of this package in plain PyTorch: the definition, the CPU path, the oracle of the tests.
+
+Stacking. M independent models run as one. Activations are laid out model-major, (N, M*C, H, W) or
+(N, M*D), parameters likewise, (M*Co, Ci, 4, 4): the layout of a grouped convolution, so that M = 1
+is an ordinary network. Nothing here mixes two models, and nothing mixes two images.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.optim.adam import adam
+
+TERMS = ("con", "enc", "adv", "k1", "kx", "k2")
+NORM_EPS = 1e-5
+LEAKY_SLOPE = 0.2
+ACTIVATIONS = {
+    "none": lambda y: y,
+    "relu": F.relu,
+    "leaky_relu": lambda y: F.leaky_relu(y, LEAKY_SLOPE),
+    "tanh": torch.tanh,
+}
+
+
+def conv_norm_act(
+    x: Tensor,
+    weight: Tensor,
+    gamma: Tensor | None = None,
+    beta: Tensor | None = None,
+    *,
+    stack: int = 1,
+    stride: int = 2,
+    padding: int = 1,
+    transposed: bool = False,
+    activation: str = "none",
+) -> Tensor:
+    """4x4 convolution, per-image normalisation, activation, for a stack of M models.
+
+    Args:
+        x: (N, M*Ci, H, W), or (N, Ci, H, W) where every model looks at the same images.
+        weight: (M*Co, Ci, 4, 4); for a transposed convolution (M*Ci, Co, 4, 4).
+        gamma, beta: (M*Co,) scale and shift of the normalisation; None leaves it out. Mean and
+            variance are those of one channel of one image (biased, epsilon 1e-5), which is what
+            BatchNorm computes in training mode at batch size 1.
+        stack: M.
+        activation: a key of `ACTIVATIONS`; LeakyReLU has slope 0.2.
+
+    Returns:
+        (N, M*Co, Ho, Wo).
+    """
+    y = _convolve(x, weight, stack, stride, padding, transposed)
+    if gamma is not None:
+        y = F.instance_norm(y, weight=gamma, bias=beta, eps=NORM_EPS)
+    return ACTIVATIONS[activation](y)
+
+
+def _convolve(
+    x: Tensor, weight: Tensor, stack: int, stride: int, padding: int, transposed: bool
+) -> Tensor:
+    n, _, height, _ = x.shape
+    channels = weight.shape[0] if transposed else weight.shape[1] * stack
+    shared = x.shape[1] != channels
+    if padding == 0 and height == (1 if transposed else 4) and not shared:
+        # Between a 4x4 map and a single pixel a convolution is one matrix a model: batched
+        # products are several times faster than grouped convolutions here, on CPU and GPU alike.
+        matrix = weight.view(stack, weight.shape[0] // stack, -1)  # [M, Co, Ci*16] | [M, Ci, Co*16]
+        rows = x.reshape(n, stack, -1).transpose(0, 1)  # [M, N, Ci*16] | [M, N, Ci]
+        y = torch.bmm(rows, matrix if transposed else matrix.transpose(1, 2))
+        size = 4 if transposed else 1
+        return y.transpose(0, 1).reshape(n, -1, size, size)
+    groups = 1 if shared else stack
+    convolve = F.conv_transpose2d if transposed else F.conv2d
+    return convolve(x, weight, stride=stride, padding=padding, groups=groups)
+
+
+def generator_loss(
+    x: Tensor | None,
+    xh: Tensor,
+    z1: Tensor,
+    z2: Tensor,
+    f_real: Tensor | None = None,
+    f_fake: Tensor | None = None,
+    *,
+    teacher: tuple[Tensor, Tensor, Tensor] | None = None,
+    weights: Tensor,
+    reduction: str = "mean",
+    stack: int = 1,
+) -> tuple[Tensor, Tensor]:
+    """The paper's Eqs. 2-6: reconstruction, latent, adversarial and distillation terms, weighted.
+
+    term   paper                  "mean" (over a model's elements)    "norm" (the paper's letter)
+    con    Eq. 2  ‖x - xh‖_1          mean |x - xh|                    per-image L1, mean of images
+    enc    Eq. 3  ‖z1 - z2‖_2         mean (z1 - z2)²                  per-image L2, mean of images
+    adv    Eq. 4  ‖f(x) - f(xh)‖_2    mean (f_real - f_fake)²          per-image L2, mean of images
+    k1     Eq. 6  z1 against t1       mean (z1 - t1)²                  per-image L2, mean of images
+    kx     Eq. 6  xh against tx       mean |xh - tx|                   per-image L1, mean of images
+    k2     Eq. 6  z2 against t2       mean (z2 - t2)²                  per-image L2, mean of images
+
+    Args:
+        x, xh: (N, M*C, H, W) images and their reconstructions. Without `x` (and so without f_real
+            and f_fake) the generator's own terms con, enc and adv are absent: KDGAN-1 and -3.
+        z1, z2: (N, M*D) latents of the image and of its reconstruction.
+        f_real, f_fake: discriminator features of x and xh, any shape (N, M*F, ...), or None.
+            f_real is a constant here.
+        teacher: (t1, tx, t2), shapes of (z1, xh, z2); None leaves out k1, kx and k2.
+        weights: (6,) or, for each model, (M, 6), in the order of `TERMS`. Weight 0 switches a term
+            off: it is neither computed nor shown.
+        reduction: "mean" or "norm". |.| has gradient 0 at ties, the L2 norm gradient 0 at zero.
+        stack: M.
+
+    Returns:
+        total: (M,) weighted sums, differentiable in xh, z1, z2 and f_fake.
+        terms: (M, 6) unweighted terms for display, 0 where absent; not differentiable.
+
+    Raises:
+        ValueError: the teacher's outputs require grad (the distillation loss must not train the
+            teacher), or the reduction is unknown.
+    """
+    if reduction not in ("mean", "norm"):
+        raise ValueError(f"reduction must be 'mean' or 'norm', not {reduction!r}")
+    if teacher is not None and any(t.requires_grad for t in teacher):
+        raise ValueError(
+            "a teacher output requires grad, but the distillation loss must not train the teacher: "
+            "detach() its outputs first"
+        )
+    t1, tx, t2 = teacher if teacher is not None else (None, None, None)
+    own = x is not None
+    pairs = (
+        (1, xh, x),
+        (2, z1, z2 if own else None),
+        (2, f_fake, f_real.detach() if f_real is not None else None),
+        (2, z1, t1),
+        (1, xh, tx),
+        (2, z2, t2),
+    )
+    absent = xh.new_zeros(stack)
+    terms = torch.stack(
+        [
+            absent if b is None else _distance(a, b, order, reduction, stack)
+            for order, a, b in pairs
+        ],
+        dim=1,
+    )
+    terms = torch.where(weights != 0, terms, 0)
+    return (weights * terms).sum(1), terms.detach()
+
+
+def _distance(a: Tensor, b: Tensor, order: int, reduction: str, stack: int) -> Tensor:
+    """(M,) distance of two (N, M*F, ...) tensors: L1 for order 1, squared or plain L2 for 2."""
+    difference = (a - b).reshape(a.shape[0], stack, -1)  # [N, M, F]
+    if reduction == "mean":
+        return (difference.abs() if order == 1 else difference.square()).mean((0, 2))
+    return torch.linalg.vector_norm(difference, order, dim=2).mean(0)
+
+
+def discriminator_loss(logits_real: Tensor, logits_fake: Tensor, *, stack: int = 1) -> Tensor:
+    """Binary cross-entropy of D, from logits: BCE(D(x), 1) + BCE(D(xh), 0), averaged over images.
+
+    -log σ(r) = softplus(-r) and -log(1 - σ(f)) = softplus(f), which do not overflow.
+
+    Args:
+        logits_real, logits_fake: (N, M) or any (N, M*F, ...).
+
+    Returns:
+        (M,) losses.
+    """
+
+    def per_model(logits: Tensor) -> Tensor:
+        return logits.reshape(logits.shape[0], stack, -1).mean((0, 2))
+
+    return per_model(F.softplus(-logits_real)) + per_model(F.softplus(logits_fake))
+
+
+def novelty_score(z1: Tensor, z2: Tensor, *, stack: int = 1) -> Tensor:
+    """Mean square of z1 - z2 for each image and model: Eq. 3's novelty score, squared.
+
+    Args:
+        z1, z2: (N, M*D).
+
+    Returns:
+        (N, M) scores, at least 0; higher is more novel.
+    """
+    return (z1 - z2).reshape(z1.shape[0], stack, -1).square().mean(2)
+
+
+@torch.no_grad()
+def adam_step(
+    param: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    step: Tensor,
+    lr: Tensor,
+    active: Tensor,
+    *,
+    sizes: Sequence[int],
+    betas: tuple[float, float],
+    eps: float,
+) -> None:
+    """One Adam step, in place, on one flat buffer with the parameters of M models.
+
+    Every parameter of a stack is M equal blocks, one a model; the buffer is those parameters one
+    behind the other.
+
+    Args:
+        param, grad, exp_avg, exp_avg_sq: (P,) flat buffers.
+        step: (M,) float32, steps each model has taken; counted up here.
+        lr: (M,) float32 learning rates.
+        active: (M,) bool. An inactive model keeps parameters, moments and step as they are.
+        sizes: elements of one model in each parameter; P = M * sum(sizes).
+    """
+    # Models that share rate and count take the step together: nearly always all of them at once.
+    groups: dict[tuple[float, float], list[int]] = {}
+    for m, (on, rate, count) in enumerate(
+        zip(active.tolist(), lr.tolist(), step.tolist(), strict=True)
+    ):
+        if on:
+            groups.setdefault((rate, count), []).append(m)
+    for (rate, count), members in groups.items():
+        ranges = _ranges(tuple(sizes), step.numel(), tuple(members))
+        views = [[t[a:b] for a, b in ranges] for t in (param, grad, exp_avg, exp_avg_sq)]
+        adam(
+            *views,
+            max_exp_avg_sqs=[],
+            state_steps=[step.new_tensor(count) for _ in ranges],
+            fused=True,
+            amsgrad=False,
+            beta1=betas[0],
+            beta2=betas[1],
+            lr=rate,
+            weight_decay=0.0,
+            eps=eps,
+            maximize=False,
+        )
+    step += active
+
+
+@lru_cache(maxsize=1024)
+def _ranges(
+    sizes: tuple[int, ...], stack: int, members: tuple[int, ...]
+) -> tuple[tuple[int, int], ...]:
+    """The stretches of the flat buffer that belong to `members`, neighbours merged."""
+    ranges: list[tuple[int, int]] = []
+    offset = 0
+    for size in sizes:
+        for m in members:
+            start, stop = offset + m * size, offset + (m + 1) * size
+            if ranges and ranges[-1][1] == start:
+                start = ranges.pop()[0]
+            ranges.append((start, stop))
+        offset += stack * size
+    return tuple(ranges)

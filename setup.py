@@ -1,0 +1,31 @@
+"""Packaging: the trainer `pkd` and the kernels `pkd_kernels` (folder kernels/)."""
+
+from pathlib import Path
+
+from setuptools import setup
+
+setup(
+    name="pkdgan",
+    version="0.1.0",
+    description="Progressive knowledge distillation with GANs for one-class novelty detection, "
+    "with fused Triton kernels for batch-1 training",
+    long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    packages=["pkd", "pkd_kernels"],
+    package_dir={"pkd": "pkd", "pkd_kernels": "kernels/pkd_kernels"},
+    python_requires=">=3.10",
+    install_requires=[
+        "torch>=2.11",
+        "triton>=3.6; platform_system == 'Linux'",
+        "numpy>=1.26",
+        "scikit-learn>=1.4",
+        "safetensors>=0.4.3",
+        "jsonargparse[signatures]>=4.35",
+        "rich>=13",
+        "pooch>=1.8",
+        "matplotlib>=3.8",
+        "filelock>=3.12",
+    ],
+    extras_require={"test": ["pytest>=8", "pytest-benchmark>=5", "hypothesis>=6", "ruff>=0.9"]},
+    entry_points={"console_scripts": ["pkd = pkd.cli:main"]},
+)
