@@ -1,16 +1,8 @@
 """The ops of P-KDGAN's training step: they know tensors, nothing of GANs, files or loops."""
 
 from pkd_kernels.adam import FlatAdam
-from pkd_kernels.reference import (
-    ACTIVATIONS,
-    NORM_EPS,
-    TERMS,
-    adam_step,
-    conv_norm_act,
-    discriminator_loss,
-    generator_loss,
-    novelty_score,
-)
+from pkd_kernels.dispatch import adam_step, discriminator_loss, generator_loss, novelty_score
+from pkd_kernels.reference import ACTIVATIONS, NORM_EPS, TERMS, conv_norm_act
 
 __all__ = [
     "ACTIVATIONS",

@@ -5,24 +5,25 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from pkd_kernels.reference import adam_step
+from pkd_kernels.dispatch import adam_step
 
 
 class FlatAdam(torch.optim.Optimizer):
     """Adam (Kingma and Ba, 2015) for stacked models, without weight decay.
 
     The parameters move into one flat buffer `flat` and become views of it; `grad` is the flat
-    buffer of their gradients, and each `p.grad` a view of that.
+    buffer of their gradients, and each `p.grad` a view of that, as is `state[p]` of the moments.
 
     Args:
-        params: parameters of stacked models, each M equal blocks, one a model.
+        params: parameters of stacked models, each M equal blocks, one a model; one group.
         stack: M.
-        lr: learning rate, for all models.
+        lr: learning rate, for all models or one for each. The group's "lr" is a tensor (M,) on
+            the device: write into it to change a rate.
         betas, eps: as in torch.optim.Adam.
 
     Attributes:
         active: (M,) bool on the device; an inactive model keeps parameters, moments and step.
-        step_count: (M,) steps each model has taken.
+        step_count: (M,) steps each model has taken, "step" in every parameter's state.
     """
 
     def __init__(
@@ -30,13 +31,13 @@ class FlatAdam(torch.optim.Optimizer):
         params: Iterable[nn.Parameter],
         *,
         stack: int = 1,
-        lr: float = 0.002,
+        lr: float | Sequence[float] | Tensor = 0.002,
         betas: tuple[float, float] = (0.5, 0.999),
         eps: float = 1e-8,
     ):
         params = list(params)
         device = params[0].device
-        rate = torch.full((stack,), lr, device=device)
+        rate = torch.as_tensor(lr, dtype=torch.float32, device=device).expand(stack).clone()
         super().__init__(params, {"lr": rate, "betas": betas, "eps": eps})
         self.sizes = tuple(p.numel() // stack for p in params)
         self.flat = torch.cat([p.detach().reshape(-1) for p in params])
@@ -45,10 +46,11 @@ class FlatAdam(torch.optim.Optimizer):
         self.exp_avg_sq = torch.zeros_like(self.flat)
         self.step_count = torch.zeros(stack, device=device)
         self.active = torch.ones(stack, dtype=torch.bool, device=device)
-        for p, value, grad in zip(
-            params, self._views(self.flat), self._views(self.grad), strict=True
-        ):
+        self._grads = self._views(self.grad)
+        views = (self._views(t) for t in (self.flat, self.exp_avg, self.exp_avg_sq))
+        for p, grad, value, avg, avg_sq in zip(params, self._grads, *views, strict=True):
             p.data, p.grad = value, grad
+            self.state[p] = {"step": self.step_count, "exp_avg": avg, "exp_avg_sq": avg_sq}
 
     def _views(self, flat: Tensor) -> list[Tensor]:
         params = self.param_groups[0]["params"]
@@ -59,18 +61,27 @@ class FlatAdam(torch.optim.Optimizer):
         """Copy gradients, in the order of the parameters, into the flat buffer."""
         torch.cat([g.reshape(-1) for g in grads], out=self.grad)
 
-    def zero_grad(self, set_to_none: bool = False) -> None:
+    def zero_grad(self, set_to_none: bool = True) -> None:
         """Zero the gradients in place: they stay views of the flat buffer, never None."""
         self.grad.zero_()
 
     @torch.no_grad()
     def step(self, closure=None):
-        """Take one step with the gradients that lie in the flat buffer."""
+        """Take one step with the gradients that lie in the flat buffer.
+
+        Raises:
+            RuntimeError: a `p.grad` is no longer the view of the flat buffer.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         group = self.param_groups[0]
+        if any(p.grad is not g for p, g in zip(group["params"], self._grads, strict=True)):
+            raise RuntimeError(
+                "a parameter's grad was replaced (set to None by another zero_grad?): FlatAdam "
+                "reads only its own buffer; clear gradients with its zero_grad()"
+            )
         adam_step(
             self.flat,
             self.grad,
@@ -85,21 +96,21 @@ class FlatAdam(torch.optim.Optimizer):
         )
         return loss
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """The moments, counts and rates as flat tensors (views, not copies)."""
-        return {
-            "exp_avg": self.exp_avg,
-            "exp_avg_sq": self.exp_avg_sq,
-            "step": self.step_count,
-            "lr": self.param_groups[0]["lr"],
-        }
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+    def load_state_dict(self, state_dict: dict) -> None:
         """Copy a `state_dict` back, in place; a tensor of another shape raises ValueError."""
-        for name, tensor in self.state_dict().items():
-            if state[name].shape != tensor.shape:
+        own, saved = self.state_dict(), state_dict
+        (group,), (saved_group,) = own["param_groups"], saved["param_groups"]
+        pairs = {"lr": (group["lr"], saved_group["lr"])}
+        if own["state"].keys() != saved["state"].keys():
+            raise ValueError(f"{len(saved['state'])} parameters saved, not {len(own['state'])}")
+        for i, state in own["state"].items():
+            pairs |= {f"{i}.{name}": (t, saved["state"][i][name]) for name, t in state.items()}
+        for name, (tensor, value) in pairs.items():
+            if tensor.shape != value.shape:
                 raise ValueError(
-                    f"optimizer state {name!r} has shape {tuple(state[name].shape)}, "
+                    f"optimizer state {name!r} has shape {tuple(value.shape)}, "
                     f"not {tuple(tensor.shape)}"
                 )
-            tensor.copy_(state[name])
+        for tensor, value in pairs.values():
+            tensor.copy_(value)
+        self.param_groups[0].update({k: saved_group[k] for k in ("betas", "eps")})

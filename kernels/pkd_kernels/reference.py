@@ -105,37 +105,32 @@ def generator_loss(
         f_real, f_fake: discriminator features of x and xh, any shape (N, M*F, ...), or None.
             f_real is a constant here.
         teacher: (t1, tx, t2), shapes of (z1, xh, z2); None leaves out k1, kx and k2.
-        weights: (6,) or, for each model, (M, 6), in the order of `TERMS`. Weight 0 switches a term
+        weights: (6,) or, for each model, (M, 6), in the order of `TERMS`; constants. Weight 0 switches a term
             off: it is neither computed nor shown.
         reduction: "mean" or "norm". |.| has gradient 0 at ties, the L2 norm gradient 0 at zero.
         stack: M.
 
     Returns:
-        total: (M,) weighted sums, differentiable in xh, z1, z2 and f_fake.
+        total: (M,) weighted sums, differentiable in xh, z1, z2 and f_fake alone. Both results are
+            float64 for float64 inputs and float32 otherwise.
         terms: (M, 6) unweighted terms for display, 0 where absent; not differentiable.
 
     Raises:
         ValueError: the teacher's outputs require grad (the distillation loss must not train the
-            teacher), or the reduction is unknown.
+            teacher), the reduction is unknown, or shapes do not fit.
     """
-    if reduction not in ("mean", "norm"):
-        raise ValueError(f"reduction must be 'mean' or 'norm', not {reduction!r}")
-    if teacher is not None and any(t.requires_grad for t in teacher):
-        raise ValueError(
-            "a teacher output requires grad, but the distillation loss must not train the teacher: "
-            "detach() its outputs first"
-        )
+    check_generator_inputs(x, xh, z1, z2, f_real, f_fake, teacher, weights, reduction, stack)
     t1, tx, t2 = teacher if teacher is not None else (None, None, None)
-    own = x is not None
+    x, f_real = (t if t is None else t.detach() for t in (x, f_real))
     pairs = (
         (1, xh, x),
-        (2, z1, z2 if own else None),
-        (2, f_fake, f_real.detach() if f_real is not None else None),
+        (2, z1, z2 if x is not None else None),
+        (2, f_fake, f_real),
         (2, z1, t1),
         (1, xh, tx),
         (2, z2, t2),
     )
-    absent = xh.new_zeros(stack)
+    absent = torch.zeros(stack, dtype=accumulator(xh.dtype), device=xh.device)
     terms = torch.stack(
         [
             absent if b is None else _distance(a, b, order, reduction, stack)
@@ -143,16 +138,71 @@ def generator_loss(
         ],
         dim=1,
     )
+    weights = weights.detach().to(terms.dtype)
     terms = torch.where(weights != 0, terms, 0)
     return (weights * terms).sum(1), terms.detach()
 
 
 def _distance(a: Tensor, b: Tensor, order: int, reduction: str, stack: int) -> Tensor:
     """(M,) distance of two (N, M*F, ...) tensors: L1 for order 1, squared or plain L2 for 2."""
-    difference = (a - b).reshape(a.shape[0], stack, -1)  # [N, M, F]
+    difference = (_wide(a) - _wide(b)).reshape(a.shape[0], stack, -1)  # [N, M, F]
     if reduction == "mean":
         return (difference.abs() if order == 1 else difference.square()).mean((0, 2))
     return torch.linalg.vector_norm(difference, order, dim=2).mean(0)
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """The type that values of this type are summed in, and losses returned in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _wide(t: Tensor) -> Tensor:
+    return t.to(accumulator(t.dtype))
+
+
+def check_pair(a: Tensor, b: Tensor, stack: int) -> None:
+    """ValueError unless a and b are of one shape, (N, M*F, ...), N and F at least 1."""
+    if a.shape != b.shape:
+        raise ValueError(f"shapes differ: {tuple(a.shape)} and {tuple(b.shape)}")
+    if a.dim() < 2 or a.numel() == 0 or a.shape[1] % stack:
+        raise ValueError(f"shape {tuple(a.shape)} is not that of {stack} models, (N, M*F, ...)")
+
+
+def check_generator_inputs(
+    x: Tensor | None,
+    xh: Tensor,
+    z1: Tensor,
+    z2: Tensor,
+    f_real: Tensor | None,
+    f_fake: Tensor | None,
+    teacher: tuple[Tensor, Tensor, Tensor] | None,
+    weights: Tensor,
+    reduction: str,
+    stack: int,
+) -> None:
+    """Refuse, with a ValueError that says why, what `generator_loss` cannot take."""
+    if reduction not in ("mean", "norm"):
+        raise ValueError(f"reduction must be 'mean' or 'norm', not {reduction!r}")
+    if weights.shape not in ((len(TERMS),), (stack, len(TERMS))):
+        raise ValueError(f"weights have shape {tuple(weights.shape)}, not (6,) or ({stack}, 6)")
+    if (f_real is None) != (f_fake is None) or (x is None and f_real is not None):
+        raise ValueError("f_real and f_fake come together, and only with x")
+    pairs = [(z1, z2)]
+    if x is not None:
+        pairs.append((xh, x))
+    if f_fake is not None:
+        pairs.append((f_fake, f_real))
+    if teacher is not None:
+        if any(t.requires_grad for t in teacher):
+            raise ValueError(
+                "a teacher output requires grad, but the distillation loss must not train the "
+                "teacher: detach() its outputs first"
+            )
+        pairs += zip((z1, xh, z2), teacher, strict=True)
+    for a, b in pairs:
+        check_pair(a, b, stack)
+        if a.shape[0] != xh.shape[0]:
+            raise ValueError(f"{a.shape[0]} images beside {xh.shape[0]}")
 
 
 def discriminator_loss(logits_real: Tensor, logits_fake: Tensor, *, stack: int = 1) -> Tensor:
@@ -164,13 +214,15 @@ def discriminator_loss(logits_real: Tensor, logits_fake: Tensor, *, stack: int =
         logits_real, logits_fake: (N, M) or any (N, M*F, ...).
 
     Returns:
-        (M,) losses.
+        (M,) losses, float64 for float64 inputs and float32 otherwise.
     """
+
+    check_pair(logits_real, logits_fake, stack)
 
     def per_model(logits: Tensor) -> Tensor:
         return logits.reshape(logits.shape[0], stack, -1).mean((0, 2))
 
-    return per_model(F.softplus(-logits_real)) + per_model(F.softplus(logits_fake))
+    return per_model(F.softplus(-_wide(logits_real))) + per_model(F.softplus(_wide(logits_fake)))
 
 
 def novelty_score(z1: Tensor, z2: Tensor, *, stack: int = 1) -> Tensor:
@@ -180,9 +232,11 @@ def novelty_score(z1: Tensor, z2: Tensor, *, stack: int = 1) -> Tensor:
         z1, z2: (N, M*D).
 
     Returns:
-        (N, M) scores, at least 0; higher is more novel.
+        (N, M) scores, at least 0; higher is more novel. float64 for float64 inputs and float32
+        otherwise.
     """
-    return (z1 - z2).reshape(z1.shape[0], stack, -1).square().mean(2)
+    check_pair(z1, z2, stack)
+    return (_wide(z1) - _wide(z2)).reshape(z1.shape[0], stack, -1).square().mean(2)
 
 
 @torch.no_grad()

@@ -1,0 +1,166 @@
+"""One Adam step on one flat buffer that holds every parameter of M models, in one launch.
+
+One program owns a piece of the buffer that belongs to one model m. With t = step_m + 1,
+
+    a = β1 a + (1 - β1) g        v = β2 v + (1 - β2) g²
+    p = p - lr_m / (1 - β1ᵗ) · a / (√v / √(1 - β2ᵗ) + ε)
+
+βᵗ is computed in float64, because 1 - βᵗ cancels where t is small. All programs of a model read
+step_m, so it is counted up by the program that arrives last, which an integer counter tells: by
+then every program has read it. An inactive model's programs load and store nothing else.
+"""
+
+import math
+import sys
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pkd_kernels.opaque import opaque
+
+BLOCK, NUM_WARPS = 1024, 4
+
+
+@triton.jit(do_not_specialize=["stack"])
+def _kernel(
+    param_ptr,
+    grad_ptr,
+    exp_avg_ptr,
+    exp_avg_sq_ptr,
+    step_ptr,
+    lr_ptr,
+    active_ptr,
+    pieces_ptr,
+    arrivals_ptr,
+    stack,
+    BETA1: tl.constexpr,
+    BETA2: tl.constexpr,
+    LOG2_BETA1: tl.constexpr,
+    LOG2_BETA2: tl.constexpr,
+    EPS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    acc: tl.constexpr = tl.float64 if param_ptr.dtype.element_ty == tl.float64 else tl.float32
+    piece = tl.program_id(0)
+    begin = tl.load(pieces_ptr + 3 * piece)
+    m = tl.load(pieces_ptr + 3 * piece + 2)
+    end = tl.where(tl.load(active_ptr + m), tl.load(pieces_ptr + 3 * piece + 1), begin)
+    t = tl.load(step_ptr + m).to(tl.float64) + 1
+    correction1 = 1 - tl.exp2(t * LOG2_BETA1)
+    correction2 = 1 - tl.exp2(t * LOG2_BETA2)
+    rate = (tl.load(lr_ptr + m).to(tl.float64) / correction1).to(acc)
+    root2 = tl.sqrt(correction2).to(acc)
+
+    i = begin + tl.arange(0, BLOCK)  # [BLOCK]
+    b_param = tl.load(param_ptr + i, mask=i < end, other=0).to(acc)
+    b_grad = tl.load(grad_ptr + i, mask=i < end, other=0).to(acc)
+    b_avg = tl.load(exp_avg_ptr + i, mask=i < end, other=0).to(acc)
+    b_sq = tl.load(exp_avg_sq_ptr + i, mask=i < end, other=0).to(acc)
+    b_avg += (1 - BETA1) * (b_grad - b_avg)
+    b_sq = BETA2 * b_sq + (1 - BETA2) * b_grad * b_grad
+    b_param -= rate * (b_avg / (tl.sqrt(b_sq) / root2 + EPS))
+    tl.store(param_ptr + i, b_param, mask=i < end)
+    tl.store(exp_avg_ptr + i, b_avg, mask=i < end)
+    tl.store(exp_avg_sq_ptr + i, b_sq, mask=i < end)
+
+    tl.debug_barrier()  # this program's threads have read their step before it arrives
+    if tl.atomic_add(arrivals_ptr, 1) == tl.num_programs(0) - 1:
+        for first in range(0, stack, BLOCK):
+            j = first + tl.arange(0, BLOCK)  # [BLOCK]
+            b_step = tl.load(step_ptr + j, mask=j < stack, other=0)
+            b_active = tl.load(active_ptr + j, mask=j < stack, other=0).to(b_step.dtype)
+            tl.store(step_ptr + j, b_step + b_active, mask=j < stack)
+        tl.store(arrivals_ptr, 0)
+
+
+@cache
+def _pieces(sizes: tuple[int, ...], stack: int, device: torch.device) -> Tensor:
+    """(programs, 3): begin, end and model of each; what lies side by side of one model is one."""
+    ranges: list[list[int]] = []
+    offset = 0
+    for size in sizes:
+        for m in range(stack):
+            if ranges and ranges[-1][2] == m:
+                ranges[-1][1] += size
+            else:
+                ranges.append([offset, offset + size, m])
+            offset += size
+    pieces = [
+        (begin, min(begin + BLOCK, stop), m)
+        for start, stop, m in ranges
+        for begin in range(start, stop, BLOCK)
+    ]
+    return torch.tensor(pieces, dtype=torch.int32, device=device)
+
+
+@cache
+def _arrivals(step_address: int, device: torch.device) -> Tensor:
+    """The counter of an optimizer, known by the address of its steps; 0 between launches."""
+    return torch.zeros(1, dtype=torch.int32, device=device)
+
+
+def _log2(beta: float) -> float:
+    return math.log2(max(beta, sys.float_info.min))  # 2 to the power of that is 0 beside 1
+
+
+@opaque(fake=lambda *args: None, mutates=("param", "exp_avg", "exp_avg_sq", "step"))
+def launch(
+    param: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    step: Tensor,
+    lr: Tensor,
+    active: Tensor,
+    sizes: list[int],
+    beta1: float,
+    beta2: float,
+    eps: float,
+) -> None:
+    """Update param, exp_avg, exp_avg_sq and step in place."""
+    pieces = _pieces(tuple(sizes), step.numel(), param.device)
+    _kernel[(len(pieces),)](
+        param,
+        grad,
+        exp_avg,
+        exp_avg_sq,
+        step,
+        lr,
+        active,
+        pieces,
+        _arrivals(step.data_ptr(), param.device),
+        step.numel(),
+        BETA1=beta1,
+        BETA2=beta2,
+        LOG2_BETA1=_log2(beta1),
+        LOG2_BETA2=_log2(beta2),
+        EPS=eps,
+        BLOCK=BLOCK,
+        num_warps=NUM_WARPS,
+    )
+
+
+def adam_step(
+    param: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    step: Tensor,
+    lr: Tensor,
+    active: Tensor,
+    *,
+    sizes: Sequence[int],
+    betas: tuple[float, float],
+    eps: float,
+) -> None:
+    """`reference.adam_step` in one launch."""
+    flat = (param, grad, exp_avg, exp_avg_sq)
+    if not all(t.is_contiguous() and t.shape == param.shape for t in flat):
+        raise ValueError("param, grad, exp_avg and exp_avg_sq must be flat, contiguous, one size")
+    if param.numel() != step.numel() * sum(sizes):
+        raise ValueError(f"{param.numel()} elements are not {step.numel()} models of {sum(sizes)}")
+    launch(*flat, step, lr, active, list(sizes), *betas, eps)

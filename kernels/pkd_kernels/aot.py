@@ -1,0 +1,195 @@
+"""Compile every kernel, as it is launched, for GPUs that are not there.
+
+`python -m pkd_kernels.aot` runs the launchers on tensors without storage, records what they pass
+to each kernel, compiles every distinct signature for sm_75 to sm_100 and prints a table of
+registers, shared memory and stack. A stack means spills: the exit code is then 1. It needs no GPU,
+but must not run under TRITON_INTERPRET.
+"""
+
+import argparse
+import importlib
+import itertools
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+from unittest import mock
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+OPS = ("generator_loss", "discriminator_loss", "novelty_score", "adam_step")
+MODULES = (*OPS, "upstream")
+ARCHITECTURES = (75, 80, 90, 100)
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+# Pixels, latents and features of an image: those of the networks, and sizes no vector fits.
+SIZES = ((1024, 256, 64), (3072, 256, 1024), (3072, 256, 4096), (35, 9, 17), (300, 9, 17))
+SIZES += ((3075, 257, 4099), (256, 256, 256))
+_POINTERS = {
+    torch.float32: "*fp32",
+    torch.float64: "*fp64",
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.int32: "*i32",
+    torch.bool: "*i1",
+}
+
+
+class Launch(NamedTuple):
+    """A kernel with what the compiler knows of its arguments; equal launches compile alike."""
+
+    op: str
+    signature: tuple[tuple[str, str], ...]
+    constants: tuple[tuple[str, object], ...]
+    aligned: tuple[int, ...]
+    num_warps: int
+
+
+class Usage(NamedTuple):
+    """What one compiled launch takes on one architecture; bytes, of stack a thread's."""
+
+    architecture: int
+    registers: int
+    shared: int
+    stack: int
+
+
+def recorded_launches() -> list[Launch]:
+    """Every distinct launch of every op, over types, reductions and sizes."""
+    found: dict[Launch, None] = {}
+
+    def recorder(op: str, kernel):
+        def record(*args, num_warps: int, **constants):
+            found[_launch(op, kernel, args, constants, num_warps)] = None
+
+        fake = mock.MagicMock()
+        fake.__getitem__.return_value = record
+        return fake
+
+    modules = [importlib.import_module(f"pkd_kernels.{op}") for op in MODULES]
+    patches = [
+        mock.patch.object(module, "_kernel", recorder(op, module._kernel))
+        for op, module in zip(MODULES, modules, strict=True)
+    ]
+    for patch in patches:
+        patch.start()
+    try:
+        for _ in _call_everything(dict(zip(MODULES, modules, strict=True))):
+            pass
+    finally:
+        for patch in patches:
+            patch.stop()
+    return list(found)
+
+
+def _call_everything(modules: dict) -> Iterator[None]:
+    for dtype, (image, latent, feature) in itertools.product(DTYPES, SIZES):
+
+        def empty(size, dtype=dtype):
+            return torch.empty(2, size, dtype=dtype, device="meta", requires_grad=True)
+
+        x, tx, xh = empty(image).detach(), empty(image).detach(), empty(image)
+        z1, z2, f = empty(latent), empty(latent), empty(feature)
+        for reduction in ("mean", "norm"):
+            total, _ = modules["generator_loss"].generator_loss(
+                x,
+                xh,
+                z1,
+                z2,
+                f.detach(),
+                f,
+                teacher=(z1.detach(), tx, z2.detach()),
+                weights=torch.empty(6, device="meta"),
+                reduction=reduction,
+            )
+            total.sum().backward()
+            yield
+        modules["discriminator_loss"].discriminator_loss(f, f).sum().backward()
+        modules["novelty_score"].novelty_score(z1, z2)
+        flat, model = empty(4096).detach(), torch.empty(2, device="meta")
+        modules["adam_step"].adam_step(
+            *(flat[0],) * 4,
+            model,
+            model,
+            model.bool(),
+            sizes=(2048,),
+            betas=(0.5, 0.999),
+            eps=1e-8,
+        )
+        yield
+
+
+def _launch(op: str, kernel, args: tuple, constants: dict, num_warps: int) -> Launch:
+    signature, aligned = {}, []
+    constants = dict(constants)
+    for i, (parameter, value) in enumerate(zip(kernel.params, args, strict=False)):
+        if isinstance(value, torch.Tensor):
+            signature[parameter.name] = _POINTERS[value.dtype]
+            aligned.append(i)
+        elif value == 1 and not parameter.do_not_specialize:
+            constants[parameter.name] = value
+        else:
+            signature[parameter.name] = "i32"
+            if value % 16 == 0 and not parameter.do_not_specialize:
+                aligned.append(i)
+    signature |= dict.fromkeys(constants, "constexpr")
+    return Launch(op, tuple(signature.items()), tuple(constants.items()), tuple(aligned), num_warps)
+
+
+def compile_launch(launch: Launch, architecture: int) -> Usage:
+    """Compile for one architecture, say 90, and read what the machine code takes."""
+    kernel = importlib.import_module(f"pkd_kernels.{launch.op}")._kernel
+    source = ASTSource(
+        kernel,
+        signature=dict(launch.signature),
+        constexprs=dict(launch.constants),
+        attrs={(i,): [["tt.divisibility", 16]] for i in launch.aligned},
+    )
+    compiled = triton.compile(
+        source,
+        target=GPUTarget("cuda", architecture, 32),
+        options={"num_warps": launch.num_warps},
+    )
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        Path(file.name).write_bytes(compiled.asm["cubin"])
+        report = subprocess.run(
+            [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+    registers, stack = (int(re.search(rf"{key}:(\d+)", report)[1]) for key in ("REG", "STACK"))
+    return Usage(architecture, registers, compiled.metadata.shared, stack)
+
+
+def main() -> int:
+    """Print the table; 1 if any kernel spills."""
+    parser = argparse.ArgumentParser(prog="python -m pkd_kernels.aot", description=__doc__)
+    parser.parse_args()
+    if triton.knobs.runtime.interpret:
+        sys.exit("pkd_kernels.aot compiles: unset TRITON_INTERPRET")
+    print(f"{'kernel':20} {'type':5} {'constants':44} warps    sm  registers  shared  stack")
+    spilled = False
+    for launch in recorded_launches():
+        constants = " ".join(
+            f"{k}={v:.6g}" if isinstance(v, float) else f"{k}={v}" for k, v in launch.constants
+        )
+        for architecture in ARCHITECTURES:
+            use = compile_launch(launch, architecture)
+            spilled |= use.stack > 0
+            print(
+                f"{launch.op:20} {launch.signature[0][1]:5} {constants:44.44} "
+                f"{launch.num_warps:5} {use.architecture:5} {use.registers:10} {use.shared:7} "
+                f"{use.stack:6}" + ("  SPILLS" if use.stack else ""),
+                flush=True,
+            )
+    return int(spilled)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

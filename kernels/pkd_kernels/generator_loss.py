@@ -1,0 +1,308 @@
+"""The generator's losses (Eqs. 2-6) and their gradients in one pass over the data.
+
+One program owns image n of model m: P pixels, D latents and F features. With B images,
+
+    con = Σ|xh - x|      kx = Σ|xh - tx|
+    enc = Σ(z1 - z2)²    k1 = Σ(z1 - t1)²    k2 = Σ(z2 - t2)²    adv = Σ(f_fake - f_real)²
+
+    "mean"   term = con / P, ...              d term / d xh = sign(xh - x) / P
+                                              d term / d z1 = 2 (z1 - z2) / D
+    "norm"   term = con, ... and √enc, ...    d term / d xh = sign(xh - x)
+                                              d term / d z1 = (z1 - z2) / √enc, 0 where √enc = 0
+
+and every gradient times weight / B. A term of weight 0 loads nothing; an absent term has weight 0.
+The terms of the images are averaged by a second launch, which one image does not need.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pkd_kernels.opaque import opaque
+from pkd_kernels.reference import TERMS, accumulator, check_generator_inputs
+from pkd_kernels.upstream import once_differentiable, scale
+
+VALUES = len(TERMS) + 1  # and their weighted total
+# Elements of a model's largest tensor up to: (elements in a block, warps of a program).
+LAUNCH = {256: (256, 2), 1024: (1024, 8), 2**31: (2048, 16)}
+
+
+@triton.jit
+def _sign(d):
+    return (d > 0).to(d.dtype) - (d < 0).to(d.dtype)
+
+
+@triton.jit
+def _differences(z1_ptr, z2_ptr, t1_ptr, t2_ptr, i, enc_size, k1_size, k2_size, acc: tl.constexpr):
+    b_z1 = tl.load(z1_ptr + i, mask=i < tl.maximum(enc_size, k1_size), other=0).to(acc)
+    b_z2 = tl.load(z2_ptr + i, mask=i < tl.maximum(enc_size, k2_size), other=0).to(acc)
+    b_t1 = tl.load(t1_ptr + i, mask=i < k1_size, other=0).to(acc)
+    b_t2 = tl.load(t2_ptr + i, mask=i < k2_size, other=0).to(acc)
+    d_enc = tl.where(i < enc_size, b_z1 - b_z2, 0)
+    d_k1 = tl.where(i < k1_size, b_z1 - b_t1, 0)
+    d_k2 = tl.where(i < k2_size, b_z2 - b_t2, 0)
+    return d_enc, d_k1, d_k2
+
+
+@triton.jit
+def _over_norm(weight, square_sum):
+    norm = tl.sqrt(square_sum)
+    return tl.where(norm > 0, weight / tl.where(norm > 0, norm, 1), 0)
+
+
+@triton.jit(do_not_specialize=["stride_w", "own", "taught"])
+def _kernel(
+    x_ptr,
+    xh_ptr,
+    z1_ptr,
+    z2_ptr,
+    f_real_ptr,
+    f_fake_ptr,
+    t1_ptr,
+    tx_ptr,
+    t2_ptr,
+    weights_ptr,
+    values_ptr,
+    grad_ptr,
+    image,
+    latent,
+    feature,
+    stride_w,
+    own,
+    taught,
+    NORM: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    n = tl.program_id(0).to(tl.int64)
+    m = tl.program_id(1)
+    stack = tl.num_programs(1)
+    row = n * stack + m
+    rows = tl.num_programs(0).to(tl.int64) * stack
+    acc: tl.constexpr = grad_ptr.dtype.element_ty
+    batch = tl.num_programs(0).to(acc)
+
+    values_ptr += n * 7 * stack + m  # [N, 7, M]
+    weights_ptr += m * stride_w
+    w_con = tl.load(weights_ptr, mask=own != 0, other=0).to(acc)
+    w_enc = tl.load(weights_ptr + 1, mask=own != 0, other=0).to(acc)
+    w_adv = tl.load(weights_ptr + 2, mask=own != 0, other=0).to(acc)
+    w_k1 = tl.load(weights_ptr + 3, mask=taught != 0, other=0).to(acc)
+    w_kx = tl.load(weights_ptr + 4, mask=taught != 0, other=0).to(acc)
+    w_k2 = tl.load(weights_ptr + 5, mask=taught != 0, other=0).to(acc)
+
+    # Images: xh is read once for both terms, and their gradients need no norm.
+    con_size = tl.where(w_con != 0, image, 0)
+    kx_size = tl.where(w_kx != 0, image, 0)
+    x_ptr += row * image
+    xh_ptr += row * image
+    tx_ptr += row * image
+    g_ptr = grad_ptr + row * image
+    per_pixel = 1 / batch if NORM else 1 / (batch * image.to(acc))
+    b_con = tl.zeros([BLOCK], acc)
+    b_kx = tl.zeros([BLOCK], acc)
+    for start in range(0, image, BLOCK):
+        i = start + tl.arange(0, BLOCK)  # [BLOCK]
+        b_xh = tl.load(xh_ptr + i, mask=i < tl.maximum(con_size, kx_size), other=0).to(acc)
+        b_x = tl.load(x_ptr + i, mask=i < con_size, other=0).to(acc)
+        b_tx = tl.load(tx_ptr + i, mask=i < kx_size, other=0).to(acc)
+        d_con = tl.where(i < con_size, b_xh - b_x, 0)
+        d_kx = tl.where(i < kx_size, b_xh - b_tx, 0)
+        b_con += tl.abs(d_con)
+        b_kx += tl.abs(d_kx)
+        b_grad = w_con * _sign(d_con) + w_kx * _sign(d_kx)
+        tl.store(g_ptr + i, b_grad * per_pixel, mask=i < image)
+    con = tl.sum(b_con)
+    kx = tl.sum(b_kx)
+    if not NORM:
+        con /= image.to(acc)
+        kx /= image.to(acc)
+    tl.store(values_ptr, con)
+    tl.store(values_ptr + 4 * stack, kx)
+    total = w_con * con + w_kx * kx
+
+    # Latents: z1 and z2 are read once for three terms; the norms need a sweep of their own.
+    enc_size = tl.where(w_enc != 0, latent, 0)
+    k1_size = tl.where(w_k1 != 0, latent, 0)
+    k2_size = tl.where(w_k2 != 0, latent, 0)
+    z1_ptr += row * latent
+    z2_ptr += row * latent
+    t1_ptr += row * latent
+    t2_ptr += row * latent
+    g1_ptr = grad_ptr + rows * image + row * latent
+    g2_ptr = g1_ptr + rows * latent
+    b_enc = tl.zeros([BLOCK], acc)
+    b_k1 = tl.zeros([BLOCK], acc)
+    b_k2 = tl.zeros([BLOCK], acc)
+    if NORM:
+        for start in range(0, latent, BLOCK):
+            i = start + tl.arange(0, BLOCK)  # [BLOCK]
+            d_enc, d_k1, d_k2 = _differences(
+                z1_ptr, z2_ptr, t1_ptr, t2_ptr, i, enc_size, k1_size, k2_size, acc
+            )
+            b_enc += d_enc * d_enc
+            b_k1 += d_k1 * d_k1
+            b_k2 += d_k2 * d_k2
+        c_enc = _over_norm(w_enc, tl.sum(b_enc)) / batch
+        c_k1 = _over_norm(w_k1, tl.sum(b_k1)) / batch
+        c_k2 = _over_norm(w_k2, tl.sum(b_k2)) / batch
+    else:
+        per_latent = 2 / (batch * latent.to(acc))
+        c_enc = w_enc * per_latent
+        c_k1 = w_k1 * per_latent
+        c_k2 = w_k2 * per_latent
+    for start in range(0, latent, BLOCK):
+        i = start + tl.arange(0, BLOCK)  # [BLOCK]
+        d_enc, d_k1, d_k2 = _differences(
+            z1_ptr, z2_ptr, t1_ptr, t2_ptr, i, enc_size, k1_size, k2_size, acc
+        )
+        if not NORM:
+            b_enc += d_enc * d_enc
+            b_k1 += d_k1 * d_k1
+            b_k2 += d_k2 * d_k2
+        tl.store(g1_ptr + i, c_enc * d_enc + c_k1 * d_k1, mask=i < latent)
+        tl.store(g2_ptr + i, c_k2 * d_k2 - c_enc * d_enc, mask=i < latent)
+    enc = tl.sum(b_enc)
+    k1 = tl.sum(b_k1)
+    k2 = tl.sum(b_k2)
+    if NORM:
+        enc = tl.sqrt(enc)
+        k1 = tl.sqrt(k1)
+        k2 = tl.sqrt(k2)
+    else:
+        enc /= latent.to(acc)
+        k1 /= latent.to(acc)
+        k2 /= latent.to(acc)
+    tl.store(values_ptr + stack, enc)
+    tl.store(values_ptr + 3 * stack, k1)
+    tl.store(values_ptr + 5 * stack, k2)
+    total += w_enc * enc + w_k1 * k1 + w_k2 * k2
+
+    # Features.
+    adv_size = tl.where(w_adv != 0, feature, 0)
+    f_real_ptr += row * feature
+    f_fake_ptr += row * feature
+    gf_ptr = grad_ptr + rows * (image + 2 * latent) + row * feature
+    b_adv = tl.zeros([BLOCK], acc)
+    if NORM:
+        for start in range(0, feature, BLOCK):
+            i = start + tl.arange(0, BLOCK)  # [BLOCK]
+            b_fake = tl.load(f_fake_ptr + i, mask=i < adv_size, other=0).to(acc)
+            b_real = tl.load(f_real_ptr + i, mask=i < adv_size, other=0).to(acc)
+            b_adv += (b_fake - b_real) * (b_fake - b_real)
+        c_adv = _over_norm(w_adv, tl.sum(b_adv)) / batch
+    else:
+        c_adv = 2 * w_adv / (batch * tl.maximum(feature, 1).to(acc))
+    for start in range(0, feature, BLOCK):
+        i = start + tl.arange(0, BLOCK)  # [BLOCK]
+        b_fake = tl.load(f_fake_ptr + i, mask=i < adv_size, other=0).to(acc)
+        b_real = tl.load(f_real_ptr + i, mask=i < adv_size, other=0).to(acc)
+        d_adv = b_fake - b_real
+        if not NORM:
+            b_adv += d_adv * d_adv
+        tl.store(gf_ptr + i, c_adv * d_adv, mask=i < feature)
+    adv = tl.sum(b_adv)
+    adv = tl.sqrt(adv) if NORM else adv / tl.maximum(feature, 1).to(acc)
+    tl.store(values_ptr + 2 * stack, adv)
+    tl.store(values_ptr + 6 * stack, total + w_adv * adv)
+
+
+def _fake(x, xh, z1, z2, f_real, f_fake, t1, tx, t2, weights, norm, stack):
+    values = torch.empty(VALUES, stack, dtype=accumulator(xh.dtype), device=xh.device)
+    return values, values.new_empty(_count(xh, z1, f_fake))
+
+
+def _count(xh: Tensor, z1: Tensor, f_fake: Tensor | None) -> int:
+    return xh.numel() + 2 * z1.numel() + (0 if f_fake is None else f_fake.numel())
+
+
+@opaque(fake=_fake)
+def launch(
+    x: Tensor | None,
+    xh: Tensor,
+    z1: Tensor,
+    z2: Tensor,
+    f_real: Tensor | None,
+    f_fake: Tensor | None,
+    t1: Tensor | None,
+    tx: Tensor | None,
+    t2: Tensor | None,
+    weights: Tensor,
+    norm: bool,
+    stack: int,
+) -> tuple[Tensor, Tensor]:
+    """Values (7, M), the six terms and their total; the flat gradients [xh | z1 | z2 | f_fake]."""
+    batch = xh.shape[0]
+    image, latent = (t.numel() // (batch * stack) for t in (xh, z1))
+    feature = 0 if f_fake is None else f_fake.numel() // (batch * stack)
+    largest = max(image, latent, feature)
+    block, warps = next(entry for limit, entry in LAUNCH.items() if largest <= limit)
+    dtype = accumulator(xh.dtype)
+    values = torch.empty(batch, VALUES, stack, dtype=dtype, device=xh.device)
+    grads = torch.empty(_count(xh, z1, f_fake), dtype=dtype, device=xh.device)
+    _kernel[(batch, stack)](
+        *((xh if t is None else t.contiguous()) for t in (x, xh, z1, z2, f_real, f_fake)),
+        *((xh if t is None else t.contiguous()) for t in (t1, tx, t2)),
+        weights.contiguous(),
+        values,
+        grads,
+        image,
+        latent,
+        feature,
+        len(TERMS) * (weights.dim() - 1),
+        int(x is not None),
+        int(t1 is not None),
+        NORM=norm,
+        BLOCK=block,
+        num_warps=warps,
+    )
+    return values[0] if batch == 1 else values.mean(0), grads
+
+
+class _GeneratorLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, xh, z1, z2, f_real, f_fake, t1, tx, t2, weights, norm, stack):
+        values, grads = launch(x, xh, z1, z2, f_real, f_fake, t1, tx, t2, weights, norm, stack)
+        ctx.save_for_backward(grads)
+        ctx.stack, ctx.dtype = stack, xh.dtype
+        ctx.shapes = [None if t is None else t.shape for t in (xh, z1, z2, f_fake)]
+        total, terms = values[-1], values[:-1].T
+        ctx.mark_non_differentiable(terms)
+        ctx.set_materialize_grads(False)
+        return total, terms
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, upstream, _):
+        if upstream is None:
+            return (None,) * 12
+        (saved,) = ctx.saved_tensors
+        image, latent, _, feature = ctx.shapes
+        counts = [0 if shape is None else shape.numel() for shape in ctx.shapes]
+        batch = image[0]
+        rows = batch * ctx.stack
+        segments = [rows, counts[0] // rows, 2 * rows, counts[1] // rows, rows, counts[3] // rows]
+        pieces = scale(saved, upstream, segments, ctx.stack, ctx.dtype).split(counts)
+        xh, z1, z2 = (g.view(s) for g, s in zip(pieces, (image, latent, latent), strict=False))
+        f_fake = None if feature is None else pieces[3].view(feature)
+        return None, xh, z1, z2, None, f_fake, None, None, None, None, None, None
+
+
+def generator_loss(
+    x: Tensor | None,
+    xh: Tensor,
+    z1: Tensor,
+    z2: Tensor,
+    f_real: Tensor | None = None,
+    f_fake: Tensor | None = None,
+    *,
+    teacher: tuple[Tensor, Tensor, Tensor] | None = None,
+    weights: Tensor,
+    reduction: str = "mean",
+    stack: int = 1,
+) -> tuple[Tensor, Tensor]:
+    """`reference.generator_loss` in one kernel; the terms are in the accumulators' type."""
+    check_generator_inputs(x, xh, z1, z2, f_real, f_fake, teacher, weights, reduction, stack)
+    t1, tx, t2 = teacher if teacher is not None else (None, None, None)
+    norm = reduction == "norm"
+    return _GeneratorLoss.apply(x, xh, z1, z2, f_real, f_fake, t1, tx, t2, weights, norm, stack)

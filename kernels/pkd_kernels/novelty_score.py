@@ -1,0 +1,78 @@
+"""The novelty score, mean square of z1 - z2, for each image and model.
+
+One program owns `ROWS` rows, a row being the D latents of one image of one model:
+
+    s = Σ (z1 - z2)² / D        ds/dz1 = 2 (z1 - z2) / D = -ds/dz2
+
+Scoring needs no gradient, so none is made in forward; backward is two operations of PyTorch.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pkd_kernels.opaque import opaque
+from pkd_kernels.reference import accumulator, check_pair
+from pkd_kernels.upstream import once_differentiable
+
+ROWS, BLOCK, NUM_WARPS = 4, 256, 4
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _kernel(z1_ptr, z2_ptr, score_ptr, rows, size, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    acc: tl.constexpr = score_ptr.dtype.element_ty
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)  # [ROWS]
+    at = row[:, None].to(tl.int64) * size
+    b_sum = tl.zeros([ROWS, BLOCK], acc)
+    for start in range(0, size, BLOCK):
+        i = start + tl.arange(0, BLOCK)[None, :]  # [1, BLOCK]
+        inside = (row[:, None] < rows) & (i < size)
+        b_z1 = tl.load(z1_ptr + at + i, mask=inside, other=0).to(acc)
+        b_z2 = tl.load(z2_ptr + at + i, mask=inside, other=0).to(acc)
+        b_sum += (b_z1 - b_z2) * (b_z1 - b_z2)
+    tl.store(score_ptr + row, tl.sum(b_sum, 1) / size.to(acc), mask=row < rows)
+
+
+def _fake(z1, z2, stack):
+    return torch.empty(z1.shape[0], stack, dtype=accumulator(z1.dtype), device=z1.device)
+
+
+@opaque(fake=_fake)
+def launch(z1: Tensor, z2: Tensor, stack: int) -> Tensor:
+    """Scores (N, M)."""
+    score = _fake(z1, z2, stack)
+    rows = score.numel()
+    _kernel[(triton.cdiv(rows, ROWS),)](
+        z1.contiguous(),
+        z2.contiguous(),
+        score,
+        rows,
+        z1.numel() // max(rows, 1),
+        ROWS=ROWS,
+        BLOCK=BLOCK,
+        num_warps=NUM_WARPS,
+    )
+    return score
+
+
+class _NoveltyScore(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, z1, z2, stack):
+        ctx.save_for_backward(z1, z2)
+        return launch(z1, z2, stack)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, upstream):
+        z1, z2 = ctx.saved_tensors
+        difference = (z1 - z2).reshape(*upstream.shape, -1)  # [N, M, D]
+        grad = difference * (upstream * (2 / difference.shape[2]))[..., None]
+        grad = grad.reshape(z1.shape).to(z1.dtype)
+        return grad, -grad, None
+
+
+def novelty_score(z1: Tensor, z2: Tensor, *, stack: int = 1) -> Tensor:
+    """`reference.novelty_score` in one kernel."""
+    check_pair(z1, z2, stack)
+    return _NoveltyScore.apply(z1, z2, stack)

@@ -1,0 +1,116 @@
+"""What a piece of code launches and moves: for tests and benchmarks.
+
+Launches are counted on any device: Triton kernels, and operations of PyTorch that compute (views
+and allocations do not). Elements that a kernel loads and stores are counted where the interpreter
+runs it, argument by argument, so that "each input is read once" can be checked.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from importlib import import_module
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+KERNELS = ("generator_loss", "discriminator_loss", "novelty_score", "adam_step", "upstream")
+_ALLOCATIONS = ("empty", "new_empty", "empty_like", "empty_strided", "detach", "lift_fresh")
+
+
+@dataclass
+class Traffic:
+    """Counts of what ran inside `measured()`.
+
+    Attributes:
+        launches: names, in order; operations of PyTorch with their prefix aten.
+        loaded, stored: elements by "kernel.argument"; empty where kernels are not interpreted.
+        bytes_moved: of tensors that operations of PyTorch read and wrote, each counted once an
+            operation, and of what interpreted kernels loaded and stored.
+    """
+
+    launches: list[str] = field(default_factory=list)
+    loaded: Counter = field(default_factory=Counter)
+    stored: Counter = field(default_factory=Counter)
+    bytes_moved: int = 0
+
+
+class _Operations(TorchDispatchMode):
+    def __init__(self, traffic: Traffic):
+        super().__init__()
+        self.traffic = traffic
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        schema = func._schema
+        view = any(r.alias_info is not None and not r.alias_info.is_write for r in schema.returns)
+        if not view and func.overloadpacket.__name__ not in _ALLOCATIONS:
+            self.traffic.launches.append(schema.name.replace("::", "."))
+            tensors = torch.utils._pytree.tree_leaves((args, kwargs, result))
+            self.traffic.bytes_moved += sum(t.nbytes for t in tensors if isinstance(t, Tensor))
+        return result
+
+
+@contextmanager
+def measured() -> Iterator[Traffic]:
+    """Count what runs inside, on this thread."""
+    traffic = Traffic()
+    with ExitStack() as stack:
+        for name in KERNELS:
+            kernel = import_module(f"pkd_kernels.{name}")._kernel
+            counted = _counting(name, kernel, traffic)
+            stack.enter_context(mock.patch.object(kernel, "run", counted))
+        stack.enter_context(_Operations(traffic))
+        yield traffic
+
+
+def _counting(name: str, kernel, traffic: Traffic):
+    run = kernel.run
+
+    def counted(*args, **kwargs):
+        traffic.launches.append(name)
+        with torch.utils._python_dispatch._disable_current_modes():
+            if hasattr(kernel, "rewrite"):
+                tensors = {
+                    argument: t
+                    for argument, t in zip(kernel.arg_names, args, strict=False)
+                    if isinstance(t, Tensor)
+                }
+                with _memory_counted(name, tensors, traffic):
+                    return run(*args, **kwargs)
+            return run(*args, **kwargs)
+
+    return counted
+
+
+@contextmanager
+def _memory_counted(name: str, tensors: dict[str, Tensor], traffic: Traffic) -> Iterator[None]:
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    starts = {t.data_ptr(): (f"{name}.{argument}", t) for argument, t in tensors.items()}
+
+    def count(counter: Counter, pointers, mask) -> None:
+        addresses = pointers.data[mask.data.astype(bool)]
+        if addresses.size:
+            first = int(addresses.min())
+            key, tensor = starts[max(start for start in starts if start <= first)]
+            counter[key] += addresses.size
+            traffic.bytes_moved += addresses.size * tensor.element_size()
+
+    load, store = InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
+
+    def counting_load(self, pointers, mask, *rest):
+        count(traffic.loaded, pointers, mask)
+        return load(self, pointers, mask, *rest)
+
+    def counting_store(self, pointers, value, mask, *rest):
+        count(traffic.stored, pointers, mask)
+        return store(self, pointers, value, mask, *rest)
+
+    with (
+        mock.patch.object(InterpreterBuilder, "create_masked_load", counting_load),
+        mock.patch.object(InterpreterBuilder, "create_masked_store", counting_store),
+    ):
+        yield

@@ -1,0 +1,111 @@
+"""The backward pass of the losses: gradients of the forward kernel times the upstream gradient.
+
+Forward leaves dL_m/dv for every value v of model m in one flat buffer; backward is u_m dL_m/dv, u_m
+the gradient that arrives at model m's loss. It is read on the device: comparing it with 1 first
+would make the host wait.
+"""
+
+from collections.abc import Callable
+from functools import wraps
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pkd_kernels.opaque import opaque
+
+BLOCK, NUM_WARPS = 1024, 4
+
+
+@triton.jit(
+    do_not_specialize=[
+        "first_end",
+        "second_end",
+        "first_size",
+        "second_size",
+        "third_size",
+        "stack",
+        "stride_u",
+    ]
+)
+def _kernel(
+    saved_ptr,
+    upstream_ptr,
+    out_ptr,
+    count,
+    first_end,
+    second_end,
+    first_size,
+    second_size,
+    third_size,
+    stack,
+    stride_u,
+    BLOCK: tl.constexpr,
+):
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
+    inside = i < count
+    row = tl.where(
+        i < first_end,
+        i // first_size,
+        tl.where(i < second_end, (i - first_end) // second_size, (i - second_end) // third_size),
+    )
+    b_saved = tl.load(saved_ptr + i, mask=inside, other=0)
+    b_upstream = tl.load(upstream_ptr + (row % stack) * stride_u, mask=inside, other=0)
+    tl.store(out_ptr + i, b_saved * b_upstream, mask=inside)
+
+
+def _like_saved(saved, upstream, segments, stack, dtype):
+    return torch.empty_like(saved, dtype=dtype)
+
+
+@opaque(fake=_like_saved)
+def scale(
+    saved: Tensor, upstream: Tensor, segments: list[int], stack: int, dtype: torch.dtype
+) -> Tensor:
+    """Multiply every model's saved gradients by its upstream gradient, in one launch.
+
+    Args:
+        saved: flat; three segments one behind the other, each of rows whose model is row % M.
+        upstream: (M,), of any stride.
+        segments: (rows, size of a row) of each segment, six numbers.
+        stack: M.
+        dtype: of the result.
+
+    Returns:
+        Flat, as long as `saved`.
+    """
+    count = saved.numel()
+    if count >= 2**31:
+        raise ValueError(f"gradients of {count} elements: the kernel counts to 2**31 - 1")
+    out = torch.empty_like(saved, dtype=dtype)
+    rows, sizes = segments[::2], [max(size, 1) for size in segments[1::2]]
+    _kernel[(triton.cdiv(count, BLOCK),)](
+        saved,
+        upstream,
+        out,
+        count,
+        rows[0] * segments[1],
+        rows[0] * segments[1] + rows[1] * segments[3],
+        *sizes,
+        stack,
+        upstream.stride(0),
+        BLOCK=BLOCK,
+        num_warps=NUM_WARPS,
+    )
+    return out
+
+
+def once_differentiable(backward: Callable) -> Callable:
+    """Decorate a backward: create_graph=True raises, where torch's decorator of this name would
+    leave the second derivative out in silence if the upstream gradient is a constant."""
+
+    @wraps(backward)
+    def checked(ctx, *upstream):
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "the fused losses can be differentiated once: no backward with create_graph=True"
+            )
+        return backward(ctx, *upstream)
+
+    return checked
