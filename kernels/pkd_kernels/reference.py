@@ -105,8 +105,8 @@ def generator_loss(
         f_real, f_fake: discriminator features of x and xh, any shape (N, M*F, ...), or None.
             f_real is a constant here.
         teacher: (t1, tx, t2), shapes of (z1, xh, z2); None leaves out k1, kx and k2.
-        weights: (6,) or, for each model, (M, 6), in the order of `TERMS`; constants. Weight 0 switches a term
-            off: it is neither computed nor shown.
+        weights: (6,) or, for each model, (M, 6), in the order of `TERMS`; constants. Weight 0
+            switches a term off: it is neither computed nor shown.
         reduction: "mean" or "norm". |.| has gradient 0 at ties, the L2 norm gradient 0 at zero.
         stack: M.
 

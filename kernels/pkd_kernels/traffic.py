@@ -46,8 +46,9 @@ class _Operations(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         schema = func._schema
         view = any(r.alias_info is not None and not r.alias_info.is_write for r in schema.returns)
-        if not view and func.overloadpacket.__name__ not in _ALLOCATIONS:
-            self.traffic.launches.append(schema.name.replace("::", "."))
+        name = func.overloadpacket.__name__
+        if func.namespace == "aten" and not view and name not in _ALLOCATIONS:
+            self.traffic.launches.append(f"aten.{name}")
             tensors = torch.utils._pytree.tree_leaves((args, kwargs, result))
             self.traffic.bytes_moved += sum(t.nbytes for t in tensors if isinstance(t, Tensor))
         return result

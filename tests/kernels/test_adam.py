@@ -1,0 +1,209 @@
+"""Flat Adam, kernel and optimizer, against torch.optim.Adam."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pkd_kernels import FlatAdam, adam_step, reference
+from pkd_kernels.traffic import measured
+
+STACK = 3
+SHAPES = ((3 * 4, 2, 3), (3 * 5,))  # each three models
+BETAS = (0.5, 0.999)
+
+
+def parameters(dtype: torch.dtype = torch.float32, device: str = "cpu") -> list[nn.Parameter]:
+    generator = torch.Generator().manual_seed(0)
+    return [nn.Parameter(torch.randn(*s, generator=generator).to(device, dtype)) for s in SHAPES]
+
+
+def gradients(step: int, dtype: torch.dtype = torch.float32, device: str = "cpu") -> list[Tensor]:
+    generator = torch.Generator().manual_seed(1000 + step)
+    scale = 10.0 ** (step % 7 - 3)
+    return [(scale * torch.randn(*s, generator=generator)).to(device, dtype) for s in SHAPES]
+
+
+def members(tensors: list[Tensor]) -> list[list[Tensor]]:
+    """Each model's own part of every tensor."""
+    return [[t.detach().chunk(STACK)[m].clone() for t in tensors] for m in range(STACK)]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)], ids=str
+)
+def test_a_thousand_steps_equal_torch(device, dtype, tolerance):
+    """Three models with rates of their own, the second idle for a while."""
+    rates = torch.tensor([0.002, 0.01, 0.0005])
+    ours = FlatAdam(parameters(dtype, device), stack=STACK, lr=rates, betas=BETAS)
+    theirs = [
+        torch.optim.Adam([nn.Parameter(t) for t in part], lr=rate, betas=BETAS, foreach=False)
+        for part, rate in zip(members(parameters(dtype, device)), rates.tolist(), strict=True)
+    ]
+    for step in range(1000):
+        idle = 300 <= step < 350
+        ours.active[1] = not idle
+        grads = gradients(step, dtype, device)
+        ours.set_grads(grads)
+        ours.step()
+        for m, (optimizer, part) in enumerate(zip(theirs, members(grads), strict=True)):
+            if idle and m == 1:
+                continue
+            for p, g in zip(optimizer.param_groups[0]["params"], part, strict=True):
+                p.grad = g
+            optimizer.step()
+    assert ours.step_count.tolist() == [1000, 950, 1000]
+    for m, part in enumerate(members(ours.param_groups[0]["params"])):
+        for p, other in zip(part, theirs[m].param_groups[0]["params"], strict=True):
+            assert (p - other).abs().max() <= tolerance * other.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("sizes", "stack"), [((1,), 1), ((3000,), 1), ((1030, 7), 2)], ids=str)
+def test_kernel_equals_definition(device, sizes, stack, dtype):
+    count = stack * sum(sizes)
+    generator = torch.Generator().manual_seed(0)
+    param, grad, avg = (torch.randn(count, generator=generator).to(device, dtype) for _ in range(3))
+    state = [param, grad, avg, avg.square(), torch.full((stack,), 3.0, device=device)]
+    state += [torch.full((stack,), 0.01, device=device), torch.ones(stack, device=device).bool()]
+    copies = [t.clone() for t in state]
+    arguments = {"sizes": sizes, "betas": BETAS, "eps": 1e-8}
+    adam_step(*state, **arguments)
+    reference.adam_step(*copies, **arguments)
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 2**-7}[dtype]
+    for got, expected in zip(state, copies, strict=True):
+        error = (got.float() if got.dtype == torch.bool else got - expected).abs().max()
+        if got.dtype != torch.bool:
+            assert error <= tolerance * expected.abs().max()
+
+
+def test_an_inactive_model_keeps_every_bit(device):
+    ours = FlatAdam(parameters(device=device), stack=STACK, betas=BETAS)
+    ours.set_grads(gradients(0, device=device))
+    ours.step()
+    before = {
+        name: members([s[name] for s in ours.state.values()]) for name in ("exp_avg", "exp_avg_sq")
+    }
+    values = members(list(ours.state))
+    ours.active[2] = False
+    ours.set_grads([torch.full_like(g, torch.nan) for g in gradients(1, device=device)])
+    ours.step()
+    assert ours.step_count.tolist() == [2, 2, 1]
+    after = members(list(ours.state))
+    assert all(torch.equal(a, b) for a, b in zip(values[2], after[2], strict=True))
+    assert all(t.isnan().all() for t in after[0])
+    for name, parts in before.items():
+        now = members([s[name] for s in ours.state.values()])[2]
+        assert all(torch.equal(a, b) for a, b in zip(parts[2], now, strict=True))
+
+
+def test_one_launch_and_the_same_bits_twice(device):
+    flats = []
+    for _ in range(2):
+        ours = FlatAdam(parameters(device=device), stack=STACK)
+        ours.set_grads(gradients(0, device=device))
+        ours.step()  # the first one also puts the table of pieces on the device
+        with measured() as traffic:
+            ours.step()
+        assert traffic.launches == ["adam_step"]
+        flats.append(ours.flat)
+    assert torch.equal(*flats)
+    if device == "cpu":
+        for name in ("param", "grad", "exp_avg", "exp_avg_sq"):
+            assert traffic.loaded[f"adam_step.{name}_ptr"] == ours.flat.numel()
+        for name in ("param", "exp_avg", "exp_avg_sq"):
+            assert traffic.stored[f"adam_step.{name}_ptr"] == ours.flat.numel()
+        assert not any("grad" in name for name in traffic.stored)
+
+
+def test_two_optimizers_do_not_share_a_counter(device):
+    first, second = (FlatAdam(parameters(device=device), stack=STACK) for _ in range(2))
+    for _ in range(3):
+        first.step()
+    second.step()
+    assert first.step_count.tolist() == [3] * STACK
+    assert second.step_count.tolist() == [1] * STACK
+
+
+def test_parameters_and_gradients_are_views_of_the_flat_buffers(device):
+    params = parameters(device=device)
+    values = [p.detach().clone() for p in params]
+    ours = FlatAdam(params, stack=STACK)
+    assert torch.equal(ours.flat, torch.cat([v.reshape(-1) for v in values]))
+    for _ in range(2):  # backward adds into the views
+        sum(p.square().sum() for p in params).backward()
+    assert torch.allclose(ours.grad, 4 * ours.flat)
+    ours.zero_grad()
+    assert not ours.grad.any()
+    assert all(p.grad is not None and p.grad._base is ours.grad for p in params)
+    ours.grad.fill_(1)
+    assert all((p.grad == 1).all() for p in params)
+
+
+def test_a_replaced_gradient_is_refused(device):
+    params = parameters(device=device)
+    ours = FlatAdam(params, stack=STACK)
+    params[1].grad = None
+    with pytest.raises(RuntimeError, match="replaced"):
+        ours.step()
+
+
+def test_closure(device):
+    params = parameters(device=device)
+    ours = FlatAdam(params, stack=STACK)
+
+    def closure():
+        ours.zero_grad()
+        loss = sum(p.square().sum() for p in params)
+        loss.backward()
+        return loss
+
+    losses = [ours.step(closure).item() for _ in range(20)]
+    assert losses == sorted(losses, reverse=True)
+
+
+def test_state_dict_resumes_in_place(device):
+    def trained(steps, optimizer):
+        for step in steps:
+            optimizer.set_grads(gradients(step, device=device))
+            optimizer.step()
+        return optimizer
+
+    whole = trained(range(6), FlatAdam(parameters(device=device), stack=STACK, lr=0.01))
+    half = trained(range(3), FlatAdam(parameters(device=device), stack=STACK, lr=0.01))
+    saved = copy.deepcopy(half.state_dict())
+    assert set(saved) == {"state", "param_groups"}
+    assert set(saved["state"][0]) == {"step", "exp_avg", "exp_avg_sq"}
+
+    resumed = FlatAdam(parameters(device=device), stack=STACK, betas=(0.1, 0.2))
+    resumed.flat.copy_(half.flat)
+    buffers = (resumed.flat, resumed.exp_avg, resumed.exp_avg_sq, resumed.step_count)
+    addresses = [t.data_ptr() for t in buffers]
+    resumed.load_state_dict(saved)
+    trained(range(3, 6), resumed)
+    assert torch.equal(resumed.flat, whole.flat)
+    assert [t.data_ptr() for t in buffers] == addresses
+    assert resumed.param_groups[0]["betas"] == half.param_groups[0]["betas"]
+
+
+def test_a_state_of_another_shape_is_refused(device):
+    ours = FlatAdam(parameters(device=device), stack=STACK)
+    other = FlatAdam(parameters(device=device), stack=1)
+    with pytest.raises(ValueError, match="has shape"):
+        ours.load_state_dict(other.state_dict())
+    fewer = FlatAdam(parameters(device=device)[:1], stack=STACK)
+    with pytest.raises(ValueError, match="1 parameters saved, not 2"):
+        ours.load_state_dict(fewer.state_dict())
+
+
+def test_buffers_that_do_not_fit_are_refused(device):
+    ours = FlatAdam(parameters(device=device), stack=STACK)
+    with pytest.raises(ValueError, match="models of"):
+        adam_step(
+            *(ours.flat, ours.grad, ours.exp_avg, ours.exp_avg_sq),
+            *(ours.step_count, ours.param_groups[0]["lr"], ours.active),
+            sizes=(5,),
+            betas=BETAS,
+            eps=1e-8,
+        )

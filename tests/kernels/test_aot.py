@@ -1,0 +1,48 @@
+"""Every kernel compiles for every architecture, without a GPU and without a spill."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+ARCHITECTURES = (75, 80, 90, 100)
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[list[str]]:
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    process = subprocess.run(
+        [sys.executable, "-m", "pkd_kernels.aot"],
+        env=environment | {"PYTHONPATH": ":".join(sys.path)},
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stdout + process.stderr
+    return [line.split() for line in process.stdout.splitlines()[1:]]
+
+
+def test_no_kernel_spills(rows):
+    assert all(row[-1] == "0" for row in rows)
+
+
+def test_every_kernel_type_and_architecture_is_there(rows):
+    for kernel in ("generator_loss", "discriminator_loss", "novelty_score", "adam_step"):
+        for dtype in ("*fp32", "*fp64", "*bf16", "*fp16"):
+            mine = [row for row in rows if row[:2] == [kernel, dtype]]
+            assert {int(row[-4]) for row in mine} == set(ARCHITECTURES)
+    scaled = {row[1] for row in rows if row[0] == "upstream"}
+    assert scaled == {"*fp32", "*fp64"}
+    blocks = {word for row in rows if row[0] == "generator_loss" for word in row if "BLOCK" in word}
+    assert blocks == {"BLOCK=256", "BLOCK=1024", "BLOCK=2048"}
+
+
+def test_refuses_to_run_under_the_interpreter():
+    process = subprocess.run(
+        [sys.executable, "-m", "pkd_kernels.aot"],
+        env=os.environ | {"PYTHONPATH": ":".join(sys.path), "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 1
+    assert "unset TRITON_INTERPRET" in process.stderr

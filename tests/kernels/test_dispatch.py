@@ -1,0 +1,85 @@
+"""Which path runs, and that importing the package needs neither a GPU, a driver nor triton."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import pkd_kernels
+from pkd_kernels import dispatch, novelty_score
+
+Z = torch.zeros(2, 4)
+
+
+def run(code: str, **environment: str) -> str:
+    """Output of a fresh interpreter that sees this environment beside the paths of this one."""
+    paths = ":".join(sys.path)
+    process = subprocess.run(
+        [sys.executable, "-c", code],
+        env={"PYTHONPATH": paths, **environment},
+        capture_output=True,
+        text=True,
+    )
+    return process.stdout + process.stderr
+
+
+def test_reference_on_cpu_unless_asked(monkeypatch):
+    for backend, expected in (("", False), ("reference", False)):
+        monkeypatch.setattr(dispatch, "BACKEND", backend)
+        assert dispatch.uses_triton(Z) is expected
+
+
+def test_triton_on_request(device):
+    assert dispatch.uses_triton(Z.to(device))
+
+
+@pytest.mark.gpu
+def test_triton_on_cuda(monkeypatch):
+    monkeypatch.setattr(dispatch, "BACKEND", "")
+    assert dispatch.uses_triton(Z.cuda())
+    monkeypatch.setattr(dispatch, "BACKEND", "reference")
+    assert not dispatch.uses_triton(Z.cuda())
+
+
+def test_says_why_triton_cannot(monkeypatch):
+    monkeypatch.setattr(dispatch, "BACKEND", "triton")
+    monkeypatch.setattr(dispatch, "INTERPRETED", False)
+    with pytest.raises(RuntimeError, match="are on cpu: Triton needs CUDA"):
+        novelty_score(Z, Z)
+    monkeypatch.setattr(dispatch, "triton", None)
+    with pytest.raises(RuntimeError, match="triton is not installed"):
+        novelty_score(Z, Z)
+    monkeypatch.setattr(dispatch, "BACKEND", "cuda")
+    with pytest.raises(RuntimeError, match="must be 'triton' or 'reference', not 'cuda'"):
+        novelty_score(Z, Z)
+
+
+def test_environment_variable():
+    code = "import torch, pkd_kernels as k; z = torch.zeros(1, 4); print(k.novelty_score(z, z))"
+    assert run(code, PKD_BACKEND="reference") == "tensor([[0.]])\n"
+    assert "Triton needs CUDA" in run(code, PKD_BACKEND="triton")
+    assert run(code, PKD_BACKEND="triton", TRITON_INTERPRET="1") == "tensor([[0.]])\n"
+
+
+def test_works_without_triton():
+    code = (
+        "import sys; sys.modules['triton'] = None\n"
+        "import torch, pkd_kernels as k; z = torch.zeros(1, 4); print(k.novelty_score(z, z))"
+    )
+    assert run(code) == "tensor([[0.]])\n"
+
+
+def test_import_touches_no_driver():
+    code = (
+        "from triton.runtime import driver\n"
+        "import pkd_kernels, torch\n"
+        "print(driver._active, driver._default, torch.cuda.is_initialized())"
+    )
+    assert run(code) == "None None False\n"
+
+
+def test_exports_are_the_dispatched_functions():
+    for name in ("generator_loss", "discriminator_loss", "novelty_score", "adam_step"):
+        assert getattr(pkd_kernels, name) is getattr(dispatch, name)
+        assert "Args:" in getattr(pkd_kernels, name).__doc__
