@@ -27,14 +27,14 @@ class Traffic:
     Attributes:
         launches: names, in order; operations of PyTorch with their prefix aten.
         loaded, stored: elements by "kernel.argument"; empty where kernels are not interpreted.
-        bytes_moved: of tensors that operations of PyTorch read and wrote, each counted once an
-            operation, and of what interpreted kernels loaded and stored.
+        aten_bytes: of the tensors that operations of PyTorch read and wrote, each tensor once an
+            operation.
     """
 
     launches: list[str] = field(default_factory=list)
     loaded: Counter = field(default_factory=Counter)
     stored: Counter = field(default_factory=Counter)
-    bytes_moved: int = 0
+    aten_bytes: int = 0
 
 
 class _Operations(TorchDispatchMode):
@@ -50,7 +50,7 @@ class _Operations(TorchDispatchMode):
         if func.namespace == "aten" and not view and name not in _ALLOCATIONS:
             self.traffic.launches.append(f"aten.{name}")
             tensors = torch.utils._pytree.tree_leaves((args, kwargs, result))
-            self.traffic.bytes_moved += sum(t.nbytes for t in tensors if isinstance(t, Tensor))
+            self.traffic.aten_bytes += sum(t.nbytes for t in tensors if isinstance(t, Tensor))
         return result
 
 
@@ -90,15 +90,13 @@ def _counting(name: str, kernel, traffic: Traffic):
 def _memory_counted(name: str, tensors: dict[str, Tensor], traffic: Traffic) -> Iterator[None]:
     from triton.runtime.interpreter import InterpreterBuilder
 
-    starts = {t.data_ptr(): (f"{name}.{argument}", t) for argument, t in tensors.items()}
+    starts = {t.data_ptr(): f"{name}.{argument}" for argument, t in tensors.items()}
 
     def count(counter: Counter, pointers, mask) -> None:
         addresses = pointers.data[mask.data.astype(bool)]
         if addresses.size:
             first = int(addresses.min())
-            key, tensor = starts[max(start for start in starts if start <= first)]
-            counter[key] += addresses.size
-            traffic.bytes_moved += addresses.size * tensor.element_size()
+            counter[starts[max(start for start in starts if start <= first)]] += addresses.size
 
     load, store = InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
 

@@ -1,0 +1,188 @@
+"""Every op against eager PyTorch, torch.compile and its max-autotune, a call at a time.
+
+`pytest bench` runs anywhere; contenders that need a GPU are skipped without one, and then nothing
+is measured that belongs in a table. A contender is compared with the definition before it is timed.
+A round is `CALLS` calls and one synchronisation; "graph" replays a CUDA graph of one call.
+"""
+
+import functools
+import os
+import time
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pkd_kernels
+from bench.problems import PROBLEMS, SHAPES, network_shapes
+from pkd_kernels import FlatAdam, dispatch, reference
+from pkd_kernels.traffic import measured
+
+CUDA = torch.cuda.is_available()
+DEVICE = "cuda" if CUDA else "cpu"
+CALLS, ROUNDS = (100, 20) if CUDA else (2, 2)
+DEADLINE = float(os.environ.get("PKD_BENCH_DEADLINE", "inf"))  # set by bench.gpu
+CONTENDERS = ("pkd", "pkd graph", "eager", "eager graph", "compile", "max-autotune")
+ADAM_CONTENDERS = ("pkd", "pkd graph", "eager", "torch fused", "torch fused graph", "compile")
+needs_gpu = pytest.mark.skipif(not CUDA, reason="needs an NVIDIA GPU")
+
+
+def contenders(names: tuple[str, ...]):
+    gpu_only = ("graph", "max-autotune")
+    return pytest.mark.parametrize(
+        "contender",
+        [pytest.param(name, marks=needs_gpu if name.endswith(gpu_only) else ()) for name in names],
+    )
+
+
+def captured(call: Callable[[], list[Tensor]]) -> Callable[[], list[Tensor]]:
+    """The call as a CUDA graph; its outputs stay where they are and are overwritten."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = call()
+
+    def replay() -> list[Tensor]:
+        graph.replay()
+        return outputs
+
+    return replay
+
+
+def launches(call: Callable) -> int:
+    """Kernels that one call runs: on a GPU what the profiler saw, else what was dispatched."""
+    call()
+    if not CUDA:
+        with measured() as traffic:
+            call()
+        return len(traffic.launches)
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profile:
+        call()
+        torch.cuda.synchronize()
+    on_device = torch.autograd.DeviceType.CUDA
+    return sum(event.device_type == on_device for event in profile.events())
+
+
+def measure(benchmark, call: Callable, group: str, **labels) -> None:
+    if time.time() > DEADLINE:
+        pytest.skip("the time for benchmarks is used up")
+
+    def a_round():
+        for _ in range(CALLS):
+            call()
+        if CUDA:
+            torch.cuda.synchronize()
+
+    benchmark.group = group
+    benchmark.extra_info.update(labels, calls=CALLS, device=DEVICE)
+    if labels["contender"] != "compile" or CUDA:
+        benchmark.extra_info["launches"] = launches(call)
+    benchmark.pedantic(a_round, rounds=ROUNDS, warmup_rounds=3)
+
+
+@functools.cache
+def compiled(op: str, mode: str | None) -> Callable:
+    return torch.compile(getattr(reference, op), mode=mode, dynamic=False, fullgraph=True)
+
+
+def assert_equal_definition(results: list[Tensor], expected: list[Tensor]) -> None:
+    for result, expectation in zip(results, expected, strict=True):
+        error = (result - expectation).abs().max()
+        assert error <= 1e-5 * expectation.abs().max(), error
+
+
+@contenders(CONTENDERS)
+@pytest.mark.parametrize("direction", ["forward", "forward_backward"])
+@pytest.mark.parametrize("op", PROBLEMS)
+@pytest.mark.parametrize(("batch", "stack"), SHAPES)
+def test_op(benchmark, batch, stack, op, direction, contender):
+    if time.time() > DEADLINE:
+        pytest.skip("the time for benchmarks is used up")
+    torch.manual_seed(0)
+    problem = PROBLEMS[op](batch, stack, DEVICE)
+    if contender.startswith("pkd"):
+        assert dispatch.uses_triton(problem.upstream) == CUDA
+        function = getattr(pkd_kernels, op)
+    elif contender.startswith("eager"):
+        function = getattr(reference, op)
+    else:
+        torch._dynamo.config.recompile_limit = 100
+        function = compiled(op, None if contender == "compile" else contender)
+    call = getattr(problem, direction)(function)
+    call = captured(call) if contender.endswith("graph") else call
+    expected = getattr(problem, direction)(getattr(reference, op))()
+    assert_equal_definition([t.clone() for t in call()], expected)
+    labels = {"op": op, "direction": direction, "batch": batch, "stack": stack}
+    group = f"{op} {direction} N={batch} M={stack}"
+    measure(benchmark, call, group, contender=contender, **labels)
+
+
+def adam_call(contender: str, stack: int) -> tuple[Callable, list[nn.Parameter]]:
+    torch.manual_seed(0)
+    params = [nn.Parameter(torch.randn(shape, device=DEVICE)) for shape in network_shapes(stack)]
+    grads = [torch.randn_like(p) for p in params]
+    if contender.startswith("pkd"):
+        optimizer = FlatAdam(params, stack=stack, lr=0.002, betas=(0.5, 0.999))
+        optimizer.set_grads(grads)
+    else:
+        kind = {"fused": True} if "fused" in contender else {"foreach": True}
+        capturable = CUDA and contender.endswith(("graph", "compile"))
+        optimizer = torch.optim.Adam(
+            params, lr=0.002, betas=(0.5, 0.999), capturable=capturable, **kind
+        )
+        for p, g in zip(params, grads, strict=True):
+            p.grad = g
+
+    def step() -> list[Tensor]:
+        optimizer.step()
+        return params
+
+    if contender == "compile":
+        return torch.compile(step), params
+    return step, params
+
+
+@contenders(ADAM_CONTENDERS)
+@pytest.mark.parametrize("stack", [1, 30, 128])
+def test_adam(benchmark, stack, contender):
+    """One step over the 8-16-64 student and its discriminator."""
+    if time.time() > DEADLINE:
+        pytest.skip("the time for benchmarks is used up")
+    step, params = adam_call(contender, stack)
+    judge, expected = adam_call("eager", stack)
+    step()
+    judge()
+    assert_equal_definition([p.detach() for p in params], [p.detach() for p in expected])
+    call = captured(step) if contender.endswith("graph") else step
+    labels = {"op": "adam_step", "direction": "step", "batch": 1, "stack": stack}
+    measure(benchmark, call, f"adam_step M={stack}", contender=contender, **labels)
+
+
+@needs_gpu
+@pytest.mark.parametrize("contender", ["two empty kernels", "two empty kernels graph"])
+def test_floor(benchmark, contender):
+    """What launching costs: no two kernels can take less."""
+    import triton
+
+    @triton.jit
+    def empty(pointer):
+        pass
+
+    tensor = torch.zeros(1, device=DEVICE)
+
+    def call() -> list[Tensor]:
+        empty[(1,)](tensor)
+        empty[(1,)](tensor)
+        return []
+
+    call()
+    call = captured(call) if contender.endswith("graph") else call
+    labels = {"op": "floor", "direction": "two launches", "batch": 1, "stack": 1}
+    measure(benchmark, call, "floor", contender=contender, **labels)
