@@ -37,7 +37,8 @@ class FlatAdam(torch.optim.Optimizer):
     ):
         params = list(params)
         device = params[0].device
-        rate = torch.as_tensor(lr, dtype=torch.float32, device=device).expand(stack).clone()
+        rate = torch.as_tensor(lr, dtype=torch.get_default_dtype(), device=device)
+        rate = rate.expand(stack).clone()
         super().__init__(params, {"lr": rate, "betas": betas, "eps": eps})
         self.sizes = tuple(p.numel() // stack for p in params)
         self.flat = torch.cat([p.detach().reshape(-1) for p in params])
