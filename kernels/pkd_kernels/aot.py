@@ -47,7 +47,7 @@ class Launch(NamedTuple):
     signature: tuple[tuple[str, str], ...]
     constants: tuple[tuple[str, object], ...]
     aligned: tuple[int, ...]
-    num_warps: int
+    options: tuple[tuple[str, int], ...]
 
 
 class Usage(NamedTuple):
@@ -64,8 +64,8 @@ def recorded_launches() -> list[Launch]:
     found: dict[Launch, None] = {}
 
     def recorder(op: str, kernel):
-        def record(*args, num_warps: int, **constants):
-            found[_launch(op, kernel, args, constants, num_warps)] = None
+        def record(*args, **keywords):
+            found[_launch(op, kernel, args, keywords)] = None
 
         fake = mock.MagicMock()
         fake.__getitem__.return_value = record
@@ -124,9 +124,12 @@ def _call_everything(modules: dict) -> Iterator[None]:
         yield
 
 
-def _launch(op: str, kernel, args: tuple, constants: dict, num_warps: int) -> Launch:
+def _launch(op: str, kernel, args: tuple, keywords: dict) -> Launch:
+    """What the just-in-time compiler would make of a call: it specialises on 1 and on 16 | n."""
     signature, aligned = {}, []
-    constants = dict(constants)
+    names = {parameter.name for parameter in kernel.params}
+    constants = {k: v for k, v in keywords.items() if k in names}
+    options = tuple((k, v) for k, v in keywords.items() if k not in names)
     for i, (parameter, value) in enumerate(zip(kernel.params, args, strict=False)):
         if isinstance(value, torch.Tensor):
             signature[parameter.name] = _POINTERS[value.dtype]
@@ -138,7 +141,7 @@ def _launch(op: str, kernel, args: tuple, constants: dict, num_warps: int) -> La
             if value % 16 == 0 and not parameter.do_not_specialize:
                 aligned.append(i)
     signature |= dict.fromkeys(constants, "constexpr")
-    return Launch(op, tuple(signature.items()), tuple(constants.items()), tuple(aligned), num_warps)
+    return Launch(op, tuple(signature.items()), tuple(constants.items()), tuple(aligned), options)
 
 
 def compile_launch(launch: Launch, architecture: int) -> Usage:
@@ -153,7 +156,7 @@ def compile_launch(launch: Launch, architecture: int) -> Usage:
     compiled = triton.compile(
         source,
         target=GPUTarget("cuda", architecture, 32),
-        options={"num_warps": launch.num_warps},
+        options=dict(launch.options),
     )
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         Path(file.name).write_bytes(compiled.asm["cubin"])
@@ -179,12 +182,13 @@ def main() -> int:
         constants = " ".join(
             f"{k}={v:.6g}" if isinstance(v, float) else f"{k}={v}" for k, v in launch.constants
         )
+        warps = dict(launch.options)["num_warps"]
         for architecture in ARCHITECTURES:
             use = compile_launch(launch, architecture)
             spilled |= use.stack > 0
             print(
                 f"{launch.op:20} {launch.signature[0][1]:5} {constants:44.44} "
-                f"{launch.num_warps:5} {use.architecture:5} {use.registers:10} {use.shared:7} "
+                f"{warps:5} {use.architecture:5} {use.registers:10} {use.shared:7} "
                 f"{use.stack:6}" + ("  SPILLS" if use.stack else ""),
                 flush=True,
             )

@@ -26,6 +26,7 @@ from pkd_kernels.upstream import once_differentiable, scale
 VALUES = len(TERMS) + 1  # and their weighted total
 # Elements of a model's largest tensor up to: (elements in a block, warps of a program).
 LAUNCH = {256: (256, 2), 1024: (1024, 8), 2**31: (2048, 16)}
+MAX_REGISTERS = 128  # of 16 warps; where it is not said, the assembler spills to use fewer
 
 
 @triton.jit
@@ -98,7 +99,7 @@ def _kernel(
     xh_ptr += row * image
     tx_ptr += row * image
     g_ptr = grad_ptr + row * image
-    per_pixel = 1 / batch if NORM else 1 / (batch * image.to(acc))
+    per_pixel = 1 / batch if NORM else 1 / (batch * image)
     b_con = tl.zeros([BLOCK], acc)
     b_kx = tl.zeros([BLOCK], acc)
     for start in range(0, image, BLOCK):
@@ -115,8 +116,8 @@ def _kernel(
     con = tl.sum(b_con)
     kx = tl.sum(b_kx)
     if not NORM:
-        con /= image.to(acc)
-        kx /= image.to(acc)
+        con /= image
+        kx /= image
     tl.store(values_ptr, con)
     tl.store(values_ptr + 4 * stack, kx)
     total = w_con * con + w_kx * kx
@@ -147,7 +148,7 @@ def _kernel(
         c_k1 = _over_norm(w_k1, tl.sum(b_k1)) / batch
         c_k2 = _over_norm(w_k2, tl.sum(b_k2)) / batch
     else:
-        per_latent = 2 / (batch * latent.to(acc))
+        per_latent = 2 / (batch * latent)
         c_enc = w_enc * per_latent
         c_k1 = w_k1 * per_latent
         c_k2 = w_k2 * per_latent
@@ -170,9 +171,9 @@ def _kernel(
         k1 = tl.sqrt(k1)
         k2 = tl.sqrt(k2)
     else:
-        enc /= latent.to(acc)
-        k1 /= latent.to(acc)
-        k2 /= latent.to(acc)
+        enc /= latent
+        k1 /= latent
+        k2 /= latent
     tl.store(values_ptr + stack, enc)
     tl.store(values_ptr + 3 * stack, k1)
     tl.store(values_ptr + 5 * stack, k2)
@@ -192,7 +193,7 @@ def _kernel(
             b_adv += (b_fake - b_real) * (b_fake - b_real)
         c_adv = _over_norm(w_adv, tl.sum(b_adv)) / batch
     else:
-        c_adv = 2 * w_adv / (batch * tl.maximum(feature, 1).to(acc))
+        c_adv = 2 * w_adv / (batch * tl.maximum(feature, 1))
     for start in range(0, feature, BLOCK):
         i = start + tl.arange(0, BLOCK)  # [BLOCK]
         b_fake = tl.load(f_fake_ptr + i, mask=i < adv_size, other=0).to(acc)
@@ -202,7 +203,7 @@ def _kernel(
             b_adv += d_adv * d_adv
         tl.store(gf_ptr + i, c_adv * d_adv, mask=i < feature)
     adv = tl.sum(b_adv)
-    adv = tl.sqrt(adv) if NORM else adv / tl.maximum(feature, 1).to(acc)
+    adv = tl.sqrt(adv) if NORM else adv / tl.maximum(feature, 1)
     tl.store(values_ptr + 2 * stack, adv)
     tl.store(values_ptr + 6 * stack, total + w_adv * adv)
 
@@ -255,6 +256,7 @@ def launch(
         NORM=norm,
         BLOCK=block,
         num_warps=warps,
+        maxnreg=MAX_REGISTERS,
     )
     return values[0] if batch == 1 else values.mean(0), grads
 

@@ -31,7 +31,7 @@ def _kernel(z1_ptr, z2_ptr, score_ptr, rows, size, ROWS: tl.constexpr, BLOCK: tl
         b_z1 = tl.load(z1_ptr + at + i, mask=inside, other=0).to(acc)
         b_z2 = tl.load(z2_ptr + at + i, mask=inside, other=0).to(acc)
         b_sum += (b_z1 - b_z2) * (b_z1 - b_z2)
-    tl.store(score_ptr + row, tl.sum(b_sum, 1) / size.to(acc), mask=row < rows)
+    tl.store(score_ptr + row, tl.sum(b_sum, 1) / size, mask=row < rows)
 
 
 def _fake(z1, z2, stack):
