@@ -196,7 +196,7 @@ class Trainer:
         """One update of every active model; returns the losses as (networks, M, 8)."""
         with self._statistics_of_idle_models_kept():
             losses = self.losses(rows)
-        self.set_grads(losses)
+            self.set_grads(losses)
         self.optimizer.step()
         return torch.stack([loss.row() for loss in losses.values()])
 
