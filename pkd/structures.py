@@ -38,6 +38,8 @@ KDGAN = {
     4: Structure(teacher=True, student=True, distill=True),
 }
 
+PHASE_NAMES = ("teacher", "step1", "step2")
+
 # What `--structure` names: the structures of step 1 and, progressive, of step 2 (Algorithm 1).
 SCHEDULES = {
     "1": (KDGAN[1],),

@@ -117,21 +117,17 @@ class Trainer:
         device = data.first.device
         self.teacher_weights = own.to(device)
         self.student_weights = (own * structure.student + distill * structure.distill).to(device)
-        self.networks = {
-            name: gan
-            for name, gan, trained in (
-                ("teacher", teacher, structure.teacher),
-                ("student", student, structure.trains_student),
-            )
-            if trained
-        }
+        networks = {"teacher": teacher, "student": student}
+        trained = {"teacher": structure.teacher, "student": structure.trains_student}
+        adversarial = {"teacher": structure.teacher, "student": structure.student}
+        self.networks = {name: gan for name, gan in networks.items() if trained[name]}
         self.generator_params = [
             p for gan in self.networks.values() for p in gan.generator.parameters()
         ]
         self.discriminator_params = [
             p
-            for gan, own in ((teacher, structure.teacher), (student, structure.student))
-            if own
+            for name, gan in networks.items()
+            if adversarial[name]
             for p in gan.discriminator.parameters()
         ]
         self.optimizer = FlatAdam(
@@ -140,9 +136,9 @@ class Trainer:
             lr=lr,
             betas=betas,
         )
-        for gan in (teacher, student):
+        for name, gan in networks.items():
             if gan is not None:
-                gan.train(gan in self.networks.values())
+                gan.train(trained[name])
         self.statistics = [b for gan in self.networks.values() for b in gan.buffers()]
         self._all_active = True
         self.cache = None
@@ -252,16 +248,27 @@ class Trainer:
         self._all_active = all(active)
 
     def check_finite(self, start: int, stop: int, epoch: int) -> None:
-        """Raise UserError naming member and step if a loss of steps [start, stop) is not finite."""
-        bad = ~self.history[start:stop].isfinite().flatten(3).all(3).all(1)  # [steps, M]
-        for offset, k in bad.nonzero().tolist():
-            step, member = start + offset, self.members[k]
-            if step < self.steps[k]:
-                raise UserError(
-                    f"the loss of normal class {member.normal_class}, seed {member.seed} is not "
-                    f"finite at step {step} of epoch {epoch}; training stopped and the last "
-                    "checkpoint is kept: try a lower --lr"
-                )
+        """Check the losses of steps [start, stop) and the weights after them.
+
+        Raises:
+            UserError: one is not finite; it names the member and the step.
+        """
+        bad = ~self.history[start:stop].isfinite().all(3).all(1)  # [steps, M]
+        found = [(start + i, k) for i, k in bad.nonzero().tolist() if start + i < self.steps[k]]
+        if not found and not self.optimizer.flat.isfinite().all():
+            found = [(stop - 1, k) for k in self._members_with_bad_weights()]
+        if found:
+            step, member = found[0][0], self.members[found[0][1]]
+            raise UserError(
+                f"the loss or weights of normal class {member.normal_class}, seed {member.seed} "
+                f"are no longer finite at step {step} of epoch {epoch + 1}; training stopped, the "
+                "last checkpoint is kept: train anew with a lower --lr"
+            )
+
+    def _members_with_bad_weights(self) -> list[int]:
+        params = self.generator_params + self.discriminator_params
+        finite = [p.detach().view(len(self.members), -1).isfinite().all(1) for p in params]
+        return (~torch.stack(finite).all(0)).nonzero().flatten().tolist()
 
     def epoch_losses(self) -> dict[str, dict[str, list[float]]]:
         """Mean of every loss over the epoch just trained: {network: {loss: [one per member]}}."""
