@@ -244,7 +244,7 @@ class PlainLoop:
         options = (lr, betas, weights, reduction)
         self.structure, self.teacher = structure, teacher
         self.learning_teacher = PlainNetwork(teacher, True, *options) if structure.teacher else None
-        trains = structure.trains_student
+        trains = "student" in structure.trained
         self.student = PlainNetwork(student, structure.student, *options) if trains else None
 
     def step(self, x: Tensor) -> None:

@@ -1,61 +1,70 @@
 """The command line: `pkd train`, `pkd evaluate`, `pkd cost`, `pkd data`."""
 
+import shlex
+import sys
+from collections.abc import Callable, Iterable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
-import docstring_parser
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
-from rich.console import Console
+import torch
+from jsonargparse import ActionConfigFile, Namespace
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from pkd import datasets
 from pkd.config import DatasetName, Phase, TrainConfig
 from pkd.cost import table4
 from pkd.errors import UserError
+from pkd.parsing import Parser, add_settings
 from pkd.runs import RunFolder
 from pkd.schedule import Interrupted, Reporter, Run, StopRequest, start
 
-console = Console(highlight=False)
+PLAIN = {"highlight": False, "markup": False, "emoji": False}  # paths may look like anything
+console = Console(**PLAIN)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 2 for a user's mistake, 130 after Ctrl-C."""
-    parser, commands = build_parser()
-    args = parser.parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # a terminal need not know every letter
     try:
+        parser, commands = build_parser()
+        args = parser.parse_args(argv)
         return commands[args.command](args[args.command])
     except UserError as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"pkd: {error}", markup=False)
-        return 2
+        message, code = str(error), 2
+    except torch.OutOfMemoryError as error:
+        message, code = f"{error}; choose a smaller --batch-size, fewer classes or --seeds", 2
+    except KeyboardInterrupt:
+        message, code = "interrupted", 130
+    Console(stderr=True, **PLAIN).print(f"pkd: {message}", soft_wrap=True)
+    return code
 
 
-def build_parser() -> tuple[ArgumentParser, dict[str, Any]]:
+def build_parser() -> tuple[Parser, dict[str, Callable[[Namespace], int]]]:
     """The parser, and the function of each command."""
-    parser = ArgumentParser(prog="pkd", description=__doc__)
+    parser = Parser(prog="pkd", description=__doc__)
     subcommands = parser.add_subcommands(dest="command", required=True)
 
-    train = ArgumentParser(description="Train teacher and student, score the whole test split.")
-    train.add_argument("--config", action=ActionConfigFile, help="YAML file with settings")
-    hints = get_type_hints(TrainConfig)
-    texts = {p.arg_name: p.description for p in docstring_parser.parse(TrainConfig.__doc__).params}
-    for field in fields(TrainConfig):
-        flag = "--" + field.name.replace("_", "-")
-        train.add_argument(
-            flag, type=hints[field.name], default=field.default, help=texts[field.name]
-        )
+    train = Parser(description="Train teacher and student, score the whole test split.")
+    train.add_argument(
+        "--config", action=ActionConfigFile, help="YAML file with settings; later flags override it"
+    )
+    add_settings(train)
     train.add_argument("--out", type=Path | None, help="new folder for this run")
     train.add_argument("--resume", type=Path | None, help="run folder to continue")
 
-    evaluate_parser = ArgumentParser(description="Score the test split by the networks of a run.")
+    evaluate_parser = Parser(description="Score the test split by the networks of a run.")
     evaluate_parser.add_argument("run", type=Path, help="run folder")
 
-    cost_parser = ArgumentParser(description="Parameters and FLOPs as in the paper's Table 4.")
+    cost_parser = Parser(description="Parameters and FLOPs as in the paper's Table 4.")
 
-    data_parser = ArgumentParser(description="Show, verify and download the files of a data set.")
+    data_parser = Parser(description="Show, verify and download the files of a data set.")
     data_parser.add_argument("dataset", type=DatasetName)
-    data_parser.add_argument("--data-dir", type=Path | None)
+    data_parser.add_argument("--data-dir", type=Path | None, help="folder of the files")
     data_parser.add_argument("--download", action="store_true", help="fetch missing files")
 
     commands = {"train": run_train, "evaluate": run_evaluate, "cost": run_cost, "data": run_data}
@@ -72,8 +81,7 @@ def run_train(args: Namespace) -> int:
             raise UserError(
                 "--resume takes every setting from the run folder's config.yaml: give no other flag"
             )
-        folder = RunFolder.open(args.resume)
-        folder.lock()
+        folder = RunFolder.resume(args.resume)
     else:
         folder = start(TrainConfig(**settings), args.out)
     console.print(f"run folder: {folder.path}", soft_wrap=True)
@@ -82,7 +90,8 @@ def run_train(args: Namespace) -> int:
             run = Run(folder, bar, stop.check)
             results = run.train()
     except Interrupted:
-        console.print(f"stopped; continue with: pkd train --resume {folder.path}", soft_wrap=True)
+        command = f"pkd train --resume {shlex.quote(str(folder.path))}"
+        console.print(f"stopped; continue with: {command}", soft_wrap=True)
         return 130
     finally:
         folder.release()
@@ -92,29 +101,28 @@ def run_train(args: Namespace) -> int:
 
 
 class ProgressBar(Reporter):
-    """Progress bar with ETA and live losses; an epoch a line where nobody watches a terminal."""
+    """A bar with ETA for each phase, live losses below, and a line for each epoch above."""
 
     def __enter__(self) -> "ProgressBar":
-        columns = (
-            TextColumn("{task.description:8}"),
-            BarColumn(),
+        self.bar = LossProgress(
+            TextColumn("{task.description:7}"),
+            BarColumn(bar_width=None),
             MofNCompleteColumn(),
             TextColumn("steps, ETA"),
             TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[losses]}"),
-        )
-        self.bar = Progress(*columns, console=console).__enter__()
+            console=console,
+        ).__enter__()
         return self
 
     def __exit__(self, *details: object) -> None:
         self.bar.__exit__(*details)
 
     def begin(self, phase: Phase, steps: int, done: int) -> None:
-        self.task = self.bar.add_task(phase.name, total=steps, completed=done, losses="")
+        self.task = self.bar.add_task(phase.name, total=steps, completed=done)
 
     def advance(self, steps: int, losses: dict[str, float]) -> None:
-        shown = "  ".join(f"{name} {value:.3f}" for name, value in losses.items())
-        self.bar.update(self.task, completed=steps, losses=shown)
+        self.bar.losses = "  ".join(f"{name} {value:.3g}" for name, value in losses.items())
+        self.bar.update(self.task, completed=steps)
 
     def epoch(self, record: dict[str, Any], epochs: int) -> None:
         auc = sum(record["auc"]) / len(record["auc"])
@@ -123,6 +131,22 @@ class ProgressBar(Reporter):
             f"{record['network']} {auc:.4f} on {record['test_images']} test images",
             soft_wrap=True,
         )
+
+
+class LossProgress(Progress):
+    """Progress bars with a line of losses below, where 80 columns have room for all of them."""
+
+    losses = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        if self.losses:
+            yield Text(f"losses: {self.losses}")
+
+
+def print_table(table: Table) -> None:
+    """Print in full width: a narrower terminal wraps lines, but no figure is cut."""
+    Console(width=max(console.width, 80), file=console.file, **PLAIN).print(table)
 
 
 def print_auc(results: dict[str, Any]) -> None:
@@ -137,16 +161,15 @@ def print_auc(results: dict[str, Any]) -> None:
     for label, key in (("mean", "mean_auc"), ("std over seeds", "std_auc")):
         if key in results:
             table.add_row(label, "", *(f"{results[key][phase]:.4f}" for phase in phases))
-    console.print(table)
+    print_table(table)
 
 
 def run_evaluate(args: Namespace) -> int:
     folder = RunFolder.open(args.run)
     run = Run(folder)
     if not folder.progress.phase:
-        raise UserError(
-            f"{args.run} has no finished phase yet: continue it with pkd train --resume {args.run}"
-        )
+        resume = f"pkd train --resume {shlex.quote(str(args.run))}"
+        raise UserError(f"{args.run} has no finished phase yet: continue it with {resume}")
     auc = {}
     for phase in run.phases[: folder.progress.phase]:
         run.load_phase(phase)
@@ -156,33 +179,26 @@ def run_evaluate(args: Namespace) -> int:
 
 
 def run_cost(_: Namespace) -> int:
-    rows = table4()
-    teacher = rows["cifar10"].teacher
+    rows = table4().values()
+    table = Table("", *table4(), title="Generators and their compression (Table 4)")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    table.add_row("student", *("-".join(map(str, row.widths)) for row in rows))
+    table.add_row("student's parameters", *(f"{row.student.parameters:,}" for row in rows))
+    table.add_row("student's FLOPs", *(f"{row.student.flops:,}" for row in rows))
+    table.add_row("teacher's parameters", *(f"{row.teacher.parameters:,}" for row in rows))
+    table.add_row("teacher's FLOPs", *(f"{row.teacher.flops:,}" for row in rows), end_section=True)
+    ratios = {"as printed": "printed", "the paper's way": "paper_style"}
+    for label, name in (ratios | {"honest": "honest"}).items():
+        for k, what in enumerate(("parameters", "FLOPs")):
+            figures = (f"{getattr(row, name)[k]:.2f}" for row in rows)
+            table.add_row(f"{what} ratio, {label}", *figures, end_section=bool(k))
+    print_table(table)
     console.print(
-        f"teacher 64-128-256, 3 channels: {teacher.parameters / 1e6:.2f}M parameters, "
-        f"{teacher.flops / 1e6:.1f}M FLOPs"
-    )
-    table = Table(
-        "student",
-        "params",
-        "FLOPs",
-        *(f"{count} ratio:\n{what}" for count in ("paper's", "our", "honest") for what in "PF"),
-        title="Compression of the generators (Table 4): P parameters, F FLOPs",
-    )
-    for name, row in rows.items():
-        table.add_row(
-            f"{name} {'-'.join(map(str, row.widths))}",
-            f"{row.student.parameters:,}",
-            f"{row.student.flops:,}",
-            *(f"{ratio:.2f}" for pair in (row.printed, row.paper_style) for ratio in pair),
-            f"{row.honest[0]:.2f}",
-            f"{row.honest[1]:.1f}",
-        )
-    console.print(table)
-    console.print(
-        "paper's: as printed; our: counted here the paper's way (3-channel teacher "
-        "rounded to\n5.12M and 56M, student's parameters in units of 1024, FLOPs rounded to 0.01M); "
-        "honest: teacher over\nstudent, both for the data set's own channels."
+        "FLOPs: multiply-adds of the convolutions plus 2 per normalised element. The paper's way: "
+        "counted here, with the three-channel teacher rounded to 5.12M and 56M for every data set, "
+        "the student's parameters in units of 1024 and its FLOPs rounded to 0.01M. Honest: teacher "
+        "64-128-256 over student, both for the data set's own channels."
     )
     return 0
 
@@ -197,7 +213,9 @@ def run_data(args: Namespace) -> int:
     table = Table("file", "state", title=f"{args.dataset} in {datasets.data_folder(args.data_dir)}")
     for row in rows:
         table.add_row(row.file, row.state)
-    console.print(table)
+    print_table(table)
     if any(row.state == datasets.MISSING for row in rows):
-        console.print(f"fetch what is missing with: pkd data {args.dataset} --download")
+        where = f" --data-dir {shlex.quote(str(args.data_dir))}" if args.data_dir else ""
+        command = f"pkd data {args.dataset}{where} --download"
+        console.print(f"fetch what is missing with: {command}", soft_wrap=True)
     return 0 if all(row.state == datasets.OK for row in rows) else 1

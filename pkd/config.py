@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -9,7 +10,7 @@ import torch
 from pkd.cost import PAPER_STUDENTS
 from pkd.errors import UserError
 from pkd.models import Architecture
-from pkd.structures import SCHEDULES, TEACHER, Structure
+from pkd.structures import PHASE_NAMES, SCHEDULES, TEACHER, Structure
 
 DatasetName = Literal["digits", "mnist", "fashion_mnist", "cifar10"]
 StructureName = Literal["1", "2", "3", "4", "progressive-23", "progressive-24"]
@@ -29,8 +30,13 @@ def preset_defaults(preset: str, dataset: str) -> dict[str, Any]:
     """The defaults that a preset stands for; flags given explicitly override them."""
     if preset == "paper":
         widths = PAPER_STUDENTS.get(dataset, PAPER_STUDENTS["mnist"])[1]
-        phases = dict.fromkeys(("teacher_epochs", "step1_epochs", "step2_epochs"), 500)
-        return {"student_widths": "-".join(map(str, widths)), "batch_size": 1, "lr": 0.002, **phases}
+        epochs = {f"{phase}_epochs": 500 for phase in PHASE_NAMES}
+        return {
+            "student_widths": "-".join(map(str, widths)),
+            "batch_size": 1,
+            "lr": 0.002,
+            **epochs,
+        }
     return QUICK
 
 
@@ -55,7 +61,7 @@ class TrainConfig:
         max_train_images: use only the first N training images of each class; default by preset.
         lr: Adam's learning rate; default by preset.
         betas: Adam's decay rates.
-        weights: of the loss terms con, enc, adv (Eq. 5), k1, kx, k2 (Eq. 6).
+        weights: of the loss terms con,enc,adv (Eq. 5) and k1,kx,k2 (Eq. 6).
         reduction: "mean" over elements, or "norm", the paper's letter.
         norm: normalisation over one image, or over the batch.
         norm_first: normalise the first encoder convolution too, as the paper's Table 1 has it.
@@ -95,6 +101,8 @@ class TrainConfig:
         """
         defaults = preset_defaults(self.preset, self.dataset)
         missing = {k: v for k, v in defaults.items() if getattr(self, k) is None}
+        if self.data_dir:
+            missing["data_dir"] = str(Path(self.data_dir).expanduser().absolute())
         config = replace(self, **missing)
         config.check()
         return config
@@ -104,9 +112,12 @@ class TrainConfig:
         for name in (*counts, "latent", "max_train_images"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise UserError(f"{_flag(name)} is {value}, but must be at least 1")
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise UserError(f"--lr is {self.lr}, but must be positive and finite, e.g. 0.002")
+                raise UserError(f"{flag(name)} is {value}, but must be at least 1")
+        rate = torch.tensor(self.lr, dtype=torch.float32).item()  # as Adam will have it
+        if not (math.isfinite(rate) and rate > 0):
+            raise UserError(
+                f"--lr is {self.lr}, but must be positive and finite in float32, e.g. 0.002"
+            )
         if not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"--betas is {self.betas}, but each must lie in [0, 1)")
         if not all(math.isfinite(weight) and weight >= 0 for weight in self.weights):
@@ -123,12 +134,11 @@ class TrainConfig:
         return Architecture(channels, widths, self.latent, self.norm, self.norm_first)
 
     def phases(self) -> list["Phase"]:
-        """The phases of this run in order: the teacher's own training, then each step."""
-        steps = SCHEDULES[self.structure]
-        epochs = (self.step1_epochs, self.step2_epochs)
+        """The phases of this run in order: the teacher's own training, then one step or two."""
+        structures = (TEACHER, *SCHEDULES[self.structure])
         return [
-            Phase("teacher", TEACHER, self.teacher_epochs),
-            *(Phase(f"step{k + 1}", structure, epochs[k]) for k, structure in enumerate(steps)),
+            Phase(name, structure, getattr(self, f"{name}_epochs"))
+            for name, structure in zip(PHASE_NAMES, structures, strict=False)
         ]
 
     def torch_device(self) -> torch.device:
@@ -136,8 +146,8 @@ class TrainConfig:
         cuda = torch.cuda.is_available()
         if self.device == "cuda" and not cuda:
             raise UserError(
-                "--device cuda, but PyTorch finds no usable NVIDIA GPU here: "
-                "use --device cpu, or install a CUDA build of torch"
+                "--device cuda (or config.yaml's), but PyTorch finds no usable NVIDIA GPU here: "
+                "use cpu or auto, or install a CUDA build of torch"
             )
         return torch.device("cuda" if cuda and self.device != "cpu" else "cpu")
 
@@ -157,10 +167,11 @@ class Phase:
     @property
     def judged(self) -> str:
         """The network whose AUC this phase reports."""
-        return "student" if self.structure.trains_student else "teacher"
+        return self.structure.trained[-1]
 
 
-def _flag(name: str) -> str:
+def flag(name: str) -> str:
+    """The command-line flag of a setting."""
     return "--" + name.replace("_", "-")
 
 
@@ -169,7 +180,7 @@ def parse_widths(name: str, text: str) -> tuple[int, int, int]:
     parts = text.split("-")
     if len(parts) != 3 or not all(p.isascii() and p.isdigit() and int(p) > 0 for p in parts):
         raise UserError(
-            f"{_flag(name)} is {text!r}, but must be three positive integers such as 8-16-64"
+            f"{flag(name)} is {text!r}, but must be three positive integers such as 8-16-64"
         )
     return tuple(map(int, parts))
 
@@ -186,6 +197,7 @@ def parse_classes(text: str, classes: tuple[str, ...]) -> list[int]:
                 f"--normal-class {text!r}: {part!r} is not a class of this data set; "
                 f"take 'all' or numbers of: {known}"
             )
-    if len(set(parts)) < len(parts):
-        raise UserError(f"--normal-class {text!r} names a class twice")
-    return [int(part) for part in parts]
+    chosen = [int(part) for part in parts]
+    if len(set(chosen)) < len(chosen):
+        raise UserError(f"--normal-class {text!r} names a class twice: name it once")
+    return chosen

@@ -228,19 +228,19 @@ def network_tensors(networks: dict[str, GAN]) -> dict[str, Tensor]:
 
 
 def load_networks(networks: dict[str, GAN], tensors: dict[str, Tensor]) -> None:
-    """Copy `network_tensors` back in place; a network that they do not hold is left as it is.
+    """Copy `network_tensors` back in place, those of `networks` alone.
 
     Raises:
-        UserError: the tensors are of another architecture.
+        UserError: the tensors are of another architecture, or lack a network.
     """
     for name, gan in networks.items():
         prefix = f"{name}."
         own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
         if not own:
-            continue
+            raise UserError(f"it holds no {name}")
         try:
             gan.load_state_dict(own)
         except RuntimeError as error:
             raise UserError(
-                f"the checkpoint's {name} is of another architecture than config.yaml says: {error}"
+                f"its {name} is of another architecture than config.yaml says: {error}"
             ) from error

@@ -13,6 +13,8 @@ so that it never names what is not there.
 
 import json
 import os
+import re
+import shlex
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,24 +24,37 @@ import torch
 import yaml
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from pkd.errors import UserError
 
+_RESTORE = "restore it from a copy, or train again in a new folder"
+
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, sync it and rename it to `path`."""
+    """Let `write` fill a temporary file beside `path`, sync it and rename it to `path`.
+
+    Raises:
+        UserError: the disk is full or refuses; `path` is as it was.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
-    write(temporary)
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        path.parent.mkdir(exist_ok=True)
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({error}): make room or get permission there, then continue "
+            "with --resume; what was written before is kept"
+        ) from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -68,8 +83,27 @@ class Progress:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
+def parse_progress(text: str) -> Progress:
+    """Content of progress.json; AttributeError, TypeError or ValueError if damaged."""
+    progress = Progress(**json.loads(text))
+    counts = (progress.phase, progress.epoch, progress.step, progress.metrics)
+    if not all(type(count) is int and count >= 0 for count in counts):
+        raise ValueError(f"phase, epoch, step, metrics are {counts}")
+    if progress.tensors and not re.fullmatch(r"progress-\d{6,}\.safetensors", progress.tensors):
+        raise ValueError(f"tensors is {progress.tensors!r}")
+    numbers = [*progress.seconds.values()]
+    for values in progress.auc.values():
+        numbers += values
+    if not all(isinstance(number, float) for number in numbers):
+        raise ValueError("auc or seconds holds what is no number")
+    return progress
+
+
 class RunFolder:
-    """The files of one run; `create` begins a folder, `open` takes an existing one."""
+    """The files of one run.
+
+    `create` begins a folder, `resume` takes one up to train on, `open` only reads it.
+    """
 
     def __init__(self, path: Path):
         self.path = path
@@ -83,31 +117,59 @@ class RunFolder:
         """Begin a run in a new or empty folder; UserError if it holds anything."""
         try:
             path.mkdir(parents=True, exist_ok=True)
-            taken = [p.name for p in path.iterdir() if p.name != ".lock"]
+            taken = {p.name for p in path.iterdir()} - {".lock", ".config.yaml.tmp"}
         except OSError as error:
-            raise UserError(f"--out {path} cannot be written: {error.strerror}") from error
+            raise UserError(
+                f"--out {path} cannot be written ({error.strerror}): choose another folder"
+            ) from error
         if taken:
             what = "holds another run" if "config.yaml" in taken else "is not empty"
-            remedy = f"continue it with --resume {path}, or " if "config.yaml" in taken else ""
+            resume = f"continue it with --resume {shlex.quote(str(path))}, or "
+            remedy = resume if "config.yaml" in taken else ""
             raise UserError(f"--out {path} {what}: {remedy}choose another folder")
         run = cls(path)
         run.lock()
-        run.checkpoints.mkdir()
         write_text(path / "config.yaml", yaml.safe_dump(config, sort_keys=False))
         return run
 
     @classmethod
     def open(cls, path: Path) -> "RunFolder":
-        """Take up an existing run; UserError if the folder holds none or its files are damaged."""
-        if not (path / "config.yaml").is_file():
-            raise UserError(f"{path} is not a run folder: it has no config.yaml")
+        """Read an existing run; UserError if the folder holds none or its files are damaged."""
         run = cls(path)
-        if (path / "progress.json").is_file():
-            run.progress = Progress(**run._read("progress.json", json.loads))
-        if run.progress.metrics:
-            lines = run._read("metrics.jsonl", str.splitlines)[: run.progress.metrics]
-            run.metrics = [json.loads(line) for line in lines]
+        run._must_exist()
+        run._load()
         return run
+
+    @classmethod
+    def resume(cls, path: Path) -> "RunFolder":
+        """Take up an existing run, locked; UserError as in `open`, or if it is being trained."""
+        run = cls(path)
+        run._must_exist()
+        run.lock()
+        run._load()
+        run._remove_stale()
+        return run
+
+    def _must_exist(self) -> None:
+        if not (self.path / "config.yaml").is_file():
+            raise UserError(
+                f"{self.path} is not a run folder, it has no config.yaml: give the folder that "
+                "pkd train named, or start a run with pkd train --out FOLDER"
+            )
+
+    def _load(self) -> None:
+        if (self.path / "progress.json").is_file():
+            self.progress = self._read("progress.json", parse_progress)
+        count = self.progress.metrics
+        if count:
+            self.metrics = self._read(
+                "metrics.jsonl", lambda text: [*map(json.loads, text.splitlines()[:count])]
+            )
+        if len(self.metrics) < count:
+            raise UserError(
+                f"{self.path / 'metrics.jsonl'} is truncated, it has {len(self.metrics)} of "
+                f"{count} lines: {_RESTORE}"
+            )
 
     def lock(self) -> None:
         """Keep other processes from training in this folder; UserError if one already does."""
@@ -115,6 +177,11 @@ class RunFolder:
             self._lock.acquire(timeout=0)
         except Timeout as error:
             raise UserError(f"another process is training in {self.path}: wait for it") from error
+        except OSError as error:
+            raise UserError(
+                f"{self.path} cannot be written ({error.strerror}): get permission there, or "
+                "choose another folder"
+            ) from error
 
     def release(self) -> None:
         self._lock.release()
@@ -122,15 +189,11 @@ class RunFolder:
     def config(self) -> dict[str, Any]:
         return self._read("config.yaml", yaml.safe_load)
 
-    def results(self) -> dict[str, Any] | None:
-        path = self.path / "results.json"
-        return self._read("results.json", json.loads) if path.is_file() else None
-
     def _read(self, name: str, parse: Callable[[str], Any]) -> Any:
         try:
             return parse((self.path / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            raise UserError(f"{self.path / name} cannot be read: {error}") from error
+        except (OSError, AttributeError, TypeError, ValueError, yaml.YAMLError) as error:
+            raise UserError(f"{self.path / name} is damaged ({error}): {_RESTORE}") from error
 
     def write_json(self, name: str, value: Any) -> None:
         write_text(self.path / name, json.dumps(value, indent=1) + "\n")
@@ -151,7 +214,13 @@ class RunFolder:
 
     def _save_tensors(self, name: str, tensors: dict[str, Tensor]) -> None:
         tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-        write_atomically(self.checkpoints / name, lambda p: save_file(tensors, p))
+        for key, tensor in tensors.items():
+            if not torch.isfinite(tensor).all():
+                raise UserError(
+                    f"values in {key} are no longer finite; training stopped, the last checkpoint "
+                    "is kept: train anew with a lower --lr"
+                )
+        write_atomically(self.checkpoints / name, lambda p: p.write_bytes(save(tensors)))
 
     def _commit(self, progress: Progress) -> None:
         progress.metrics = len(self.metrics)
@@ -159,9 +228,15 @@ class RunFolder:
         write_text(self.path / "metrics.jsonl", lines)
         self.write_json("progress.json", asdict(progress))
         self.progress = Progress(**asdict(progress))
-        for stale in self.checkpoints.glob("*progress-*"):
-            if stale.name != progress.tensors:
+        self._remove_stale()
+
+    def _remove_stale(self) -> None:
+        """Remove checkpoints that are no longer needed, and what a killed process half wrote."""
+        for stale in self.checkpoints.glob("progress-*"):
+            if stale.name != self.progress.tensors:
                 stale.unlink()
+        for half in (*self.path.glob(".*.tmp"), *self.checkpoints.glob(".*.tmp")):
+            half.unlink()
 
     def load_tensors(self, name: str) -> dict[str, Tensor]:
         """Tensors of a checkpoint; UserError if it is missing, damaged or not finite."""
@@ -170,13 +245,12 @@ class RunFolder:
             tensors = load_file(path)
         except (OSError, SafetensorError) as error:
             raise UserError(
-                f"checkpoint {path} cannot be read ({error}): it is missing or truncated; "
-                "restore it from a copy, or train again in a new folder"
+                f"checkpoint {path} cannot be read ({error}), it is missing or truncated: "
+                f"{_RESTORE}"
             ) from error
         for key, tensor in tensors.items():
             if not torch.isfinite(tensor).all():
                 raise UserError(
-                    f"checkpoint {path} holds values in {key} that are not finite; "
-                    "restore it from a copy, or train again in a new folder"
+                    f"checkpoint {path} holds values in {key} that are not finite: {_RESTORE}"
                 )
         return tensors

@@ -1,16 +1,19 @@
 """A whole run: teacher, step 1, step 2 (Algorithm 1), with checkpoints, metrics and results."""
 
+import os
 import platform
 import signal
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import numpy as np
 import torch
 
 from pkd import datasets
@@ -19,6 +22,7 @@ from pkd.cost import cost
 from pkd.curves import plot_curves
 from pkd.errors import UserError
 from pkd.models import GAN, IMAGE_SIZE, load_networks, network_tensors
+from pkd.parsing import config_from
 from pkd.runs import RunFolder, write_atomically
 from pkd.scoring import auc_by_member, novelty_scores
 from pkd.trainer import Objective, Trainer
@@ -88,7 +92,7 @@ class Run:
         check: Callable[[], None] = lambda: None,
     ):
         self.folder, self.reporter, self.check = folder, reporter or Reporter(), check
-        self.config = config = config_from(folder.config())
+        self.config = config = config_from(folder.config(), folder.path / "config.yaml")
         self.device = config.torch_device()
         self.phases = config.phases()
         self.dataset = load_dataset(config)
@@ -100,6 +104,7 @@ class Run:
             seeds = [member.first_weights(role) for member in self.members]
             gan = GAN(config.architecture(name, channels), seeds)
             self.networks[name] = gan.to(self.device)
+        self._check_progress()
 
     def train(self) -> dict[str, Any]:
         """Train what is left to train, write results.json and curves.png, return the results."""
@@ -122,18 +127,57 @@ class Run:
         return results
 
     def load_phase(self, phase: Phase) -> None:
-        """Take the networks as `phase` left them."""
-        load_networks(self.networks, self.folder.load_tensors(f"{phase.name}.safetensors"))
+        """Take the networks as `phase` left them; UserError if its checkpoint has others."""
+        trained = {name: self.networks[name] for name in phase.structure.trained}
+        self._load(f"{phase.name}.safetensors", partial(load_networks, trained))
+
+    def _load(self, name: str, take: Callable[[dict[str, torch.Tensor]], None]) -> None:
+        tensors = self.folder.load_tensors(name)
+        try:
+            take(tensors)
+        except UserError as error:
+            path = self.folder.checkpoints / name
+            raise UserError(
+                f"checkpoint {path} does not fit config.yaml ({error}): restore both from a copy, "
+                "or train again in a new folder"
+            ) from error
 
     def evaluate(self, network: str, stride: int = 1) -> list[float]:
-        """AUC of each member of a network on every `stride`-th test image."""
+        """AUC of each member of a network on every `stride`-th test image.
+
+        Raises:
+            UserError: a score is not finite; the message names the member.
+        """
         scores = novelty_scores(
             self.networks[network].generator,
             self.test_images[::stride],
             len(self.members),
             self.check,
         )
+        for member, finite in zip(self.members, np.isfinite(scores).all(0), strict=True):
+            if not finite:
+                raise UserError(
+                    f"scores of the {network} of normal class {member.normal_class}, seed "
+                    f"{member.seed} are not finite: train anew with a lower --lr"
+                )
         return auc_by_member(scores, self.dataset.test_labels[::stride], self.members)
+
+    def _check_progress(self) -> None:
+        """UserError if progress.json speaks of another run than config.yaml."""
+        progress = self.folder.progress
+        finished = [phase.name for phase in self.phases[: progress.phase]]
+        fits = len(finished) == progress.phase and finished == list(progress.auc)
+        fits &= all(len(values) == len(self.members) for values in progress.auc.values())
+        if progress.tensors:
+            phase = self.phases[progress.phase :][:1]
+            fits &= bool(phase) and progress.epoch < phase[0].epochs
+        else:
+            fits &= progress.epoch == progress.step == 0
+        if not fits:
+            raise UserError(
+                f"{self.folder.path / 'progress.json'} does not fit config.yaml: "
+                "restore both from a copy, or train again in a new folder"
+            )
 
     def _train_phase(self, number: int, data: TrainSet) -> None:
         phase, config = self.phases[number], self.config
@@ -152,7 +196,7 @@ class Run:
         )
         progress = replace(self.folder.progress)
         if progress.tensors:
-            trainer.load_state(self.folder.load_tensors(progress.tensors))
+            self._load(progress.tensors, trainer.load_state)
         clock = _Clock(progress.seconds.get(phase.name, 0.0))
         length = max(trainer.steps)
         self.reporter.begin(phase, phase.epochs * length, progress.epoch * length + progress.step)
@@ -248,15 +292,6 @@ class _Clock:
         return time.monotonic() - self._start
 
 
-def config_from(values: dict[str, Any]) -> TrainConfig:
-    """The configuration of a run folder; UserError if this version does not know it."""
-    try:
-        tuples = {k: tuple(v) for k, v in values.items() if isinstance(v, list)}
-        return TrainConfig(**(values | tuples))
-    except (TypeError, AttributeError) as error:
-        raise UserError(f"config.yaml does not fit this version of pkd: {error}") from error
-
-
 def load_dataset(config: TrainConfig) -> datasets.Dataset:
     return datasets.load(config.dataset, Path(config.data_dir) if config.data_dir else None)
 
@@ -282,6 +317,24 @@ def members_of(config: TrainConfig, dataset: datasets.Dataset) -> list[Member]:
     return [Member(k, seed) for seed in range(config.seeds) for k in classes]
 
 
+def check_memory(config: TrainConfig, dataset: datasets.Dataset) -> None:
+    """UserError if not even the weights, gradients and moments of the networks can fit."""
+    channels = dataset.train_images.shape[1]
+    stack = config.seeds * len(parse_classes(config.normal_class, dataset.classes))
+    weights = max(cost(config.architecture(name, channels)).parameters for name in NETWORKS)
+    need = 16 * stack * weights  # float32, four times
+    if config.torch_device().type == "cuda":
+        have = torch.cuda.mem_get_info()[1]
+    else:
+        have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if need > have:
+        raise UserError(
+            f"networks of these widths, {stack} in the stack, need {need / 2**30:,.0f} GiB, but "
+            f"there are {have / 2**30:,.0f}: choose smaller widths or --latent, fewer classes or "
+            "--seeds"
+        )
+
+
 def hardware(device: torch.device) -> str:
     """The device in words, for result files."""
     if device.type == "cuda":
@@ -293,6 +346,8 @@ def start(config: TrainConfig, out: Path | None) -> RunFolder:
     """Check a configuration against its data, then begin a run folder for it."""
     config = config.resolved()
     config.torch_device()
-    members_of(config, load_dataset(config))
+    dataset = load_dataset(config)
+    check_memory(config, dataset)
+    members_of(config, dataset)
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     return RunFolder.create(out or Path("runs") / f"{config.dataset}-{stamp}", config.as_dict())

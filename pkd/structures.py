@@ -21,8 +21,10 @@ class Structure:
     distill: bool = False
 
     @property
-    def trains_student(self) -> bool:
-        return self.student or self.distill
+    def trained(self) -> tuple[str, ...]:
+        """Names of the networks that change."""
+        student = self.student or self.distill
+        return ("teacher",) * self.teacher + ("student",) * student
 
     @property
     def cached_teacher(self) -> bool:

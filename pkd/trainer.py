@@ -22,7 +22,6 @@ from pkd.training_set import Member, TeacherCache, TrainSet
 
 LOSSES = ("generator", "discriminator", *TERMS)
 REPORT_SECONDS = 0.25
-OPTIMIZER = "optimizer."
 
 
 @dataclass(frozen=True)
@@ -118,9 +117,8 @@ class Trainer:
         self.teacher_weights = own.to(device)
         self.student_weights = (own * structure.student + distill * structure.distill).to(device)
         networks = {"teacher": teacher, "student": student}
-        trained = {"teacher": structure.teacher, "student": structure.trains_student}
         adversarial = {"teacher": structure.teacher, "student": structure.student}
-        self.networks = {name: gan for name, gan in networks.items() if trained[name]}
+        self.networks = {name: networks[name] for name in structure.trained}
         self.generator_params = [
             p for gan in self.networks.values() for p in gan.generator.parameters()
         ]
@@ -138,7 +136,7 @@ class Trainer:
         )
         for name, gan in networks.items():
             if gan is not None:
-                gan.train(trained[name])
+                gan.train(name in structure.trained)
         self.statistics = [b for gan in self.networks.values() for b in gan.buffers()]
         self._all_active = True
         self.cache = None
@@ -160,7 +158,7 @@ class Trainer:
                 self.teacher, x, None, self.teacher_weights, self.reduction, own=True
             )
             target = Reconstruction(*(t.detach() for t in made))
-        if self.structure.trains_student:
+        if "student" in self.networks:
             _, found["student"] = network_losses(
                 self.student,
                 x,
@@ -255,14 +253,16 @@ class Trainer:
         """
         bad = ~self.history[start:stop].isfinite().all(3).all(1)  # [steps, M]
         found = [(start + i, k) for i, k in bad.nonzero().tolist() if start + i < self.steps[k]]
-        if not found and not self.optimizer.flat.isfinite().all():
-            found = [(stop - 1, k) for k in self._members_with_bad_weights()]
+        # A sum is one cheap pass over weights of perhaps hundreds of megabytes.
+        if not found and not self.optimizer.flat.sum().isfinite():
+            bad = self._members_with_bad_weights()
+            found = [(min(stop, self.steps[k]) - 1, k) for k in bad]
         if found:
             step, member = found[0][0], self.members[found[0][1]]
             raise UserError(
                 f"the loss or weights of normal class {member.normal_class}, seed {member.seed} "
-                f"are no longer finite at step {step} of epoch {epoch + 1}; training stopped, the "
-                "last checkpoint is kept: train anew with a lower --lr"
+                f"are no longer finite at step {step + 1} of epoch {epoch + 1}; training stopped, "
+                "the last checkpoint is kept: train anew with a lower --lr"
             )
 
     def _members_with_bad_weights(self) -> list[int]:
@@ -291,13 +291,22 @@ class Trainer:
 
     def state(self, step: int) -> dict[str, Tensor]:
         """Everything that training from `step` of an epoch on depends on, as named tensors."""
-        moments = {OPTIMIZER + k: v for k, v in self.optimizer.state_dict().items()}
-        return network_tensors(self.networks) | moments | {"history": self.history[:step]}
+        state = network_tensors(self.networks) | self._moments()
+        return state | {"history": self.history[:step]}
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """Continue from a `state`; UserError if it is of another architecture."""
         load_networks(self.networks, tensors)
-        moments = {k: v for k, v in tensors.items() if k.startswith(OPTIMIZER)}
-        self.optimizer.load_state_dict({k.removeprefix(OPTIMIZER): v for k, v in moments.items()})
-        history = tensors["history"]
-        self.history[: len(history)] = history
+        history = tensors.get("history")
+        pairs = {"history": (self.history[: 0 if history is None else len(history)], history)}
+        pairs |= {name: (own, tensors.get(name)) for name, own in self._moments().items()}
+        for name, (own, saved) in pairs.items():
+            if saved is None or saved.shape != own.shape:
+                raise UserError(
+                    f"its {name} is missing or does not fit the networks and images of this run"
+                )
+            own.copy_(saved)
+
+    def _moments(self) -> dict[str, Tensor]:
+        names = ("exp_avg", "exp_avg_sq", "step_count")
+        return {f"optimizer.{name}": getattr(self.optimizer, name) for name in names}
