@@ -25,6 +25,8 @@ setup(
         "pooch>=1.8",
         "matplotlib>=3.8",
         "filelock>=3.12",
+        "pyyaml>=6",
+        "docstring-parser>=0.15",
     ],
     extras_require={"test": ["pytest>=8", "pytest-benchmark>=5", "hypothesis>=6", "ruff>=0.9"]},
     entry_points={"console_scripts": ["pkd = pkd.cli:main"]},

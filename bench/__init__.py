@@ -1,1 +1,1 @@
-"""Benchmarks: run `pytest bench`, or on a GPU `python -m bench.gpu --out DIR`."""
+"""Benchmarks: what is measured, and the peers it is measured against."""

@@ -1,0 +1,203 @@
+"""What a training run is told: one dataclass, its presets, and the checks on it."""
+
+import math
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from pkd.cost import PAPER_STUDENTS
+from pkd.errors import UserError
+from pkd.models import Architecture
+from pkd.structures import PHASE_NAMES, SCHEDULES, TEACHER, Structure
+
+DatasetName = Literal["digits", "mnist", "fashion_mnist", "cifar10"]
+StructureName = Literal["1", "2", "3", "4", "progressive-23", "progressive-24"]
+
+QUICK = {
+    "student_widths": "8-16-64",
+    "teacher_epochs": 4,
+    "step1_epochs": 10,
+    "step2_epochs": 2,
+    "batch_size": 8,
+    "max_train_images": 1000,
+    "lr": 0.0002,  # DCGAN's; a few hundred steps end better with it than with the paper's
+}
+
+
+def preset_defaults(preset: str, dataset: str) -> dict[str, Any]:
+    """The defaults that a preset stands for; flags given explicitly override them."""
+    if preset == "paper":
+        widths = PAPER_STUDENTS.get(dataset, PAPER_STUDENTS["mnist"])[1]
+        epochs = {f"{phase}_epochs": 500 for phase in PHASE_NAMES}
+        return {
+            "student_widths": "-".join(map(str, widths)),
+            "batch_size": 1,
+            "lr": 0.002,
+            **epochs,
+        }
+    return QUICK
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of one training run.
+
+    Args:
+        dataset: data set to train on.
+        data_dir: folder with the data set's files; default $PKD_DATA_DIR, then a cache folder.
+        normal_class: "all", a class number, or several as "1,5"; each is one model of the stack.
+        seeds: repeats of each class, seeds 0 to SEEDS-1, trained as further models of the stack.
+        structure: KDGAN-1 to -4, or the two steps of P-KDGAN-II-(2)(3) or -(2)(4).
+        teacher_widths: channels of the teacher's three stages.
+        student_widths: channels of the student's three stages; default by preset.
+        preset: defaults for widths, epochs, batch size and training images: "quick" for a laptop,
+            "paper" for batch 1, 500 epochs a phase and the paper's student of the data set.
+        teacher_epochs: epochs of the teacher's own training; default by preset.
+        step1_epochs: epochs of the first distillation step; default by preset.
+        step2_epochs: epochs of the second step of a progressive structure; default by preset.
+        batch_size: images a step and model; default by preset.
+        max_train_images: use only the first N training images of each class; default by preset.
+        lr: Adam's learning rate; default by preset.
+        betas: Adam's decay rates.
+        weights: of the loss terms con,enc,adv (Eq. 5) and k1,kx,k2 (Eq. 6).
+        reduction: "mean" over elements, or "norm", the paper's letter.
+        norm: normalisation over one image, or over the batch.
+        norm_first: normalise the first encoder convolution too, as the paper's Table 1 has it.
+        latent: size of the latent vectors.
+        device: where to train; "auto" takes a GPU if there is one.
+        checkpoint_every: seconds between checkpoints within a phase.
+    """
+
+    dataset: DatasetName = "digits"
+    data_dir: str | None = None
+    normal_class: str = "all"
+    seeds: int = 1
+    structure: StructureName = "progressive-23"
+    teacher_widths: str = "64-128-256"
+    student_widths: str | None = None
+    preset: Literal["quick", "paper"] = "quick"
+    teacher_epochs: int | None = None
+    step1_epochs: int | None = None
+    step2_epochs: int | None = None
+    batch_size: int | None = None
+    max_train_images: int | None = None
+    lr: float | None = None
+    betas: tuple[float, float] = (0.5, 0.999)
+    weights: tuple[float, float, float, float, float, float] = (10.0, 1.0, 1.0, 1.0, 1.0, 1.0)
+    reduction: Literal["mean", "norm"] = "mean"
+    norm: Literal["instance", "batch"] = "instance"
+    norm_first: bool = True
+    latent: int = 256
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    checkpoint_every: float = 60.0
+
+    def resolved(self) -> "TrainConfig":
+        """This configuration with the preset's values filled in, checked.
+
+        Raises:
+            UserError: a value that no training could use.
+        """
+        defaults = preset_defaults(self.preset, self.dataset)
+        missing = {k: v for k, v in defaults.items() if getattr(self, k) is None}
+        if self.data_dir:
+            missing["data_dir"] = str(Path(self.data_dir).expanduser().absolute())
+        config = replace(self, **missing)
+        config.check()
+        return config
+
+    def check(self) -> None:
+        counts = ("seeds", "teacher_epochs", "step1_epochs", "step2_epochs", "batch_size")
+        for name in (*counts, "latent", "max_train_images"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{flag(name)} is {value}, but must be at least 1")
+        rate = torch.tensor(self.lr, dtype=torch.float32).item()  # as Adam will have it
+        if not (math.isfinite(rate) and rate > 0):
+            raise UserError(
+                f"--lr is {self.lr}, but must be positive and finite in float32, e.g. 0.002"
+            )
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError(f"--betas is {self.betas}, but each must lie in [0, 1)")
+        if not all(math.isfinite(weight) and weight >= 0 for weight in self.weights):
+            raise UserError(f"--weights is {self.weights}, but each must be finite and at least 0")
+        if not self.checkpoint_every >= 0:
+            raise UserError(f"--checkpoint-every is {self.checkpoint_every}, but counts seconds")
+        parse_widths("teacher_widths", self.teacher_widths)
+        parse_widths("student_widths", self.student_widths)
+
+    def architecture(self, network: str, channels: int) -> Architecture:
+        """Architecture of "teacher" or "student" for images of `channels`."""
+        name = f"{network}_widths"
+        widths = parse_widths(name, getattr(self, name))
+        return Architecture(channels, widths, self.latent, self.norm, self.norm_first)
+
+    def phases(self) -> list["Phase"]:
+        """The phases of this run in order: the teacher's own training, then one step or two."""
+        structures = (TEACHER, *SCHEDULES[self.structure])
+        return [
+            Phase(name, structure, getattr(self, f"{name}_epochs"))
+            for name, structure in zip(PHASE_NAMES, structures, strict=False)
+        ]
+
+    def torch_device(self) -> torch.device:
+        """The device to train on; UserError if cuda is asked for where there is none."""
+        cuda = torch.cuda.is_available()
+        if self.device == "cuda" and not cuda:
+            raise UserError(
+                "--device cuda (or config.yaml's), but PyTorch finds no usable NVIDIA GPU here: "
+                "use cpu or auto, or install a CUDA build of torch"
+            )
+        return torch.device("cuda" if cuda and self.device != "cpu" else "cpu")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain types only, for YAML and JSON."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training with one structure."""
+
+    name: str
+    structure: Structure
+    epochs: int
+
+    @property
+    def judged(self) -> str:
+        """The network whose AUC this phase reports."""
+        return self.structure.trained[-1]
+
+
+def flag(name: str) -> str:
+    """The command-line flag of a setting."""
+    return "--" + name.replace("_", "-")
+
+
+def parse_widths(name: str, text: str) -> tuple[int, int, int]:
+    """Three positive integers of "a-b-c"; UserError otherwise."""
+    parts = text.split("-")
+    if len(parts) != 3 or not all(p.isascii() and p.isdigit() and int(p) > 0 for p in parts):
+        raise UserError(
+            f"{flag(name)} is {text!r}, but must be three positive integers such as 8-16-64"
+        )
+    return tuple(map(int, parts))
+
+
+def parse_classes(text: str, classes: tuple[str, ...]) -> list[int]:
+    """Class numbers of "all", "K" or "K,K"; UserError for one that the data set has not."""
+    if text == "all":
+        return list(range(len(classes)))
+    parts = text.split(",")
+    known = ", ".join(f"{k} {name}" for k, name in enumerate(classes))
+    for part in parts:
+        if not (part.isascii() and part.isdigit() and int(part) < len(classes)):
+            raise UserError(
+                f"--normal-class {text!r}: {part!r} is not a class of this data set; "
+                f"take 'all' or numbers of: {known}"
+            )
+    chosen = [int(part) for part in parts]
+    if len(set(chosen)) < len(chosen):
+        raise UserError(f"--normal-class {text!r} names a class twice: name it once")
+    return chosen

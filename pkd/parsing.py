@@ -1,0 +1,94 @@
+"""Settings from the command line, from YAML and from run folders: every mistake a UserError."""
+
+import re
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import docstring_parser
+from jsonargparse import ArgumentParser
+
+from pkd.config import TrainConfig, flag
+from pkd.errors import UserError
+
+
+class Parser(ArgumentParser):
+    """ArgumentParser that raises UserError, in one line, where others print and exit."""
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(print_config="--print-%s", **kwargs)
+
+    def error(self, message: str, ex: Exception | None = None) -> None:
+        message = re.sub(r'Parser key "(\w+)":', lambda m: f"{flag(m[1])}:", message)
+        message = re.sub(r"<class '(\w+)'>", r"\1", message).replace("typing.", "")
+        command = self.prog.replace("[options] ", "")
+        raise UserError(f"{' '.join(message.split())} (see {command} --help)") from ex
+
+
+@dataclass(frozen=True, repr=False)
+class Numbers:
+    """Reads `count` numbers: "0.5,0.999", or a list in YAML."""
+
+    count: int
+
+    def __call__(self, value: Any) -> tuple[float, ...]:
+        parts = value.strip("[]()").split(",") if isinstance(value, str) else value
+        try:
+            numbers = tuple(map(float, parts))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"expected {self}, got {value!r}") from error
+        if len(numbers) != self.count:
+            raise ValueError(f"expected {self}, got {value!r}")
+        return numbers
+
+    def __repr__(self) -> str:
+        return f"{self.count} numbers with commas"
+
+
+class Text:
+    """Reads a string, also where YAML makes a number of it (`normal_class: 3`)."""
+
+    def __call__(self, value: Any) -> str:
+        return str(value)
+
+    def __repr__(self) -> str:
+        return "text"
+
+
+def add_settings(parser: ArgumentParser) -> None:
+    """Give `parser` a flag for every field of TrainConfig."""
+    hints = get_type_hints(TrainConfig)
+    texts = {p.arg_name: p.description for p in docstring_parser.parse(TrainConfig.__doc__).params}
+    for field in fields(TrainConfig):
+        hint = hints[field.name]
+        kind = {"type": hint}
+        if get_origin(hint) is tuple:
+            kind = {"type": Numbers(len(get_args(hint))), "metavar": "X,X,..."}
+        elif get_origin(hint) is Literal:
+            kind = {"type": Text(), "choices": get_args(hint)}
+        elif hint is str:
+            kind = {"type": Text()}
+        text = texts[field.name]
+        parser.add_argument(flag(field.name), default=field.default, help=text, **kind)
+
+
+def config_from(values: Any, source: Path) -> TrainConfig:
+    """The configuration that `source`, a run's config.yaml, holds.
+
+    Raises:
+        UserError: it is damaged, or of another version of pkd.
+    """
+    parser = Parser()
+    add_settings(parser)
+    try:
+        if not isinstance(values, dict):
+            raise UserError("it holds no settings")
+        missing = [field.name for field in fields(TrainConfig) if field.name not in values]
+        if missing:
+            raise UserError(f"it has no {', '.join(missing)}")
+        return TrainConfig(**vars(parser.parse_object(values))).resolved()
+    except UserError as error:
+        raise UserError(
+            f"{source} is damaged or of another version of pkd: {error}; "
+            "mend it, or train again in a new folder"
+        ) from error

@@ -1,0 +1,353 @@
+"""A whole run: teacher, step 1, step 2 (Algorithm 1), with checkpoints, metrics and results."""
+
+import os
+import platform
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import numpy as np
+import torch
+
+from pkd import datasets
+from pkd.config import Phase, TrainConfig, parse_classes
+from pkd.cost import cost
+from pkd.curves import plot_curves
+from pkd.errors import UserError
+from pkd.models import GAN, IMAGE_SIZE, load_networks, network_tensors
+from pkd.parsing import config_from
+from pkd.runs import RunFolder, write_atomically
+from pkd.scoring import auc_by_member, novelty_scores
+from pkd.trainer import Objective, Trainer
+from pkd.training_set import Member, TrainSet
+
+# Curves are measured on every 10th image of a large test split, results on the whole of it.
+CURVE_IMAGES = 1000
+NETWORKS = ("teacher", "student")
+
+
+class Interrupted(Exception):  # noqa: N818 (it is no error)
+    """The user asked to stop; the run folder holds a checkpoint."""
+
+
+class StopRequest:
+    """Context in which SIGINT and SIGTERM ask training to stop instead of breaking it off."""
+
+    def __init__(self):
+        self.asked = False
+
+    def __enter__(self) -> "StopRequest":
+        self._before = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, *_: object) -> None:
+        self.asked = True
+
+    def check(self) -> None:
+        if self.asked:
+            raise Interrupted
+
+
+class Reporter:
+    """What a run tells while it goes on; this one keeps silent."""
+
+    def begin(self, phase: Phase, steps: int, done: int) -> None:
+        """A phase of `steps` steps begins, `done` of them done before."""
+
+    def advance(self, steps: int, losses: dict[str, float]) -> None:
+        """`steps` steps are done in this phase; losses are means over the stack."""
+
+    def epoch(self, record: dict[str, Any], epochs: int) -> None:
+        """An epoch is over; `record` is its line in metrics.jsonl."""
+
+
+class Run:
+    """One training run in its folder.
+
+    Args:
+        folder: created, or opened and perhaps half done.
+        reporter: told of the progress.
+        check: called often; may raise Interrupted.
+
+    Attributes:
+        members: the stack, one for each normal class and seed.
+        networks: {"teacher": GAN, "student": GAN} of the stack.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        reporter: Reporter | None = None,
+        check: Callable[[], None] = lambda: None,
+    ):
+        self.folder, self.reporter, self.check = folder, reporter or Reporter(), check
+        self.config = config = config_from(folder.config(), folder.path / "config.yaml")
+        self.device = config.torch_device()
+        self.phases = config.phases()
+        self.dataset = load_dataset(config)
+        self.members = members_of(config, self.dataset)
+        self.test_images = datasets.resize(self.dataset.test_images, IMAGE_SIZE).to(self.device)
+        channels = self.test_images.shape[1]
+        self.networks = {}
+        for role, name in enumerate(NETWORKS):
+            seeds = [member.first_weights(role) for member in self.members]
+            gan = GAN(config.architecture(name, channels), seeds)
+            self.networks[name] = gan.to(self.device)
+        self._check_progress()
+
+    def train(self) -> dict[str, Any]:
+        """Train what is left to train, write results.json and curves.png, return the results."""
+        progress = self.folder.progress
+        for phase in self.phases[: progress.phase]:
+            self.load_phase(phase)
+        if progress.phase < len(self.phases):
+            config = self.config
+            images = datasets.resize(self.dataset.train_images, IMAGE_SIZE)
+            labels, limit = self.dataset.train_labels, config.max_train_images
+            data = TrainSet(images, labels, self.members, limit, self.device)
+            for number in range(progress.phase, len(self.phases)):
+                self._train_phase(number, data)
+        results = self.results(self.folder.progress.auc)
+        self.folder.write_json("results.json", results)
+        write_atomically(
+            self.folder.path / "curves.png",
+            lambda p: plot_curves(p, self.folder.metrics, self.config.dataset),
+        )
+        return results
+
+    def load_phase(self, phase: Phase) -> None:
+        """Take the networks as `phase` left them; UserError if its checkpoint has others."""
+        trained = {name: self.networks[name] for name in phase.structure.trained}
+        self._load(f"{phase.name}.safetensors", partial(load_networks, trained))
+
+    def _load(self, name: str, take: Callable[[dict[str, torch.Tensor]], None]) -> None:
+        tensors = self.folder.load_tensors(name)
+        try:
+            take(tensors)
+        except UserError as error:
+            path = self.folder.checkpoints / name
+            raise UserError(
+                f"checkpoint {path} does not fit config.yaml ({error}): restore both from a copy, "
+                "or train again in a new folder"
+            ) from error
+
+    def evaluate(self, network: str, stride: int = 1) -> list[float]:
+        """AUC of each member of a network on every `stride`-th test image.
+
+        Raises:
+            UserError: a score is not finite; the message names the member.
+        """
+        scores = novelty_scores(
+            self.networks[network].generator,
+            self.test_images[::stride],
+            len(self.members),
+            self.check,
+        )
+        for member, finite in zip(self.members, np.isfinite(scores).all(0), strict=True):
+            if not finite:
+                raise UserError(
+                    f"scores of the {network} of normal class {member.normal_class}, seed "
+                    f"{member.seed} are not finite: train anew with a lower --lr"
+                )
+        return auc_by_member(scores, self.dataset.test_labels[::stride], self.members)
+
+    def _check_progress(self) -> None:
+        """UserError if progress.json speaks of another run than config.yaml."""
+        progress = self.folder.progress
+        finished = [phase.name for phase in self.phases[: progress.phase]]
+        fits = len(finished) == progress.phase and finished == list(progress.auc)
+        fits &= all(len(values) == len(self.members) for values in progress.auc.values())
+        if progress.tensors:
+            phase = self.phases[progress.phase :][:1]
+            fits &= bool(phase) and progress.epoch < phase[0].epochs
+        else:
+            fits &= progress.epoch == progress.step == 0
+        if not fits:
+            raise UserError(
+                f"{self.folder.path / 'progress.json'} does not fit config.yaml: "
+                "restore both from a copy, or train again in a new folder"
+            )
+
+    def _train_phase(self, number: int, data: TrainSet) -> None:
+        phase, config = self.phases[number], self.config
+        trainer = Trainer(
+            phase.structure,
+            self.networks["teacher"],
+            self.networks["student"],
+            self.members,
+            data,
+            phase=number,
+            batch_size=config.batch_size,
+            lr=config.lr,
+            betas=config.betas,
+            objective=Objective(config.weights, config.reduction),
+            check=self.check,
+        )
+        progress = replace(self.folder.progress)
+        if progress.tensors:
+            self._load(progress.tensors, trainer.load_state)
+        clock = _Clock(progress.seconds.get(phase.name, 0.0))
+        length = max(trainer.steps)
+        self.reporter.begin(phase, phase.epochs * length, progress.epoch * length + progress.step)
+
+        def checkpoint() -> None:
+            progress.seconds = progress.seconds | {phase.name: clock.seconds()}
+            self.folder.save_within_phase(trainer.state(progress.step), replace(progress))
+
+        saved = time.monotonic()
+        try:
+            while progress.epoch < phase.epochs:
+                for step in trainer.epoch(progress.epoch, progress.step):
+                    progress.step = step
+                    self.reporter.advance(
+                        progress.epoch * length + progress.step,
+                        trainer.recent_losses(progress.step),
+                    )
+                    self.check()
+                    if time.monotonic() - saved >= config.checkpoint_every:
+                        checkpoint()
+                        saved = time.monotonic()
+                last = progress.epoch + 1 == phase.epochs
+                stride = 1 if last else max(1, len(self.test_images) // CURVE_IMAGES)
+                auc = self.evaluate(phase.judged, stride)
+                record = {
+                    "phase": phase.name,
+                    "epoch": progress.epoch + 1,
+                    "network": phase.judged,
+                    "auc": auc,
+                    "test_images": len(self.test_images[::stride]),
+                    "losses": trainer.epoch_losses(),
+                }
+                self.folder.metrics.append(record)
+                self.reporter.epoch(record, phase.epochs)
+                progress.epoch, progress.step = progress.epoch + 1, 0
+        except Interrupted:
+            checkpoint()
+            raise
+        progress.phase, progress.epoch = number + 1, 0
+        progress.auc = progress.auc | {phase.name: auc}
+        progress.seconds = progress.seconds | {phase.name: clock.seconds()}
+        self.folder.save_phase(phase.name, network_tensors(trainer.networks), replace(progress))
+
+    def results(self, auc: dict[str, list[float]]) -> dict[str, Any]:
+        """What results.json holds, for the AUC of each member after each phase."""
+        config = self.config
+        return {
+            "dataset": config.dataset,
+            "data_sha256": self.dataset.digest,
+            "config": config.as_dict(),
+            "members": [
+                {
+                    "normal_class": member.normal_class,
+                    "class_name": self.dataset.classes[member.normal_class],
+                    "seed": member.seed,
+                    "auc": {phase: values[k] for phase, values in auc.items()},
+                }
+                for k, member in enumerate(self.members)
+            ],
+            **summarize(auc, self.members),
+            "cost": {name: vars(cost(gan.architecture)) for name, gan in self.networks.items()},
+            "seconds": {
+                name: round(spent, 1) for name, spent in self.folder.progress.seconds.items()
+            },
+            "hardware": hardware(self.device),
+            "versions": {
+                "python": platform.python_version(),
+                **{name: version(name) for name in ("pkdgan", "torch", "numpy", "scikit-learn")},
+            },
+        }
+
+
+def summarize(auc: dict[str, list[float]], members: list[Member]) -> dict[str, dict[str, float]]:
+    """Mean AUC over classes for each phase, and its spread over seeds where there are several."""
+    seeds = sorted({member.seed for member in members})
+    by_seed = {
+        phase: [mean(v for v, m in zip(values, members, strict=True) if m.seed == s) for s in seeds]
+        for phase, values in auc.items()
+    }
+    summary = {"mean_auc": {phase: mean(values) for phase, values in by_seed.items()}}
+    if len(seeds) > 1:
+        summary["std_auc"] = {phase: stdev(values) for phase, values in by_seed.items()}
+    return summary
+
+
+class _Clock:
+    """Seconds spent, those before a resume included."""
+
+    def __init__(self, before: float):
+        self._start = time.monotonic() - before
+
+    def seconds(self) -> float:
+        return time.monotonic() - self._start
+
+
+def load_dataset(config: TrainConfig) -> datasets.Dataset:
+    return datasets.load(config.dataset, Path(config.data_dir) if config.data_dir else None)
+
+
+def members_of(config: TrainConfig, dataset: datasets.Dataset) -> list[Member]:
+    """The stack of a run; UserError if a class cannot be trained or tested on.
+
+    All classes of seed 0, then all of seed 1, and so on.
+    """
+    classes = parse_classes(config.normal_class, dataset.classes)
+    for k in classes:
+        images = int((dataset.train_labels == k).sum())
+        used = min(images, config.max_train_images or images)
+        if images == 0 or not (dataset.test_labels == k).any():
+            raise UserError(f"{config.dataset} has no images of class {k}: choose another class")
+        if config.batch_size > used:
+            raise UserError(
+                f"--batch-size {config.batch_size} is larger than class {k} with its {used} "
+                f"training images: choose at most {used}"
+            )
+    if (dataset.test_labels == dataset.test_labels[0]).all():
+        raise UserError(f"the test split of {config.dataset} has only one class: nothing is novel")
+    return [Member(k, seed) for seed in range(config.seeds) for k in classes]
+
+
+def check_memory(config: TrainConfig, dataset: datasets.Dataset) -> None:
+    """UserError if not even the weights, gradients and moments of the networks can fit."""
+    channels = dataset.train_images.shape[1]
+    stack = config.seeds * len(parse_classes(config.normal_class, dataset.classes))
+    weights = max(cost(config.architecture(name, channels)).parameters for name in NETWORKS)
+    need = 16 * stack * weights  # float32, four times
+    if config.torch_device().type == "cuda":
+        have = torch.cuda.mem_get_info()[1]
+    else:
+        have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if need > have:
+        raise UserError(
+            f"networks of these widths, {stack} in the stack, need {need / 2**30:,.0f} GiB, but "
+            f"there are {have / 2**30:,.0f}: choose smaller widths or --latent, fewer classes or "
+            "--seeds"
+        )
+
+
+def hardware(device: torch.device) -> str:
+    """The device in words, for result files."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} threads ({platform.machine()})"
+
+
+def start(config: TrainConfig, out: Path | None) -> RunFolder:
+    """Check a configuration against its data, then begin a run folder for it."""
+    config = config.resolved()
+    config.torch_device()
+    dataset = load_dataset(config)
+    check_memory(config, dataset)
+    members_of(config, dataset)
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    return RunFolder.create(out or Path("runs") / f"{config.dataset}-{stamp}", config.as_dict())

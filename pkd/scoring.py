@@ -1,0 +1,51 @@
+"""Novelty scores of whole image sets, and how well they tell novel from normal."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from pkd_kernels import novelty_score
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+
+from pkd.models import Generator
+from pkd.training_set import Member, to_unit
+
+SCORE_BATCH = 64
+
+
+@torch.no_grad()
+def novelty_scores(
+    generator: Generator,
+    images: Tensor,
+    stack: int,
+    check: Callable[[], None] = lambda: None,
+) -> np.ndarray:
+    """Score every image by every model of a stack: mean square of z1 - z2 (Eq. 3).
+
+    Args:
+        generator: of the stack, on the images' device; put into evaluation mode meanwhile.
+        images: (T, C, 32, 32) uint8.
+        stack: M.
+        check: called between batches; may raise to stop.
+
+    Returns:
+        (T, M) float32, higher is more novel.
+    """
+    was_training = generator.training
+    generator.eval()
+    scores = []
+    for batch in images.split(SCORE_BATCH):
+        check()
+        made = generator(to_unit(batch))
+        scores.append(novelty_score(made.z1, made.z2, stack=stack))
+    generator.train(was_training)
+    return torch.cat(scores).cpu().numpy()
+
+
+def auc_by_member(scores: np.ndarray, labels: np.ndarray, members: Sequence[Member]) -> list[float]:
+    """Area under the ROC curve of each model: its normal class against all the rest."""
+    return [
+        float(roc_auc_score(labels != member.normal_class, scores[:, k]))
+        for k, member in enumerate(members)
+    ]

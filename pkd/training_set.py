@@ -1,0 +1,115 @@
+"""The images a stack trains on, and a frozen teacher's answers to them, as device tensors."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pkd.models import GAN, Reconstruction
+
+CACHE_BATCH = 64
+INITIALISATION, DATA_ORDER = 0, 1
+
+
+@dataclass(frozen=True)
+class Member:
+    """One model of a stack: the class that is normal to it, and the seed of all its randomness."""
+
+    normal_class: int
+    seed: int
+
+    def _derive(self, *purpose: int) -> np.random.SeedSequence:
+        """Randomness for one purpose, independent of every neighbour and of what was drawn before.
+
+        That makes a member of a stack equal to the same model trained alone, and lets a resumed
+        run continue with the same draws without any generator state on disk.
+        """
+        return np.random.SeedSequence([self.seed, self.normal_class, *purpose])
+
+    def first_weights(self, role: int) -> int:
+        """Seed of the first weights of this member's network number `role`."""
+        return int(self._derive(INITIALISATION, role).generate_state(1, np.uint64)[0])
+
+    def order(self, size: int, phase: int, epoch: int) -> np.ndarray:
+        """The order in which this member sees its `size` images in an epoch of a phase."""
+        return np.random.default_rng(self._derive(DATA_ORDER, phase, epoch)).permutation(size)
+
+
+class TrainSet:
+    """Training images of the members' classes, on the device as uint8.
+
+    Args:
+        images: (n, C, 32, 32) uint8, the whole training split.
+        labels: (n,) their classes.
+        members: the stack.
+        limit: use only the first `limit` images of each class; None uses all.
+
+    Attributes:
+        images: (R, C, 32, 32) uint8, class after class.
+        sizes: images of each member's class.
+        first: (M,) row at which each member's class begins; members of a class share its images.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: np.ndarray,
+        members: Sequence[Member],
+        limit: int | None = None,
+        device: torch.device | str = "cpu",
+    ):
+        classes = sorted({member.normal_class for member in members})
+        rows = {k: np.flatnonzero(labels == k)[:limit] for k in classes}
+        starts = dict(zip(classes, np.cumsum([0, *(len(rows[k]) for k in classes)]), strict=False))
+        chosen = torch.from_numpy(np.concatenate([rows[k] for k in classes]))
+        self.images = images[chosen].to(device)
+        self.sizes = tuple(len(rows[member.normal_class]) for member in members)
+        self.first = torch.tensor([int(starts[m.normal_class]) for m in members], device=device)
+
+    def batch(self, rows: Tensor) -> Tensor:
+        """Images of `rows` (N, M) as (N, M*C, 32, 32) float32 in [-1, 1]."""
+        n, m = rows.shape
+        images = self.images.index_select(0, rows.flatten())
+        return to_unit(images).view(n, m * images.shape[1], *images.shape[2:])
+
+
+def to_unit(images: Tensor) -> Tensor:
+    """uint8 [0, 255] to float32 [-1, 1]."""
+    return images.to(torch.float32).div_(127.5).sub_(1.0)
+
+
+class TeacherCache:
+    """Outputs of a frozen teacher for every training image of every member, computed once."""
+
+    def __init__(self, teacher: GAN, data: TrainSet, check: Callable[[], None]):
+        device = data.first.device
+        offsets = np.cumsum([0, *data.sizes])
+        self.first = torch.tensor(offsets[:-1], device=device)
+        channels = teacher.architecture.channels
+        shapes = [(teacher.architecture.latent,), (channels, *data.images.shape[2:])]
+        self.outputs = tuple(
+            torch.empty(int(offsets[-1]), *shapes[k], device=device) for k in (0, 1, 0)
+        )
+        sizes = torch.tensor(data.sizes, device=device)
+        for begin in range(0, max(data.sizes), CACHE_BATCH):
+            check()
+            local = torch.arange(begin, min(begin + CACHE_BATCH, max(data.sizes)), device=device)
+            rows = torch.minimum(local[:, None], sizes - 1)  # smaller classes repeat their last
+            made = teacher.generator(data.batch(rows + data.first))
+            for store, output in zip(self.outputs, made, strict=True):
+                store[(rows + self.first).flatten()] = output.reshape(
+                    rows.numel(), *store.shape[1:]
+                )
+
+    def batch(self, rows: Tensor) -> Reconstruction:
+        """The outputs of `rows` (N, M), laid out as the stack's own."""
+        n, m = rows.shape
+        flat = rows.flatten()
+        return Reconstruction(
+            *(
+                store.index_select(0, flat).view(n, m * store.shape[1], *store.shape[2:])
+                for store in self.outputs
+            )
+        )

@@ -1,0 +1,21 @@
+"""No figure stands in README that a committed result file does not hold."""
+
+import json
+from pathlib import Path
+
+from bench.paper import read_results, report
+from bench.step import table
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+RESULTS = ROOT / "bench" / "results"
+
+
+def test_results_table_is_what_the_run_folders_give():
+    folders = sorted((RESULTS / "runs").iterdir())
+    assert report([read_results(folder) for folder in folders]) in README
+
+
+def test_step_table_is_what_the_benchmark_wrote():
+    rows = json.loads((RESULTS / "step-cpu.json").read_text(encoding="utf-8"))["rows"]
+    assert table(rows) in README
