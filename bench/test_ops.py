@@ -10,14 +10,14 @@ import os
 import time
 from collections.abc import Callable
 
+import pkd_kernels
 import pytest
 import torch
-from torch import Tensor, nn
-
-import pkd_kernels
-from bench.problems import PROBLEMS, SHAPES, network_shapes
 from pkd_kernels import FlatAdam, dispatch, reference
 from pkd_kernels.traffic import measured
+from torch import Tensor, nn
+
+from bench.problems import PROBLEMS, SHAPES, network_shapes
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"

@@ -131,22 +131,25 @@ def generator_loss(
         (1, xh, tx),
         (2, z2, t2),
     )
-    absent = torch.zeros(stack, dtype=accumulator(xh.dtype), device=xh.device)
+    weights = weights.detach().to(accumulator(xh.dtype)).expand(stack, len(TERMS))
+    absent = weights.new_zeros(stack)
     terms = torch.stack(
         [
-            absent if b is None else _distance(a, b, order, reduction, stack)
-            for order, a, b in pairs
+            absent if b is None else _distance(a, b, order, reduction, on)
+            for (order, a, b), on in zip(pairs, weights.T != 0, strict=True)
         ],
         dim=1,
     )
-    weights = weights.detach().to(terms.dtype)
-    terms = torch.where(weights != 0, terms, 0)
     return (weights * terms).sum(1), terms.detach()
 
 
-def _distance(a: Tensor, b: Tensor, order: int, reduction: str, stack: int) -> Tensor:
-    """(M,) distance of two (N, M*F, ...) tensors: L1 for order 1, squared or plain L2 for 2."""
-    difference = (_wide(a) - _wide(b)).reshape(a.shape[0], stack, -1)  # [N, M, F]
+def _distance(a: Tensor, b: Tensor, order: int, reduction: str, on: Tensor) -> Tensor:
+    """(M,) distance of two (N, M*F, ...) tensors: L1 for order 1, squared or plain L2 for 2.
+
+    0, in value and gradient, for a model that is not `on` (M,), whatever the tensors hold.
+    """
+    difference = (_wide(a) - _wide(b)).reshape(a.shape[0], len(on), -1)  # [N, M, F]
+    difference = torch.where(on[:, None], difference, 0)
     if reduction == "mean":
         return (difference.abs() if order == 1 else difference.square()).mean((0, 2))
     return torch.linalg.vector_norm(difference, order, dim=2).mean(0)

@@ -3,9 +3,8 @@
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
-
 from pkd_kernels import reference
+from torch import Tensor
 
 # Largest error over the largest expected value, the definition in float64 being what is expected.
 # Values of 16-bit inputs are float32 and judged as such; their gradients may be wrong by one unit

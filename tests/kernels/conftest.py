@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-
 from pkd_kernels import dispatch
 
 INTERPRETED_ONLY = pytest.mark.skipif(

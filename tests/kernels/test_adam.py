@@ -4,10 +4,9 @@ import copy
 
 import pytest
 import torch
-from torch import Tensor, nn
-
 from pkd_kernels import FlatAdam, adam_step, reference
 from pkd_kernels.traffic import measured
+from torch import Tensor, nn
 
 STACK = 3
 SHAPES = ((3 * 4, 2, 3), (3 * 5,))  # each three models

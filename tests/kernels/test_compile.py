@@ -1,7 +1,6 @@
 """torch.compile sees the ops as single operators: one graph, the same numbers."""
 
 import torch
-
 from cases import Sizes, make_inputs
 from pkd_kernels import FlatAdam, adam_step, discriminator_loss, generator_loss, novelty_score
 

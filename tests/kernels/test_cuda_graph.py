@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-
 from cases import Sizes, make_inputs
 from pkd_kernels import FlatAdam, discriminator_loss, dispatch, generator_loss
 

@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
-
 from cases import DTYPES, assert_close
 from pkd_kernels import discriminator_loss, reference
 from pkd_kernels.traffic import measured
+from torch import Tensor
 
 
 def logits(shape: tuple[int, ...], dtype: torch.dtype, device: str, scale: float = 4.0):

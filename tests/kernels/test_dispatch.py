@@ -3,10 +3,9 @@
 import subprocess
 import sys
 
+import pkd_kernels
 import pytest
 import torch
-
-import pkd_kernels
 from pkd_kernels import dispatch, novelty_score
 
 Z = torch.zeros(2, 4)

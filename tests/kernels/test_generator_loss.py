@@ -5,13 +5,12 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from cases import DTYPES, Inputs, Sizes, assert_close, generator_results, make_inputs
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
-
-from cases import DTYPES, Inputs, Sizes, assert_close, generator_results, make_inputs
 from pkd_kernels import dispatch, generator_loss, reference
 from pkd_kernels.traffic import measured
+from torch import Tensor
 
 SMALL = Sizes(2, 3, 35, 9, 17)
 SIZES = [

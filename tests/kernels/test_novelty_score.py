@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-
 from cases import DTYPES, assert_close
 from pkd_kernels import novelty_score, reference
 from pkd_kernels.traffic import measured

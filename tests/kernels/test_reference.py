@@ -524,29 +524,3 @@ def test_a_closure_is_evaluated_with_gradients():
 
     assert optimizer.step(closure).item() == pytest.approx(before.square().sum().item())
     assert not torch.equal(optimizer.flat, before)
-
-
-def test_optimizer_state_comes_back_and_continues_bit_for_bit():
-    first, second = flat_adam(), flat_adam(lr=0.5)
-    for step in range(5):
-        first.active[1] = step % 2 == 0
-        first.set_grads(gradient(step))
-        first.step()
-    with torch.no_grad():
-        second.flat.copy_(first.flat)
-    second.load_state_dict({k: v.clone() for k, v in first.state_dict().items()})
-    for optimizer in (first, second):
-        optimizer.active.fill_(True)
-        for step in range(5, 10):
-            optimizer.set_grads(gradient(step))
-            optimizer.step()
-    assert torch.equal(first.flat, second.flat)
-    assert all(torch.equal(v, second.state_dict()[k]) for k, v in first.state_dict().items())
-
-
-@pytest.mark.parametrize("name", ["exp_avg", "exp_avg_sq", "step", "lr"])
-def test_optimizer_state_of_another_shape_is_refused(name):
-    state = {k: v.clone() for k, v in flat_adam().state_dict().items()}
-    state[name] = state[name][:-1]
-    with pytest.raises(ValueError, match=rf"'{name}' has shape"):
-        flat_adam().load_state_dict(state)
