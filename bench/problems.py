@@ -4,10 +4,48 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
+from pkd_kernels import reference
 from torch import Tensor
 
 IMAGE, LATENT, FEATURE = 3 * 32 * 32, 256, 64 * 16
 SHAPES = ((1, 1), (16, 1), (64, 1), (1, 30), (1, 128))  # images, stacked models
+
+
+def plain_generator_loss(
+    x, xh, z1, z2, f_real, f_fake, *, teacher, weights, reduction="mean", stack=1
+) -> tuple[Tensor, Tensor]:
+    """The six terms in as few of PyTorch's operations as we know, all of them on: the peer."""
+    t1, tx, t2 = teacher
+
+    def distance(a: Tensor, b: Tensor, elementwise: Callable, order: int) -> Tensor:
+        if reduction == "norm":
+            rows = (a - b).view(len(a), stack, -1)
+            return torch.linalg.vector_norm(rows, order, dim=2).mean(0)
+        return elementwise(a, b, reduction="none").view(len(a), stack, -1).mean((0, 2))
+
+    terms = (
+        distance(xh, x, F.l1_loss, 1),
+        distance(z1, z2, F.mse_loss, 2),
+        distance(f_fake, f_real, F.mse_loss, 2),
+        distance(z1, t1, F.mse_loss, 2),
+        distance(xh, tx, F.l1_loss, 1),
+        distance(z2, t2, F.mse_loss, 2),
+    )
+    terms = torch.stack(terms, 1)
+    return terms @ weights, terms.detach()
+
+
+def plain_novelty_score(z1: Tensor, z2: Tensor, *, stack: int = 1) -> Tensor:
+    """The novelty score in two operations of PyTorch: the peer."""
+    return F.mse_loss(z1, z2, reduction="none").view(len(z1), stack, -1).mean(2)
+
+
+PLAIN = {
+    "generator_loss": plain_generator_loss,
+    "discriminator_loss": reference.discriminator_loss,
+    "novelty_score": plain_novelty_score,
+}
 
 
 @dataclass

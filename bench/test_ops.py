@@ -17,7 +17,7 @@ from pkd_kernels import FlatAdam, dispatch, reference
 from pkd_kernels.traffic import measured
 from torch import Tensor, nn
 
-from bench.problems import PROBLEMS, SHAPES, network_shapes
+from bench.problems import PLAIN, PROBLEMS, SHAPES, network_shapes
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
@@ -89,7 +89,7 @@ def measure(benchmark, call: Callable, group: str, **labels) -> None:
 
 @functools.cache
 def compiled(op: str, mode: str | None) -> Callable:
-    return torch.compile(getattr(reference, op), mode=mode, dynamic=False, fullgraph=True)
+    return torch.compile(PLAIN[op], mode=mode, dynamic=False, fullgraph=True)
 
 
 def assert_equal_definition(results: list[Tensor], expected: list[Tensor]) -> None:
@@ -111,7 +111,7 @@ def test_op(benchmark, batch, stack, op, direction, contender):
         assert dispatch.uses_triton(problem.upstream) == CUDA
         function = getattr(pkd_kernels, op)
     elif contender.startswith("eager"):
-        function = getattr(reference, op)
+        function = PLAIN[op]
     else:
         torch._dynamo.config.recompile_limit = 100
         function = compiled(op, None if contender == "compile" else contender)

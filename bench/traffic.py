@@ -10,10 +10,15 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+os.environ |= {"TRITON_INTERPRET": "1", "PKD_BACKEND": "triton"}  # read at import
+
+import pkd_kernels
 import torch
+from pkd_kernels import FlatAdam
+from pkd_kernels.traffic import measured
 from torch import Tensor, nn
 
-from bench.problems import PROBLEMS, generator_problem, network_shapes
+from bench.problems import PLAIN, PROBLEMS, generator_problem, network_shapes
 
 RESULTS = Path(__file__).parent / "results"
 COUNTED = ((1, 1), (16, 1), (1, 30))  # images, stacked models
@@ -23,8 +28,6 @@ PER_MODEL += ("arrivals_ptr", "loss_ptr", "values_ptr")
 
 def counted(call: Callable) -> tuple[int, int, int]:
     """Launches, bytes that kernels moved and bytes that operations of PyTorch moved."""
-    from pkd_kernels.traffic import measured
-
     call()
     with measured() as traffic:
         call()
@@ -58,11 +61,8 @@ def row(op: str, what: str, batch: int, stack: int, call, eager, minimum: int) -
 
 def loss_rows(op: str, batch: int, stack: int) -> Iterator[dict]:
     """Forward, and forward and backward: the saved gradients are written, read and scaled."""
-    import pkd_kernels
-    from pkd_kernels import reference
-
     problem = PROBLEMS[op](batch, stack, "cpu")
-    ours, eager = getattr(pkd_kernels, op), getattr(reference, op)
+    ours, eager = getattr(pkd_kernels, op), PLAIN[op]
     leaves = sum(t.numel() for t in problem.leaves)
     constants = {"generator_loss": batch * stack * (2 * 3072 + 2 * 256 + 1024)}.get(op, 0)
     score = batch * stack if op == "novelty_score" else 0
@@ -78,14 +78,9 @@ def loss_rows(op: str, batch: int, stack: int) -> Iterator[dict]:
 
 def norm_row(batch: int, stack: int) -> dict:
     """The paper's norms read latents and features a second time."""
-    import pkd_kernels
-    from pkd_kernels import reference
-
     problem = generator_problem(batch, stack, "cpu", "norm")
-    runs = (
-        problem.forward_backward(op)
-        for op in (pkd_kernels.generator_loss, reference.generator_loss)
-    )
+    peer = PLAIN["generator_loss"]
+    runs = (problem.forward_backward(op) for op in (pkd_kernels.generator_loss, peer))
     leaves = sum(t.numel() for t in problem.leaves)
     minimum = 4 * (leaves * 4 + batch * stack * (2 * 3072 + 2 * 256 + 1024))
     return row("generator_loss", "forward+backward, norm", batch, stack, *runs, minimum)
@@ -93,7 +88,6 @@ def norm_row(batch: int, stack: int) -> dict:
 
 def adam_row(stack: int) -> dict:
     """One step over the 8-16-64 student and its discriminator."""
-    from pkd_kernels import FlatAdam
 
     def params() -> list[Tensor]:
         return [nn.Parameter(torch.randn(shape)) for shape in network_shapes(stack)]
@@ -108,7 +102,6 @@ def adam_row(stack: int) -> dict:
 
 def main() -> None:
     """Count, check, write."""
-    os.environ |= {"TRITON_INTERPRET": "1", "PKD_BACKEND": "triton"}
     rows = [r for op in PROBLEMS for shape in COUNTED for r in loss_rows(op, *shape)]
     rows += [norm_row(1, 1), norm_row(16, 1), adam_row(1)]
     path = RESULTS / "traffic.json"
