@@ -1,5 +1,6 @@
 """A whole run: teacher, step 1, step 2 (Algorithm 1), with checkpoints, metrics and results."""
 
+import math
 import os
 import platform
 import signal
@@ -190,6 +191,7 @@ class Run:
             phase=number,
             batch_size=config.batch_size,
             lr=config.lr,
+            decay_epochs=phase.epochs if config.lr_schedule == "linear" else math.inf,
             betas=config.betas,
             objective=Objective(config.weights, config.reduction),
             check=self.check,

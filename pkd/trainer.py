@@ -4,6 +4,7 @@ Data flow of a step: rows of this epoch's order -> images (uint8 on the device) 
 network that the structure trains -> gradients, generators and discriminators apart -> one Adam.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -90,6 +91,8 @@ class Trainer:
         members: of the stack, in order.
         data: their images.
         phase: number that sets the data order of this phase apart from that of the others.
+        lr: learning rate.
+        decay_epochs: let the rate fall to 0, linearly over that many epochs.
         check: called between pieces of work; may raise to stop.
     """
 
@@ -104,12 +107,14 @@ class Trainer:
         phase: int = 0,
         batch_size: int = 1,
         lr: float = 0.002,
+        decay_epochs: float = math.inf,
         betas: tuple[float, float] = (0.5, 0.999),
         objective: Objective = Objective(),
         check: Callable[[], None] = lambda: None,
     ):
         self.structure, self.teacher, self.student = structure, teacher, student
         self.members, self.data, self.phase, self.batch_size = members, data, phase, batch_size
+        self.lr, self.decay_epochs = lr, decay_epochs
         self.reduction = objective.reduction
         on = torch.tensor([[1.0] * 3 + [0.0] * 3, [0.0] * 3 + [1.0] * 3])
         own, distill = torch.tensor(objective.weights) * on
@@ -221,18 +226,26 @@ class Trainer:
             order[:steps, :, k] = drawn[: steps * n].reshape(steps, n)
         return torch.from_numpy(order).to(self.data.first.device)
 
+    def epoch_rates(self, epoch: int) -> Tensor:
+        """(steps, M) learning rates; a member's fall with its own steps, whatever the others'."""
+        steps = torch.tensor(self.steps, dtype=torch.float64)
+        done = epoch + torch.arange(max(self.steps))[:, None] / steps  # epochs
+        rates = self.lr * (1.0 - done / self.decay_epochs).clamp_min(0.0)
+        return rates.to(self.history)
+
     def epoch(self, epoch: int, start: int = 0) -> Iterator[int]:
         """Train an epoch from step `start`, yielding the steps done every quarter of a second.
 
         Raises:
             UserError: a loss is not finite.
         """
-        order = self.epoch_order(epoch)
+        order, rates = self.epoch_order(epoch), self.epoch_rates(epoch)
         changes = {start, *self.steps}
         reported, clock = start, time.monotonic()
         for step in range(start, max(self.steps)):
             if step in changes:
                 self._activate(step)
+            self.optimizer.param_groups[0]["lr"].copy_(rates[step])
             self.history[step] = self.step(order[step])
             now = time.monotonic()
             if now - clock >= REPORT_SECONDS or step + 1 == max(self.steps):
