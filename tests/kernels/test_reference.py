@@ -325,9 +325,6 @@ def test_generator_loss_of_views_and_does_not_write_into_its_inputs(reduction):
     assert all(torch.equal(views[k], before[k]) for k in views)
 
 
-# -- Discriminator loss and novelty score ----------------------------------------------------------
-
-
 @pytest.mark.parametrize("shape", [(1, 3), (4, 3), (4, 6, 2, 2)])
 def test_discriminator_loss_is_binary_cross_entropy_of_each_model(shape):
     real, fake = (randn(*shape, seed=k).mul(3).requires_grad_() for k in range(2))

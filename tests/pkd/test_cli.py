@@ -70,9 +70,6 @@ def refused(capsys):
     return check
 
 
-# -- A whole run -----------------------------------------------------------------------------------
-
-
 def test_results_name_every_member_and_its_auc(finished):
     results = json.loads((finished / "results.json").read_text())
     config = yaml.safe_load((finished / "config.yaml").read_text())
@@ -201,9 +198,6 @@ def test_default_folder_of_a_run_is_below_runs(monkeypatch, tmp_path):
     assert run.name.startswith("digits-")
 
 
-# -- Terminals -------------------------------------------------------------------------------------
-
-
 def test_progress_fits_80_columns_with_nothing_cut(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     path = tmp_path / "screen"
@@ -253,9 +247,6 @@ def test_help_documents_every_flag_with_hyphens(capsys):
         assert flag in said
     assert "--betas X,X" in said
     assert "_" not in "".join(word for word in said.split() if word.startswith("--"))
-
-
-# -- Mistakes --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -423,9 +414,6 @@ def test_evaluate_needs_a_finished_phase(refused, tmp_path, finished):
     config = (finished / "config.yaml").read_bytes()
     (tmp_path / "config.yaml").write_bytes(config)
     refused(["evaluate", tmp_path], "no finished phase", "--resume", unchanged=tmp_path)
-
-
-# -- Interrupted, diverged -------------------------------------------------------------------------
 
 
 def test_ctrl_c_while_evaluating_ends_without_a_traceback(finished, capsys, monkeypatch):

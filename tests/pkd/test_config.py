@@ -31,7 +31,7 @@ def test_preset_paper_is_batch_1_and_500_epochs_with_the_students_of_the_paper(d
     assert [phase.epochs for phase in config.phases()] == [500, 500, 500]
     assert config.student_widths == widths
     assert config.teacher_widths == "64-128-256"
-    assert config.lr == 0.002
+    assert (config.lr, config.lr_schedule) == (0.002, "constant")
     assert config.max_train_images is None
 
 

@@ -26,9 +26,6 @@ MNIST_RAW = "MNIST/raw"
 BATCHES = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
 
 
-# -- Synthetic files and a registry that calls them official ---------------------------------------
-
-
 def idx(array):
     sizes = struct.pack(f">{array.ndim}I", *array.shape)
     return bytes([0, 0, 8, array.ndim]) + sizes + array.astype(np.uint8).tobytes()
@@ -123,9 +120,6 @@ def refused(name, folder, *words):
     for word in words:
         assert str(word) in str(caught.value)
     return str(caught.value)
-
-
-# -- Readers ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("packed", [True, False])
@@ -234,9 +228,6 @@ def test_data_folder(monkeypatch, tmp_path):
 def test_the_environment_names_the_folder(mnist, monkeypatch):
     monkeypatch.setenv("PKD_DATA_DIR", str(mnist[0]))
     assert len(datasets.load("mnist").train_labels) == 23
-
-
-# -- Refusals --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("function", [datasets.load, datasets.inspect, datasets.download])
@@ -406,9 +397,6 @@ def test_a_file_without_permission(mnist, monkeypatch):
     refused("mnist", folder, IMAGES, "Permission denied")
 
 
-# -- Download --------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def home(tmp_path, monkeypatch):
     """A data set's home on the loopback: (its folder, its URL, the paths asked for)."""
@@ -559,9 +547,6 @@ def test_failed_archive_leaves_no_wrong_file(failure, cifar_home, tmp_path):
     assert below(tmp_path / "data") <= files.keys() - {BIN}
 
 
-# -- Resize ----------------------------------------------------------------------------------------
-
-
 def bilinear_pixel(image, row, col, size):
     """One output pixel in float64, from the definition with half-pixel centres."""
 
@@ -614,9 +599,6 @@ def test_resize_in_chunks_is_resize_one_by_one():
     for i in (0, 1023, 1024, 2047, 2048, 2049):
         assert torch.equal(resized[i : i + 1], datasets.resize(images[::-1][i : i + 1], 16))
     assert datasets.resize(images[:0]).shape == (0, 1, 32, 32)
-
-
-# -- The real files, where they are ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

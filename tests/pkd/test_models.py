@@ -28,9 +28,6 @@ def columns(tensor, m):
     return tensor.chunk(len(SEEDS), 1)[m]
 
 
-# -- First weights ---------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("norm", ["instance", "batch"])
 def test_first_weights_of_a_model_depend_on_its_own_seed_alone(norm):
     architecture = Architecture(1, (2, 4, 8), 8, norm)
@@ -63,9 +60,6 @@ def test_first_weights_are_those_of_dcgan():
         assert abs(values.mean() - mean) < 5 * 0.02 / len(values) ** 0.5
         assert abs(values.std() / 0.02 - 1) < 5 / (2 * len(values)) ** 0.5
     assert all((p == 0).all() for k, p in parameters.items() if "beta" in k)
-
-
-# -- Models of a stack -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("architecture", [TINY, COLOUR, Architecture(1, (1, 2, 4), 8, "batch")])
@@ -106,9 +100,6 @@ def test_shapes():
     judged = gan.discriminator(x, made.xh)
     assert [t.shape for t in judged] == [(2, 3), (2, 3), (2, 12, 4, 4), (2, 12, 4, 4)]
     assert made.xh.abs().max() <= 1
-
-
-# -- Images of a batch -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -152,9 +143,6 @@ def test_a_norm_over_the_batch_does_depend_on_neighbours():
     x = images(3, 1)
     generator = GAN(Architecture(1, (2, 4, 8), 8, "batch"), [0]).generator
     assert (generator(x).z1[:1] - generator(x[:1]).z1).abs().max() > 1e-3
-
-
-# -- To tensors and back ---------------------------------------------------------------------------
 
 
 def test_networks_come_back_from_their_tensors():

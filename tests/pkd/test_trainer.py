@@ -54,9 +54,6 @@ def by_prefix(tensors, prefix):
     return {k: v for k, v in tensors.items() if k.startswith(prefix)}
 
 
-# -- A stack against single runs -------------------------------------------------------------------
-
-
 def single_and_stacked(structure, norm="instance", reduction="mean", **options):
     options |= {"objective": Objective(WEIGHTS, reduction), "norm": norm}
     stack = make_trainer(structure, **options)
@@ -107,7 +104,13 @@ def test_a_stack_equals_single_runs_over_the_phases_of_a_progressive_run(norm):
         networks = make_networks(members, norm)
         for phase, structure in enumerate([TEACHER, KDGAN[2], KDGAN[3]]):
             trainer = make_trainer(
-                structure, members, networks=networks, phase=phase, batch_size=3, lr=0.001
+                structure,
+                members,
+                networks=networks,
+                phase=phase,
+                batch_size=3,
+                lr=0.001,
+                decay_epochs=3,
             )
             train(trainer, 3)
         return tensors_of(trainer)
@@ -368,9 +371,6 @@ def test_filling_the_cache_can_be_stopped():
         make_trainer(KDGAN[1], check=stop)
 
 
-# -- Data order ------------------------------------------------------------------------------------
-
-
 def test_an_epoch_shows_every_image_of_a_class_exactly_once():
     trainer = make_trainer(KDGAN[4])
     order = trainer.epoch_order(0)
@@ -452,9 +452,6 @@ def test_a_limit_takes_the_first_images_of_each_class():
     )
 
 
-# -- Losses and weights that are not finite --------------------------------------------------------
-
-
 def spoil(trainer, member, value=float("nan")):
     """Make one weight of a member's trained networks not finite."""
     gan = next(iter(trainer.networks.values()))
@@ -481,6 +478,23 @@ def spoil_at(trainer, spoiled_step, member, *, after):
 def complaint(member, step, epoch):
     named = MEMBERS[member]
     return rf"class {named.normal_class}, seed {named.seed} .* finite at step {step + 1} of {epoch}"
+
+
+def test_the_learning_rate_falls_to_zero_with_each_members_own_steps():
+    trainer = make_trainer(KDGAN[1], lr=0.1, decay_epochs=4)
+    rates = torch.cat([trainer.epoch_rates(epoch) for epoch in range(4)]).view(4, 20, 3)
+    for k, steps in enumerate(trainer.steps):
+        mine = rates[:, :steps, k].flatten()
+        expected = 0.1 * (1 - torch.arange(4 * steps) / (4 * steps))
+        torch.testing.assert_close(mine, expected.to(mine))
+    assert (rates >= 0).all()
+
+
+def test_the_learning_rate_is_constant_unless_asked_to_fall():
+    trainer = make_trainer(KDGAN[1], lr=0.1)
+    assert (trainer.epoch_rates(499) == torch.tensor(0.1).to(trainer.history)).all()
+    list(trainer.epoch(0))
+    assert trainer.optimizer.param_groups[0]["lr"].tolist() == pytest.approx([0.1] * 3)
 
 
 @pytest.mark.usefixtures("every_step_reported")
@@ -545,9 +559,6 @@ def test_a_member_that_is_not_finite_disturbs_no_other(structure, norm):
         )
 
 
-# -- Interrupted and continued ---------------------------------------------------------------------
-
-
 @pytest.mark.usefixtures("every_step_reported")
 @pytest.mark.parametrize(("stop", "norm"), [(1, "instance"), (14, "batch"), (18, "instance")])
 @EVERY_STRUCTURE
@@ -608,9 +619,6 @@ def test_loading_a_state_keeps_the_weights_views_of_the_flat_buffer():
     after = tensors_of(trainer)
     student = [k for k in before if k.startswith("student")]
     assert all(not torch.equal(after[k], before[k]) for k in student)
-
-
-# -- What is shown ---------------------------------------------------------------------------------
 
 
 def test_losses_shown_are_those_of_the_step_and_switched_off_terms_are_zero():
