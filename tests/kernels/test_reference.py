@@ -24,8 +24,6 @@ def randn(*shape, seed=0):
     return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
-# -- Convolution, normalisation, activation --------------------------------------------------------
-
 STAGES = {  # transposed, stride, padding, size: every kind of layer in the networks
     "down": (False, 2, 1, 8),
     "to a pixel": (False, 1, 0, 4),
@@ -125,8 +123,6 @@ def test_a_channel_without_variance_is_normalised_to_its_shift():
     (grad,) = torch.autograd.grad((y * randn(*y.shape, seed=3)).sum(), x)
     assert grad.isfinite().all()
 
-
-# -- Generator and distillation loss ---------------------------------------------------------------
 
 # Which two arguments each term compares, and whether by L1 or L2.
 PAIRS = {
@@ -370,8 +366,6 @@ def test_novelty_score_against_numpy():
     np.testing.assert_allclose(found, expected, rtol=1e-14)
     assert found[0, 0] == 0
 
-
-# -- Adam ------------------------------------------------------------------------------------------
 
 SHAPES = [(6, 2, 4, 4), (3,), (9, 1)]  # each M = 3 equal blocks, one of them a single element
 BETAS, EPS = (0.5, 0.999), 1e-8
