@@ -13,11 +13,15 @@ from typing import Any
 from pkd.cost import PAPER_STUDENTS
 from pkd.structures import PHASE_NAMES
 
-# Mean AUC of ten classes: teacher (Table 2, Table 4), KDGAN-2 and P-KDGAN-II-(2)(3) (Table 3).
+# Mean AUC of ten classes: the teacher (Table 4), and the students of each structure (Table 3).
 PAPER_MEANS = {
-    "cifar10": {"teacher": 0.7376, "step1": 0.7243, "step2": 0.7305},
-    "mnist": {"teacher": 0.9780, "step1": 0.9675, "step2": 0.9725},
-    "fashion_mnist": {"teacher": 0.9311, "step1": 0.9241, "step2": 0.9293},
+    "teacher": {"cifar10": 0.7376, "mnist": 0.9780, "fashion_mnist": 0.9311},
+    "1": {"cifar10": 0.7159, "mnist": 0.9670, "fashion_mnist": 0.9248},
+    "2": {"cifar10": 0.7243, "mnist": 0.9675, "fashion_mnist": 0.9241},
+    "3": {"cifar10": 0.7094, "mnist": 0.9718, "fashion_mnist": 0.9290},
+    "4": {"cifar10": 0.7258, "mnist": 0.9687, "fashion_mnist": 0.9242},
+    "progressive-23": {"cifar10": 0.7305, "mnist": 0.9725, "fashion_mnist": 0.9293},
+    "progressive-24": {"cifar10": 0.7252, "mnist": 0.9667, "fashion_mnist": 0.9257},
 }
 # Teacher's AUC by class, Table 2; the paper has none for Fashion-MNIST.
 PAPER_CLASSES = {
@@ -38,12 +42,21 @@ def auc(value: float | None) -> str:
 
 def paper_mean(run: dict[str, Any], phase: str) -> float | None:
     """The paper's mean AUC; for a student only if ours has the widths of the paper's."""
-    dataset, widths = run["dataset"], run["config"]["student_widths"]
-    if dataset not in PAPER_MEANS:
+    dataset, structure = run["dataset"], run["config"]["structure"]
+    if dataset not in PAPER_STUDENTS or phase not in run["mean_auc"]:
         return None
-    paper_widths = "-".join(map(str, PAPER_STUDENTS[dataset][1]))
-    same = phase == "teacher" or widths == paper_widths
-    return PAPER_MEANS[dataset][phase] if same else None
+    if phase == "teacher":
+        return PAPER_MEANS["teacher"][dataset]
+    if run["config"]["student_widths"] != "-".join(map(str, PAPER_STUDENTS[dataset][1])):
+        return None
+    first_step = phase == "step1" and structure.startswith("progressive")
+    return PAPER_MEANS["2" if first_step else structure][dataset]
+
+
+def our_mean(run: dict[str, Any], phase: str) -> str:
+    """Mean over classes, and its spread over seeds where there are several."""
+    spread = f" ± {run['std_auc'][phase]:.4f}" if phase in run.get("std_auc", {}) else ""
+    return auc(run["mean_auc"].get(phase)) + spread
 
 
 def summary(runs: list[dict[str, Any]]) -> str:
@@ -60,7 +73,7 @@ def summary(runs: list[dict[str, Any]]) -> str:
             f"1/{teacher['flops'] / student['flops']:.0f}",
         ]
         for phase in PHASE_NAMES:
-            row += [auc(run["mean_auc"].get(phase)), auc(paper_mean(run, phase))]
+            row += [our_mean(run, phase), auc(paper_mean(run, phase))]
         rows.append([*row, f"{sum(run['seconds'].values()) / 60:.0f}", run["hardware"]])
     return markdown(header, rows)
 

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from bench.plain import PlainGAN, PlainLoop, copy_parameters, member_parameters
+from pkd.hardware import device_name
 from pkd.models import GAN, Architecture
 from pkd.structures import KDGAN
 from pkd.trainer import Trainer
@@ -245,15 +246,6 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    described = Path("/proc/cpuinfo")
-    lines = described.read_text().splitlines() if described.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 def installed(package: str) -> str | None:
     try:
         return version(package)
@@ -318,7 +310,7 @@ def main() -> None:
             check(problem, name, entries[name])
     times = interleaved(entries, args.repeats, args.seconds, args.device)
     rows, around = statistics(entries, times), environment(args.device)
-    print(f"\n{around['device']}, {around['threads']} threads, torch {around['versions']['torch']}")
+    print(f"\n{around['device']}, torch {around['versions']['torch']}")
     print(table(rows))
     if args.json:
         options = {key: str(value) for key, value in vars(args).items() if key != "json"}

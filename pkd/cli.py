@@ -29,7 +29,8 @@ console = Console(**PLAIN)
 def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 2 for a user's mistake, 130 after Ctrl-C."""
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # a terminal need not know every letter
+        if hasattr(stream, "reconfigure"):  # a terminal need not know every letter
+            stream.reconfigure(errors="backslashreplace")
     try:
         parser, commands = build_parser()
         args = parser.parse_args(argv)
@@ -59,6 +60,8 @@ def build_parser() -> tuple[Parser, dict[str, Callable[[Namespace], int]]]:
 
     evaluate_parser = Parser(description="Score the test split by the networks of a run.")
     evaluate_parser.add_argument("run", type=Path, help="run folder")
+    evaluate_parser.add_argument("--data-dir", type=str | None, help="default: as the run had it")
+    evaluate_parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
 
     cost_parser = Parser(description="Parameters and FLOPs as in the paper's Table 4.")
 
@@ -70,7 +73,7 @@ def build_parser() -> tuple[Parser, dict[str, Callable[[Namespace], int]]]:
     commands = {"train": run_train, "evaluate": run_evaluate, "cost": run_cost, "data": run_data}
     parsers = (train, evaluate_parser, cost_parser, data_parser)
     for name, subparser in zip(commands, parsers, strict=True):
-        subcommands.add_subcommand(name, subparser)
+        subcommands.add_subcommand(name, subparser, help=subparser.description)
     return parser, commands
 
 
@@ -166,7 +169,8 @@ def print_auc(results: dict[str, Any]) -> None:
 
 def run_evaluate(args: Namespace) -> int:
     folder = RunFolder.open(args.run)
-    run = Run(folder)
+    moved = {"data_dir": args.data_dir} if args.data_dir else {}
+    run = Run(folder, device=args.device, **moved)
     if not folder.progress.phase:
         resume = f"pkd train --resume {shlex.quote(str(args.run))}"
         raise UserError(f"{args.run} has no finished phase yet: continue it with {resume}")
@@ -214,8 +218,10 @@ def run_data(args: Namespace) -> int:
     for row in rows:
         table.add_row(row.file, row.state)
     print_table(table)
+    broken = [str(row.path) for row in rows if row.state not in (datasets.OK, datasets.MISSING)]
+    command = datasets.fetching(args.dataset, datasets.data_folder(args.data_dir))
+    if broken:
+        raise UserError(f"not the official files: {', '.join(broken)}; delete them, then {command}")
     if any(row.state == datasets.MISSING for row in rows):
-        where = f" --data-dir {shlex.quote(str(args.data_dir))}" if args.data_dir else ""
-        command = f"pkd data {args.dataset}{where} --download"
-        console.print(f"fetch what is missing with: {command}", soft_wrap=True)
-    return 0 if all(row.state == datasets.OK for row in rows) else 1
+        raise UserError(f"files are missing, fetch them with: {command}")
+    return 0

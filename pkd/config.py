@@ -60,7 +60,8 @@ class TrainConfig:
         step1_epochs: epochs of the first distillation step; default by preset.
         step2_epochs: epochs of the second step of a progressive structure; default by preset.
         batch_size: images a step and model; default by preset.
-        max_train_images: use only the first N training images of each class; default by preset.
+        max_train_images: use only the first N training images of each class, all where it has
+            fewer; default by preset.
         lr: Adam's learning rate; default by preset.
         lr_schedule: keep the rate, or let it fall linearly to 0 in each phase; default by preset.
         betas: Adam's decay rates.

@@ -31,12 +31,18 @@ def plot_curves(path: Path, metrics: list[dict[str, Any]], title: str) -> None:
         for network in records[0]["losses"]:
             loss = [np.mean(record["losses"][network]["generator"]) for record in records]
             dash = "--" if network == "teacher" and phase != "teacher" else "-"
-            right.plot(epochs, loss, dash, label=f"{phase}: {network}", **style)
+            right.plot(epochs, loss, dash, label=f"{phase}: {network} G", **style)
+            loss = [np.mean(record["losses"][network]["discriminator"]) for record in records]
+            if any(loss):
+                right.plot(epochs, loss, ":", label=f"{phase}: {network} D", color=COLOURS[phase])
         offset = int(epochs[-1])
         for axes in (left, right):
             axes.axvline(offset, color="0.8", linewidth=0.8, zorder=0)
-    left.set(xlabel="epoch", ylabel="AUC", title=f"{title}: AUC, mean and range of the stack")
-    right.set(xlabel="epoch", ylabel="generator loss", yscale="log", title="losses, mean")
+    images = metrics[0]["test_images"]
+    left.set(xlabel="epoch", ylabel=f"AUC ({images} test images; last of a phase: all)")
+    left.set(title=f"{title}: AUC, mean and range of the stack")
+    right.set(xlabel="epoch", ylabel="loss", yscale="log")
+    right.set(title="generator and discriminator losses, mean")
     for axes in (left, right):
         axes.legend(fontsize="small")
         axes.grid(alpha=0.25)

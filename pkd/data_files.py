@@ -18,9 +18,6 @@ class FormatError(Exception):
     """The content of a file is not what its name promises; the message says how."""
 
 
-# -- The registry ----------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Form:
     """One published form of a file: its path below the data folder, its MD5, its reader."""
@@ -55,9 +52,6 @@ class Source:
     @property
     def parts(self) -> tuple[Part, ...]:
         return self.train + self.test
-
-
-# -- MNIST and Fashion-MNIST: idx files ------------------------------------------------------------
 
 
 def _idx(content: bytes, dims: int) -> np.ndarray:

@@ -5,6 +5,7 @@ Loading reads and verifies local files and never touches the network; only `down
 
 import hashlib
 import os
+import shlex
 import tarfile
 import tempfile
 import zlib
@@ -102,8 +103,13 @@ def inspect(name: str, data_dir: Path | str | None = None) -> list[FileStatus]:
     return [_part_status(part, folder) for part in source.parts] if source else []
 
 
+def fetching(name: str, folder: Path) -> str:
+    """The command that fetches what is missing of `name` into `folder`."""
+    return f"pkd data {name} --data-dir {shlex.quote(str(folder))} --download"
+
+
 def download(name: str, data_dir: Path | str | None = None) -> list[FileStatus]:
-    """Fetch the missing files from the data set's own home, verified; returns their new state.
+    """Fetch the missing files from their home on the net, verified; returns their new state.
 
     A file is in place whole or not at all, and one that is there is never overwritten.
     Raises UserError: an unknown name, a wrong file in the way, a failed download.
@@ -116,7 +122,7 @@ def download(name: str, data_dir: Path | str | None = None) -> list[FileStatus]:
         if row.state not in (OK, MISSING):
             raise UserError(
                 f"{row.path}: {row.state}; it is not overwritten. "
-                f"Move it away and run `pkd data {name} --download` again."
+                f"Move it away and run `{fetching(name, folder)}` again."
             )
     missing = [part[0] for part, row in zip(source.parts, rows, strict=True) if not row.found]
     if missing:
@@ -171,9 +177,6 @@ def _digits() -> Dataset:
     return Dataset("digits", TEN_DIGITS, train_images, train_labels, test_images, test_labels)
 
 
-# -- Reading ---------------------------------------------------------------------------------------
-
-
 def _load_split(
     name: str, source: Source, parts: Sequence[Part], folder: Path
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -185,7 +188,7 @@ def _load_split(
         files = ", ".join(part[0].path for part in parts)
         raise UserError(
             f"{name}: {len(images)} images but {len(labels)} labels in {folder} ({files}); "
-            f"delete them and run `pkd data {name} --download`"
+            f"delete them and run `{fetching(name, folder)}`"
         )
     return images, labels
 
@@ -198,11 +201,12 @@ def _load_part(name: str, source: Source, part: Part, folder: Path) -> Arrays:
             try:
                 return _verified(content, form, source)
             except FormatError as error:
-                raise UserError(f"{folder / form.path}: {error}; {_fresh(name)}") from error
+                raise UserError(f"{folder / form.path}: {error}; {_fresh(name, folder)}") from error
     others = "".join(f" nor {form.path}" for form in part[1:])
     raise UserError(
         f"{name}: {folder} has no {part[0].path}{others}. "
-        f"Get it with `pkd data {name} --download`, or set PKD_DATA_DIR to the folder that has it."
+        f"Get it with `{fetching(name, folder)}`, or name the folder that has it: --data-dir or "
+        "PKD_DATA_DIR."
     )
 
 
@@ -256,11 +260,8 @@ def _md5(content: bytes) -> str:
     return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 
-def _fresh(name: str) -> str:
-    return f"delete it and run `pkd data {name} --download`"
-
-
-# -- Downloading -----------------------------------------------------------------------------------
+def _fresh(name: str, folder: Path) -> str:
+    return f"delete it and run `{fetching(name, folder)}`"
 
 
 def _fetch_files(source: Source, forms: Sequence[Form], folder: Path) -> None:

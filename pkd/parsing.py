@@ -21,8 +21,11 @@ class Parser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> None:
         message = re.sub(r'Parser key "(\w+)":', lambda m: f"{flag(m[1])}:", message)
         message = re.sub(r"<class '(\w+)'>", r"\1", message).replace("typing.", "")
+        message = " ".join(message.split())
+        union = r"Does not validate .* Errors: - Expected an? (\w+) .* Given value: "
+        message = re.sub(union, r"expected \1, got ", message)
         command = self.prog.replace("[options] ", "")
-        raise UserError(f"{' '.join(message.split())} (see {command} --help)") from ex
+        raise UserError(f"{message} (see {command} --help)") from ex
 
 
 @dataclass(frozen=True, repr=False)
@@ -45,11 +48,13 @@ class Numbers:
         return f"{self.count} numbers with commas"
 
 
-class Text:
-    """Reads a string, also where YAML makes a number of it (`normal_class: 3`)."""
+class AnyText:
+    """Reads a string, also where YAML has a number or a list (`normal_class: 3`, `[1, 5]`)."""
 
-    def __call__(self, value: Any) -> str:
-        return str(value)
+    def __call__(self, value: Any) -> str | None:
+        if isinstance(value, list):
+            return ",".join(map(str, value))
+        return None if value is None else str(value)
 
     def __repr__(self) -> str:
         return "text"
@@ -62,12 +67,14 @@ def add_settings(parser: ArgumentParser) -> None:
     for field in fields(TrainConfig):
         hint = hints[field.name]
         kind = {"type": hint}
+        if type(None) in get_args(hint):
+            hint = get_args(hint)[0]  # what it is when it is not left to the preset
         if get_origin(hint) is tuple:
             kind = {"type": Numbers(len(get_args(hint))), "metavar": "X,X,..."}
         elif get_origin(hint) is Literal:
-            kind = {"type": Text(), "choices": get_args(hint)}
+            kind = {"type": AnyText(), "choices": get_args(hint)}
         elif hint is str:
-            kind = {"type": Text()}
+            kind = {"type": AnyText()}
         text = texts[field.name]
         parser.add_argument(flag(field.name), default=field.default, help=text, **kind)
 

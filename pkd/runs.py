@@ -187,7 +187,13 @@ class RunFolder:
         self._lock.release()
 
     def config(self) -> dict[str, Any]:
+        """What config.yaml holds."""
         return self._read("config.yaml", yaml.safe_load)
+
+    def results(self) -> dict[str, Any] | None:
+        """What results.json holds; None where there is none yet."""
+        path = self.path / "results.json"
+        return self._read(path.name, json.loads) if path.is_file() else None
 
     def _read(self, name: str, parse: Callable[[str], Any]) -> Any:
         try:

@@ -22,6 +22,7 @@ from pkd.config import Phase, TrainConfig, parse_classes
 from pkd.cost import cost
 from pkd.curves import plot_curves
 from pkd.errors import UserError
+from pkd.hardware import device_name
 from pkd.models import GAN, IMAGE_SIZE, load_networks, network_tensors
 from pkd.parsing import config_from
 from pkd.runs import RunFolder, write_atomically
@@ -32,6 +33,7 @@ from pkd.training_set import Member, TrainSet
 # Curves are measured on every 10th image of a large test split, results on the whole of it.
 CURVE_IMAGES = 1000
 NETWORKS = ("teacher", "student")
+PACKAGES = ("pkdgan", "torch", "numpy", "scikit-learn")
 
 
 class Interrupted(Exception):  # noqa: N818 (it is no error)
@@ -80,6 +82,7 @@ class Run:
         folder: created, or opened and perhaps half done.
         reporter: told of the progress.
         check: called often; may raise Interrupted.
+        changes: settings that differ from the folder's config.yaml.
 
     Attributes:
         members: the stack, one for each normal class and seed.
@@ -91,10 +94,14 @@ class Run:
         folder: RunFolder,
         reporter: Reporter | None = None,
         check: Callable[[], None] = lambda: None,
+        **changes: Any,
     ):
         self.folder, self.reporter, self.check = folder, reporter or Reporter(), check
-        self.config = config = config_from(folder.config(), folder.path / "config.yaml")
+        config = config_from(folder.config(), folder.path / "config.yaml")
+        self.config = config = replace(config, **changes)
         self.device = config.torch_device()
+        torch.backends.cudnn.allow_tf32 = False  # full float32, as on a CPU
+        self.versions = {name: version(name) for name in PACKAGES}
         self.phases = config.phases()
         self.dataset = load_dataset(config)
         self.members = members_of(config, self.dataset)
@@ -119,12 +126,14 @@ class Run:
             data = TrainSet(images, labels, self.members, limit, self.device)
             for number in range(progress.phase, len(self.phases)):
                 self._train_phase(number, data)
-        results = self.results(self.folder.progress.auc)
-        self.folder.write_json("results.json", results)
+        elif (written := self.folder.results()) is not None:
+            return written  # with the hardware and versions of the machine that trained
         write_atomically(
             self.folder.path / "curves.png",
             lambda p: plot_curves(p, self.folder.metrics, self.config.dataset),
         )
+        results = self.results(self.folder.progress.auc)
+        self.folder.write_json("results.json", results)
         return results
 
     def load_phase(self, phase: Phase) -> None:
@@ -182,6 +191,7 @@ class Run:
 
     def _train_phase(self, number: int, data: TrainSet) -> None:
         phase, config = self.phases[number], self.config
+        clock = _Clock(self.folder.progress.seconds.get(phase.name, 0.0))
         trainer = Trainer(
             phase.structure,
             self.networks["teacher"],
@@ -199,7 +209,6 @@ class Run:
         progress = replace(self.folder.progress)
         if progress.tensors:
             self._load(progress.tensors, trainer.load_state)
-        clock = _Clock(progress.seconds.get(phase.name, 0.0))
         length = max(trainer.steps)
         self.reporter.begin(phase, phase.epochs * length, progress.epoch * length + progress.step)
 
@@ -263,11 +272,8 @@ class Run:
             "seconds": {
                 name: round(spent, 1) for name, spent in self.folder.progress.seconds.items()
             },
-            "hardware": hardware(self.device),
-            "versions": {
-                "python": platform.python_version(),
-                **{name: version(name) for name in ("pkdgan", "torch", "numpy", "scikit-learn")},
-            },
+            "hardware": device_name(self.device),
+            "versions": {"python": platform.python_version(), **self.versions},
         }
 
 
@@ -335,13 +341,6 @@ def check_memory(config: TrainConfig, dataset: datasets.Dataset) -> None:
             f"there are {have / 2**30:,.0f}: choose smaller widths or --latent, fewer classes or "
             "--seeds"
         )
-
-
-def hardware(device: torch.device) -> str:
-    """The device in words, for result files."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU, {torch.get_num_threads()} threads ({platform.machine()})"
 
 
 def start(config: TrainConfig, out: Path | None) -> RunFolder:

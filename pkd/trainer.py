@@ -30,11 +30,11 @@ class Objective:
     """Weights and reading of the losses.
 
     Attributes:
-        weights: of con, enc, adv, k1, kx, k2 (Eqs. 5 and 6).
+        weights: of con, enc, adv, k1, kx, k2 (Eqs. 5 and 6): six numbers, or six for each member.
         reduction: "mean" or "norm", see `pkd_kernels.generator_loss`.
     """
 
-    weights: tuple[float, float, float, float, float, float] = (10.0, 1.0, 1.0, 1.0, 1.0, 1.0)
+    weights: Sequence[float] | Sequence[Sequence[float]] = (10.0, 1.0, 1.0, 1.0, 1.0, 1.0)
     reduction: str = "mean"
 
 
@@ -90,9 +90,12 @@ class Trainer:
             structure trains only the teacher.
         members: of the stack, in order.
         data: their images.
+        batch_size: images a step and member.
         phase: number that sets the data order of this phase apart from that of the others.
         lr: learning rate.
         decay_epochs: let the rate fall to 0, linearly over that many epochs.
+        betas: Adam's decay rates.
+        objective: weights and reading of the losses.
         check: called between pieces of work; may raise to stop.
     """
 
@@ -116,8 +119,9 @@ class Trainer:
         self.members, self.data, self.phase, self.batch_size = members, data, phase, batch_size
         self.lr, self.decay_epochs = lr, decay_epochs
         self.reduction = objective.reduction
-        on = torch.tensor([[1.0] * 3 + [0.0] * 3, [0.0] * 3 + [1.0] * 3])
-        own, distill = torch.tensor(objective.weights) * on
+        weights = torch.tensor(objective.weights).expand(len(members), len(TERMS))
+        on = torch.tensor([[[1.0] * 3 + [0.0] * 3], [[0.0] * 3 + [1.0] * 3]])
+        own, distill = weights * on  # (M, 6) each
         device = data.first.device
         self.teacher_weights = own.to(device)
         self.student_weights = (own * structure.student + distill * structure.distill).to(device)
@@ -142,6 +146,8 @@ class Trainer:
         for name, gan in networks.items():
             if gan is not None:
                 gan.train(name in structure.trained)
+                if name not in structure.trained:
+                    gan.zero_grad(set_to_none=True)  # the gradient buffer of an earlier phase
         self.statistics = [b for gan in self.networks.values() for b in gan.buffers()]
         self._all_active = True
         self.cache = None

@@ -45,6 +45,7 @@ class TrainSet:
         labels: (n,) their classes.
         members: the stack.
         limit: use only the first `limit` images of each class; None uses all.
+        device: where the images shall lie.
 
     Attributes:
         images: (R, C, 32, 32) uint8, class after class.
@@ -69,7 +70,7 @@ class TrainSet:
         self.first = torch.tensor([int(starts[m.normal_class]) for m in members], device=device)
 
     def batch(self, rows: Tensor) -> Tensor:
-        """Images of `rows` (N, M) as (N, M*C, 32, 32) float32 in [-1, 1]."""
+        """Images of `rows` (N, M) of `images` as (N, M*C, 32, 32) float32 in [-1, 1]."""
         n, m = rows.shape
         images = self.images.index_select(0, rows.flatten())
         return to_unit(images).view(n, m * images.shape[1], *images.shape[2:])
@@ -81,7 +82,16 @@ def to_unit(images: Tensor) -> Tensor:
 
 
 class TeacherCache:
-    """Outputs of a frozen teacher for every training image of every member, computed once."""
+    """Outputs of a frozen teacher for every training image of every member, computed once.
+
+    Args:
+        teacher: the stack's teachers, in evaluation mode.
+        data: images of the members.
+        check: called between batches; may raise to stop.
+
+    Attributes:
+        first: (M,) row of `outputs` at which each member's images begin.
+    """
 
     def __init__(self, teacher: GAN, data: TrainSet, check: Callable[[], None]):
         device = data.first.device
@@ -104,7 +114,7 @@ class TeacherCache:
                 )
 
     def batch(self, rows: Tensor) -> Reconstruction:
-        """The outputs of `rows` (N, M), laid out as the stack's own."""
+        """The outputs in `rows` (N, M) of this cache, laid out as the stack's own."""
         n, m = rows.shape
         flat = rows.flatten()
         return Reconstruction(

@@ -316,7 +316,7 @@ def test_missing_and_truncated_data_files_are_named(content, refused, tmp_path):
     if content:
         (raw / name).write_bytes(content)
     argv = ["train", "--dataset", "mnist", "--data-dir", tmp_path / "data"]
-    remedy = "pkd data mnist --download"
+    remedy = f"pkd data mnist --data-dir {tmp_path / 'data'} --download"
     refused([*argv, "--out", tmp_path / "run"], name, remedy, unchanged=tmp_path)
 
 

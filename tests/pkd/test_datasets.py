@@ -242,7 +242,7 @@ def test_missing_files(name, tmp_path):
     words = [
         tmp_path,
         *(form.path for form in first),
-        f"pkd data {name} --download",
+        f"pkd data {name} --data-dir {tmp_path} --download",
         "PKD_DATA_DIR",
     ]
     refused(name, tmp_path, *words)
@@ -322,7 +322,7 @@ def test_broken_file(case, tmp_path, officially):
     files = mnist_files(path.endswith(".gz")) if name == "mnist" else cifar_files(template, encode)
     files[path] = content()
     write(tmp_path, files)
-    remedy = f"delete it and run `pkd data {name} --download`"
+    remedy = f"delete it and run `pkd data {name} --data-dir {tmp_path} --download`"
     officially(name, files)
     refused(name, tmp_path, tmp_path / path, words, remedy)
 
