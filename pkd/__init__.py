@@ -1,0 +1,1 @@
+"""P-KDGAN: train, distil and score one-class novelty detectors."""
