@@ -14,9 +14,9 @@ import pkd_kernels
 import pytest
 import torch
 from pkd_kernels import FlatAdam, dispatch, reference
-from pkd_kernels.traffic import measured
 from torch import Tensor, nn
 
+from bench.counting import measured
 from bench.problems import PLAIN, PROBLEMS, SHAPES, network_shapes
 
 CUDA = torch.cuda.is_available()

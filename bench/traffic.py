@@ -15,9 +15,9 @@ os.environ |= {"TRITON_INTERPRET": "1", "PKD_BACKEND": "triton"}  # read at impo
 import pkd_kernels
 import torch
 from pkd_kernels import FlatAdam
-from pkd_kernels.traffic import measured
 from torch import Tensor, nn
 
+from bench.counting import measured
 from bench.problems import PLAIN, PROBLEMS, generator_problem, network_shapes
 
 RESULTS = Path(__file__).parent / "results"
