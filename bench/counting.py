@@ -29,8 +29,7 @@ class Traffic:
     Attributes:
         launches: names, in order; operations of PyTorch with their prefix aten.
         loaded, stored: elements by "kernel.argument"; empty where kernels are not interpreted.
-        aten_bytes: of the tensors that operations of PyTorch read and wrote, each tensor once an
-            operation.
+        aten_bytes: of the tensors that operations of PyTorch read and wrote.
     """
 
     launches: list[str] = field(default_factory=list)
@@ -51,7 +50,8 @@ class _Operations(TorchDispatchMode):
         name = func.overloadpacket.__name__
         if func.namespace == "aten" and not view and name not in _NO_LAUNCH:
             self.traffic.launches.append(f"aten.{name}")
-            tensors = torch.utils._pytree.tree_leaves((args, kwargs, result))
+            read = {k: v for k, v in (kwargs or {}).items() if k != "out"}
+            tensors = torch.utils._pytree.tree_leaves((args, read, result))
             self.traffic.aten_bytes += sum(t.nbytes for t in tensors if isinstance(t, Tensor))
         return result
 
