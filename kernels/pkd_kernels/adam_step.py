@@ -24,7 +24,7 @@ from pkd_kernels.opaque import opaque
 from pkd_kernels.reference import check_adam_inputs
 
 BLOCK, NUM_WARPS = 1024, 4
-STEPS = 128  # a range of its own: one shared with the body would cost the body its wide loads
+STEPS = 128  # a range of its own: a shared one would spread the body's loads over memory
 
 
 @triton.jit(do_not_specialize=["stack"])
