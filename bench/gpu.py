@@ -1,8 +1,9 @@
-"""`python -m bench.gpu --out DIR`: GPU tests and every benchmark of the ops, in one JSON file.
+"""`python -m bench.gpu --out DIR`: GPU tests and every benchmark, in one JSON file.
 
-It stays under eight minutes: a benchmark that the time no longer allows for is left out, and the
-tables say "not run". Copy the file into bench/results/ and run `python -m bench.report`. The exit
-code is 1 if a test failed or a contender disagreed with the definition.
+It stays under eight minutes: a benchmark that the time no longer allows for is left out, one that
+hangs is ended with what it started, and the tables say "not run". Copy the file into bench/results/
+and run `python -m bench.report`. The exit code is 1 if a test failed or a contender disagreed with
+the definition.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -19,27 +21,40 @@ from pathlib import Path
 import torch
 import triton
 
+from bench.step import commit
+
 ROOT = Path(__file__).parent.parent
-TESTS_S, SANITIZER_S, TOTAL_S = 150, 60, 440  # seconds
+TOTAL_S, TESTS_S, STEP_S, SANITIZER_S = 440, 150, 75, 45  # seconds; the ops have what is left
+STOPPED = 124  # exit code of what ran out of time
 
 
 def run(command: list[str], timeout: float, **environment: str) -> tuple[int, str]:
-    """Exit code and last line of a command run at the root; 124 if it ran out of time."""
-    try:
-        process = subprocess.run(
+    """Exit code and last line of a command run at the root, all of whose output is printed.
+
+    At the end of its time it is killed, and with it every process that it has started.
+    """
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(
             command,
             cwd=ROOT,
             env=os.environ | environment,
-            timeout=timeout,
-            stdout=subprocess.PIPE,
+            stdout=output,
             stderr=subprocess.STDOUT,
-            text=True,
+            start_new_session=True,
         )
-    except subprocess.TimeoutExpired:
-        return 124, f"stopped after {timeout:.0f} s"
-    print(process.stdout, flush=True)
-    lines = process.stdout.strip().splitlines()
-    return process.returncode, lines[-1].strip("= ") if lines else ""
+        try:
+            code = process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            code = STOPPED
+        output.seek(0)
+        text = output.read()
+    print(text, flush=True)
+    lines = text.strip().splitlines()
+    if code == STOPPED:
+        return code, f"stopped after {timeout:.0f} s"
+    return code, lines[-1].strip("= ") if lines else ""
 
 
 def sanitized() -> tuple[int, str]:
@@ -47,10 +62,32 @@ def sanitized() -> tuple[int, str]:
     tool = shutil.which("compute-sanitizer")
     if tool is None:
         return 0, "not installed"
-    few = "equals_definition and cuda and float32 and (2-3-35 or 5-1-300 or 7 or 37)"
+    few = "equals_definition and cuda and float32 and (not generator_loss or 2-3-35-9 or 5-1-300)"
     command = [tool, "--error-exitcode", "9", sys.executable, "-m", "pytest", "-q"]
     code, line = run([*command, "tests/kernels", "-m", "gpu", "-k", few], SANITIZER_S)
-    return (0 if code == 124 else code), line
+    return (0 if code == STOPPED else code), line
+
+
+def op_rows(folder: Path, seconds: float) -> tuple[int, list[dict]]:
+    """Exit code of the benchmarks of the ops, and the rows that they have measured in time."""
+    file = folder / "rows.jsonl"
+    code, _ = run(
+        [sys.executable, "-m", "pytest", "-q", "bench/test_ops.py"],
+        seconds,
+        PKD_BENCH_DEADLINE=str(time.time() + seconds - 20),
+        PKD_BENCH_ROWS=str(file),
+    )
+    lines = file.read_text().splitlines() if file.exists() else []
+    return (0 if code == STOPPED else code), [json.loads(line) for line in lines]
+
+
+def step_result(folder: Path) -> tuple[int, dict | None]:
+    """Exit code and result of `python -m bench.step`; None if it did not get that far."""
+    file = folder / "step.json"
+    options = ["--repeats", "5", "--seconds", "1", "--images", "50", "--json", str(file)]
+    code, _ = run([sys.executable, "-m", "bench.step", *options], STEP_S)
+    result = json.loads(file.read_text()) if file.exists() else None
+    return (0 if code == STOPPED else code), result
 
 
 def main() -> int:
@@ -60,18 +97,13 @@ def main() -> int:
     out = parser.parse_args().out
     if not torch.cuda.is_available():
         sys.exit("bench.gpu: no NVIDIA GPU here")
-    deadline = time.time() + TOTAL_S
+    end = time.time() + TOTAL_S
     pytest = [sys.executable, "-m", "pytest", "-q"]
     tests_code, tests = run([*pytest, "tests/kernels", "-m", "gpu"], TESTS_S)
-    sanitizer_code, sanitizer = sanitized()
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "benchmarks.json"
-        bench_code, _ = run(
-            [*pytest, "bench/test_ops.py", f"--benchmark-json={file}"],
-            timeout=max(deadline + 30 - time.time(), 60),
-            PKD_BENCH_DEADLINE=str(deadline - 20),
-        )
-        measured = json.loads(file.read_text())["benchmarks"] if file.exists() else []
+        ops_code, rows = op_rows(Path(folder), end - STEP_S - SANITIZER_S - time.time())
+        step_code, step = step_result(Path(folder))
+    sanitizer_code, sanitizer = sanitized()
     name = torch.cuda.get_device_name()
     result = {
         "gpu": name,
@@ -79,24 +111,17 @@ def main() -> int:
         "triton": triton.__version__,
         "cuda": torch.version.cuda,
         "python": sys.version.split()[0],
-        "commit": run(["git", "rev-parse", "HEAD"], 10)[1],
+        "commit": commit(),
         "tests": tests,
         "sanitizer": sanitizer,
-        "rows": [row(benchmark) for benchmark in measured],
+        "rows": rows,
+        "step": step,
     }
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"gpu-{re.sub('[^a-z0-9]+', '-', name.lower())}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"{len(result['rows'])} rows in {path}")
-    return int(any((tests_code, sanitizer_code, bench_code)))
-
-
-def row(benchmark: dict) -> dict:
-    """Microseconds a call out of pytest-benchmark's seconds a round."""
-    labels = benchmark["extra_info"]
-    scale = 1e6 / labels.pop("calls")
-    stats = benchmark["stats"]
-    return {**labels, "median_us": stats["median"] * scale, "iqr_us": stats["iqr"] * scale}
+    print(f"{len(rows)} rows in {path}")
+    return int(any((tests_code, ops_code, step_code, sanitizer_code)))
 
 
 if __name__ == "__main__":

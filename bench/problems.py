@@ -19,6 +19,8 @@ def plain_generator_loss(
     t1, tx, t2 = teacher
 
     def distance(a: Tensor, b: Tensor, elementwise: Callable, order: int) -> Tensor:
+        if reduction == "mean" and stack == 1:
+            return elementwise(a, b)
         if reduction == "norm":
             rows = (a - b).view(len(a), stack, -1)
             return torch.linalg.vector_norm(rows, order, dim=2).mean(0)
@@ -32,7 +34,7 @@ def plain_generator_loss(
         distance(xh, tx, F.l1_loss, 1),
         distance(z2, t2, F.mse_loss, 2),
     )
-    terms = torch.stack(terms, 1)
+    terms = torch.stack(terms, -1).view(stack, len(terms))
     return terms @ weights, terms.detach()
 
 

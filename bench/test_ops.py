@@ -2,27 +2,35 @@
 
 `pytest bench` runs anywhere; contenders that need a GPU are skipped without one, and then nothing
 is measured that belongs in a table. A contender is compared with the definition before it is timed.
-A round is `CALLS` calls and one synchronisation; "graph" replays a CUDA graph of one call.
+A round is `CALLS` calls and one synchronisation; "graph" replays a CUDA graph of one call. What the
+targets need comes first; each row is written as soon as it is measured.
 """
 
 import functools
+import json
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pkd_kernels
 import pytest
 import torch
 from pkd_kernels import FlatAdam, dispatch, reference
-from pkd_kernels.traffic import measured
 from torch import Tensor, nn
 
+from bench.counting import measured
 from bench.problems import PLAIN, PROBLEMS, SHAPES, network_shapes
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
 CALLS, ROUNDS = (100, 20) if CUDA else (2, 2)
-DEADLINE = float(os.environ.get("PKD_BENCH_DEADLINE", "inf"))  # set by bench.gpu
+DEADLINE = float(os.environ.get("PKD_BENCH_DEADLINE", "inf"))  # both are set by bench.gpu
+ROWS = os.environ.get("PKD_BENCH_ROWS")  # file that gets a line of JSON for each row
+TUNED = (
+    (1, 1),
+    (1, 30),
+)  # images, stacked models: where max-autotune takes minutes, it is left out
 CONTENDERS = ("pkd", "pkd graph", "eager", "eager graph", "compile", "max-autotune")
 ADAM_CONTENDERS = ("pkd", "pkd graph", "eager", "torch fused", "torch fused graph", "compile")
 needs_gpu = pytest.mark.skipif(not CUDA, reason="needs an NVIDIA GPU")
@@ -67,7 +75,10 @@ def launches(call: Callable) -> int:
         call()
         torch.cuda.synchronize()
     on_device = torch.autograd.DeviceType.CUDA
-    return sum(event.device_type == on_device for event in profile.events())
+    return sum(
+        event.device_type == on_device and not event.is_user_annotation
+        for event in profile.events()
+    )
 
 
 def measure(benchmark, call: Callable, group: str, **labels) -> None:
@@ -85,6 +96,11 @@ def measure(benchmark, call: Callable, group: str, **labels) -> None:
     if labels["contender"] != "compile" or CUDA:
         benchmark.extra_info["launches"] = launches(call)
     benchmark.pedantic(a_round, rounds=ROUNDS, warmup_rounds=3)
+    if ROWS:
+        stats = benchmark.stats.stats
+        times = {"median_us": stats.median * 1e6 / CALLS, "iqr_us": stats.iqr * 1e6 / CALLS}
+        with Path(ROWS).open("a") as file:
+            file.write(json.dumps(benchmark.extra_info | times) + "\n")
 
 
 @functools.cache
@@ -98,30 +114,27 @@ def assert_equal_definition(results: list[Tensor], expected: list[Tensor]) -> No
         assert error <= 1e-5 * expectation.abs().max(), error
 
 
-@contenders(CONTENDERS)
-@pytest.mark.parametrize("direction", ["forward", "forward_backward"])
-@pytest.mark.parametrize("op", PROBLEMS)
-@pytest.mark.parametrize(("batch", "stack"), SHAPES)
-def test_op(benchmark, batch, stack, op, direction, contender):
-    if time.time() > DEADLINE:
-        pytest.skip("the time for benchmarks is used up")
-    torch.manual_seed(0)
-    problem = PROBLEMS[op](batch, stack, DEVICE)
-    if contender.startswith("pkd"):
-        assert dispatch.uses_triton(problem.upstream) == CUDA
-        function = getattr(pkd_kernels, op)
-    elif contender.startswith("eager"):
-        function = PLAIN[op]
-    else:
-        torch._dynamo.config.recompile_limit = 100
-        function = compiled(op, None if contender == "compile" else contender)
-    call = getattr(problem, direction)(function)
+@needs_gpu
+@pytest.mark.parametrize("contender", ["two empty kernels", "two empty kernels graph"])
+def test_floor(benchmark, contender):
+    """What launching costs: no two kernels can take less."""
+    import triton
+
+    @triton.jit
+    def empty(pointer):
+        pass
+
+    tensor = torch.zeros(1, device=DEVICE)
+
+    def call() -> list[Tensor]:
+        empty[(1,)](tensor)
+        empty[(1,)](tensor)
+        return []
+
+    call()
     call = captured(call) if contender.endswith("graph") else call
-    expected = getattr(problem, direction)(getattr(reference, op))()
-    assert_equal_definition([t.clone() for t in call()], expected)
-    labels = {"op": op, "direction": direction, "batch": batch, "stack": stack}
-    group = f"{op} {direction} N={batch} M={stack}"
-    measure(benchmark, call, group, contender=contender, **labels)
+    labels = {"op": "floor", "direction": "two launches", "batch": 1, "stack": 1}
+    measure(benchmark, call, "floor", contender=contender, **labels)
 
 
 def adam_call(contender: str, stack: int) -> tuple[Callable, list[nn.Parameter]]:
@@ -165,24 +178,29 @@ def test_adam(benchmark, stack, contender):
     measure(benchmark, call, f"adam_step M={stack}", contender=contender, **labels)
 
 
-@needs_gpu
-@pytest.mark.parametrize("contender", ["two empty kernels", "two empty kernels graph"])
-def test_floor(benchmark, contender):
-    """What launching costs: no two kernels can take less."""
-    import triton
-
-    @triton.jit
-    def empty(pointer):
-        pass
-
-    tensor = torch.zeros(1, device=DEVICE)
-
-    def call() -> list[Tensor]:
-        empty[(1,)](tensor)
-        empty[(1,)](tensor)
-        return []
-
-    call()
+@contenders(CONTENDERS)
+@pytest.mark.parametrize("direction", ["forward", "forward_backward"])
+@pytest.mark.parametrize("op", PROBLEMS)
+@pytest.mark.parametrize(("batch", "stack"), SHAPES)
+def test_op(benchmark, batch, stack, op, direction, contender):
+    if time.time() > DEADLINE:
+        pytest.skip("the time for benchmarks is used up")
+    if contender == "max-autotune" and (batch, stack) not in TUNED:
+        pytest.skip("max-autotune is measured at a few sizes")
+    torch.manual_seed(0)
+    problem = PROBLEMS[op](batch, stack, DEVICE)
+    if contender.startswith("pkd"):
+        assert dispatch.uses_triton(problem.upstream) == CUDA
+        function = getattr(pkd_kernels, op)
+    elif contender.startswith("eager"):
+        function = PLAIN[op]
+    else:
+        torch._dynamo.config.recompile_limit = 100
+        function = compiled(op, None if contender == "compile" else contender)
+    call = getattr(problem, direction)(function)
     call = captured(call) if contender.endswith("graph") else call
-    labels = {"op": "floor", "direction": "two launches", "batch": 1, "stack": 1}
-    measure(benchmark, call, "floor", contender=contender, **labels)
+    expected = getattr(problem, direction)(getattr(reference, op))()
+    assert_equal_definition([t.clone() for t in call()], expected)
+    labels = {"op": op, "direction": direction, "batch": batch, "stack": stack}
+    group = f"{op} {direction} N={batch} M={stack}"
+    measure(benchmark, call, group, contender=contender, **labels)

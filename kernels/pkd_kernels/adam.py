@@ -13,12 +13,13 @@ class FlatAdam(torch.optim.Optimizer):
 
     The parameters move into one flat buffer `flat` and become views of it; `grad` is the flat
     buffer of their gradients, and each `p.grad` a view of that, as is `state[p]` of the moments.
+    So it is made after a module got its device and type, cannot be copied, and has one group.
 
     Args:
-        params: parameters of stacked models, each M equal blocks, one a model; one group.
+        params: parameters of stacked models, each M equal blocks, one a model.
         stack: M.
         lr: learning rate, for all models or one for each. The group's "lr" is a tensor (M,) on
-            the device: write into it to change a rate.
+            the device: write into it to change a rate. torch's schedulers do so for M = 1 only.
         betas, eps: as in torch.optim.Adam.
 
     Attributes:
@@ -36,6 +37,9 @@ class FlatAdam(torch.optim.Optimizer):
         eps: float = 1e-8,
     ):
         params = list(params)
+        for p in params:
+            if p.numel() % stack:
+                raise ValueError(f"a parameter of shape {tuple(p.shape)} is not {stack} models")
         device = params[0].device
         rate = torch.as_tensor(lr, dtype=torch.get_default_dtype(), device=device)
         rate = rate.expand(stack).clone()
@@ -47,11 +51,25 @@ class FlatAdam(torch.optim.Optimizer):
         self.exp_avg_sq = torch.zeros_like(self.flat)
         self.step_count = torch.zeros(stack, device=device)
         self.active = torch.ones(stack, dtype=torch.bool, device=device)
+        self._arrivals = torch.zeros(1, dtype=torch.int32, device=device)
         self._grads = self._views(self.grad)
         views = (self._views(t) for t in (self.flat, self.exp_avg, self.exp_avg_sq))
         for p, grad, value, avg, avg_sq in zip(params, self._grads, *views, strict=True):
             p.data, p.grad = value, grad
             self.state[p] = {"step": self.step_count, "exp_avg": avg, "exp_avg_sq": avg_sq}
+        self._addresses = [p.data_ptr() for p in params]
+
+    def add_param_group(self, param_group: dict) -> None:
+        """Refused once there is a group: its parameters would be in no flat buffer."""
+        if self.param_groups:
+            raise ValueError("FlatAdam has one group of parameters: make another FlatAdam")
+        super().add_param_group(param_group)
+
+    def __getstate__(self) -> dict:
+        raise TypeError(
+            "FlatAdam cannot be copied or pickled, because its parameters are views of its buffer: "
+            "save its state_dict(), make another FlatAdam and load that"
+        )
 
     def _views(self, flat: Tensor) -> list[Tensor]:
         params = self.param_groups[0]["params"]
@@ -78,11 +96,17 @@ class FlatAdam(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         group = self.param_groups[0]
-        if any(p.grad is not g for p, g in zip(group["params"], self._grads, strict=True)):
-            raise RuntimeError(
-                "a parameter's grad was replaced (set to None by another zero_grad?): FlatAdam "
-                "reads only its own buffer; clear gradients with its zero_grad()"
-            )
+        for p, grad, address in zip(group["params"], self._grads, self._addresses, strict=True):
+            if p.grad is not grad:
+                raise RuntimeError(
+                    "a parameter's grad was replaced (set to None by another zero_grad?): FlatAdam "
+                    "reads only its own buffer; clear gradients with its zero_grad()"
+                )
+            if p.data_ptr() != address:
+                raise RuntimeError(
+                    "a parameter left the flat buffer (its module was converted, say by .to() or "
+                    ".double()?): convert modules first and make FlatAdam then"
+                )
         adam_step(
             self.flat,
             self.grad,
@@ -94,6 +118,7 @@ class FlatAdam(torch.optim.Optimizer):
             sizes=self.sizes,
             betas=group["betas"],
             eps=group["eps"],
+            arrivals=self._arrivals,
         )
         return loss
 

@@ -21,8 +21,10 @@ import triton.language as tl
 from torch import Tensor
 
 from pkd_kernels.opaque import opaque
+from pkd_kernels.reference import check_adam_inputs
 
 BLOCK, NUM_WARPS = 1024, 4
+STEPS = 128  # a range of its own: a shared one would spread the body's loads over memory
 
 
 @triton.jit(do_not_specialize=["stack"])
@@ -43,23 +45,24 @@ def _kernel(
     LOG2_BETA2: tl.constexpr,
     EPS: tl.constexpr,
     BLOCK: tl.constexpr,
+    STEPS: tl.constexpr,
 ):
     acc: tl.constexpr = tl.float64 if param_ptr.dtype.element_ty == tl.float64 else tl.float32
     piece = tl.program_id(0)
     begin = tl.load(pieces_ptr + 3 * piece)
     m = tl.load(pieces_ptr + 3 * piece + 2)
     end = tl.where(tl.load(active_ptr + m), tl.load(pieces_ptr + 3 * piece + 1), begin)
+    i = begin + tl.arange(0, BLOCK)  # [BLOCK]
+    b_param = tl.load(param_ptr + i, mask=i < end, other=0).to(acc)
+    b_grad = tl.load(grad_ptr + i, mask=i < end, other=0).to(acc)
+    b_avg = tl.load(exp_avg_ptr + i, mask=i < end, other=0).to(acc)
+    b_sq = tl.load(exp_avg_sq_ptr + i, mask=i < end, other=0).to(acc)
     t = tl.load(step_ptr + m).to(tl.float64) + 1
     correction1 = 1 - tl.exp2(t * LOG2_BETA1)
     correction2 = 1 - tl.exp2(t * LOG2_BETA2)
     rate = (tl.load(lr_ptr + m).to(tl.float64) / correction1).to(acc)
     root2 = tl.sqrt(correction2).to(acc)
 
-    i = begin + tl.arange(0, BLOCK)  # [BLOCK]
-    b_param = tl.load(param_ptr + i, mask=i < end, other=0).to(acc)
-    b_grad = tl.load(grad_ptr + i, mask=i < end, other=0).to(acc)
-    b_avg = tl.load(exp_avg_ptr + i, mask=i < end, other=0).to(acc)
-    b_sq = tl.load(exp_avg_sq_ptr + i, mask=i < end, other=0).to(acc)
     b_avg += (1 - BETA1) * (b_grad - b_avg)
     b_sq = BETA2 * b_sq + (1 - BETA2) * b_grad * b_grad
     b_param -= rate * (b_avg / (tl.sqrt(b_sq) / root2 + EPS))
@@ -69,8 +72,8 @@ def _kernel(
 
     tl.debug_barrier()  # this program's threads have read their step before it arrives
     if tl.atomic_add(arrivals_ptr, 1) == tl.num_programs(0) - 1:
-        for first in range(0, stack, BLOCK):
-            j = first + tl.arange(0, BLOCK)  # [BLOCK]
+        for first in range(0, stack, STEPS):
+            j = first + tl.arange(0, STEPS)  # [STEPS]
             b_step = tl.load(step_ptr + j, mask=j < stack, other=0)
             b_active = tl.load(active_ptr + j, mask=j < stack, other=0).to(b_step.dtype)
             tl.store(step_ptr + j, b_step + b_active, mask=j < stack)
@@ -97,17 +100,11 @@ def _pieces(sizes: tuple[int, ...], stack: int, device: torch.device) -> Tensor:
     return torch.tensor(pieces, dtype=torch.int32, device=device)
 
 
-@cache
-def _arrivals(step_address: int, device: torch.device) -> Tensor:
-    """The counter of an optimizer, known by the address of its steps; 0 between launches."""
-    return torch.zeros(1, dtype=torch.int32, device=device)
-
-
 def _log2(beta: float) -> float:
     return math.log2(max(beta, sys.float_info.min))  # 2 to the power of that is 0 beside 1
 
 
-@opaque(fake=lambda *args: None, mutates=("param", "exp_avg", "exp_avg_sq", "step"))
+@opaque(fake=lambda *args: None, mutates=("param", "exp_avg", "exp_avg_sq", "step", "arrivals"))
 def launch(
     param: Tensor,
     grad: Tensor,
@@ -116,6 +113,7 @@ def launch(
     step: Tensor,
     lr: Tensor,
     active: Tensor,
+    arrivals: Tensor,
     sizes: list[int],
     beta1: float,
     beta2: float,
@@ -132,7 +130,7 @@ def launch(
         lr,
         active,
         pieces,
-        _arrivals(step.data_ptr(), param.device),
+        arrivals,
         step.numel(),
         BETA1=beta1,
         BETA2=beta2,
@@ -140,6 +138,7 @@ def launch(
         LOG2_BETA2=_log2(beta2),
         EPS=eps,
         BLOCK=BLOCK,
+        STEPS=STEPS,
         num_warps=NUM_WARPS,
     )
 
@@ -156,11 +155,11 @@ def adam_step(
     sizes: Sequence[int],
     betas: tuple[float, float],
     eps: float,
+    arrivals: Tensor | None = None,
 ) -> None:
     """`reference.adam_step` in one launch."""
+    check_adam_inputs(param, grad, exp_avg, exp_avg_sq, step, sizes)
+    if arrivals is None:
+        arrivals = torch.zeros(1, dtype=torch.int32, device=param.device)
     flat = (param, grad, exp_avg, exp_avg_sq)
-    if not all(t.is_contiguous() and t.shape == param.shape for t in flat):
-        raise ValueError("param, grad, exp_avg and exp_avg_sq must be flat, contiguous, one size")
-    if param.numel() != step.numel() * sum(sizes):
-        raise ValueError(f"{param.numel()} elements are not {step.numel()} models of {sum(sizes)}")
-    launch(*flat, step, lr, active, list(sizes), *betas, eps)
+    launch(*flat, step, lr, active, arrivals, list(sizes), *betas, eps)

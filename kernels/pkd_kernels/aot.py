@@ -2,8 +2,9 @@
 
 `python -m pkd_kernels.aot` runs the launchers on tensors without storage, records what they pass
 to each kernel, compiles every distinct signature for sm_75 to sm_100 and prints a table of
-registers, shared memory and stack. A stack means spills: the exit code is then 1. It needs no GPU,
-but must not run under TRITON_INTERPRET.
+registers, shared memory and stack. Each is compiled twice: with every pointer at a multiple of 16
+bytes, and with none, as views may be. A stack means spills: the exit code is then 1. It needs no
+GPU, but must not run under TRITON_INTERPRET.
 """
 
 import argparse
@@ -65,7 +66,8 @@ def recorded_launches() -> list[Launch]:
 
     def recorder(op: str, kernel):
         def record(*args, **keywords):
-            found[_launch(op, kernel, args, keywords)] = None
+            for aligned in (True, False):
+                found[_launch(op, kernel, args, keywords, aligned)] = None
 
         fake = mock.MagicMock()
         fake.__getitem__.return_value = record
@@ -124,7 +126,7 @@ def _call_everything(modules: dict) -> Iterator[None]:
         yield
 
 
-def _launch(op: str, kernel, args: tuple, keywords: dict) -> Launch:
+def _launch(op: str, kernel, args: tuple, keywords: dict, pointers_aligned: bool) -> Launch:
     """What the just-in-time compiler would make of a call: it specialises on 1 and on 16 | n."""
     signature, aligned = {}, []
     names = {parameter.name for parameter in kernel.params}
@@ -133,7 +135,8 @@ def _launch(op: str, kernel, args: tuple, keywords: dict) -> Launch:
     for i, (parameter, value) in enumerate(zip(kernel.params, args, strict=False)):
         if isinstance(value, torch.Tensor):
             signature[parameter.name] = _POINTERS[value.dtype]
-            aligned.append(i)
+            if pointers_aligned:
+                aligned.append(i)
         elif value == 1 and not parameter.do_not_specialize:
             constants[parameter.name] = value
         else:
@@ -176,19 +179,20 @@ def main() -> int:
     parser.parse_args()
     if triton.knobs.runtime.interpret:
         sys.exit("pkd_kernels.aot compiles: unset TRITON_INTERPRET")
-    print(f"{'kernel':20} {'type':5} {'constants':44} warps    sm  registers  shared  stack")
+    print(f"{'kernel':20} {'type':5} {'constants':42} align warps   sm  registers  shared  stack")
     spilled = False
     for launch in recorded_launches():
         constants = " ".join(
             f"{k}={v:.6g}" if isinstance(v, float) else f"{k}={v}" for k, v in launch.constants
         )
         warps = dict(launch.options)["num_warps"]
+        alignment = 16 if 0 in launch.aligned else 1
         for architecture in ARCHITECTURES:
             use = compile_launch(launch, architecture)
             spilled |= use.stack > 0
             print(
-                f"{launch.op:20} {launch.signature[0][1]:5} {constants:44.44} "
-                f"{warps:5} {use.architecture:5} {use.registers:10} {use.shared:7} "
+                f"{launch.op:20} {launch.signature[0][1]:5} {constants:42.42} "
+                f"{alignment:5} {warps:5} {use.architecture:5} {use.registers:10} {use.shared:7} "
                 f"{use.stack:6}" + ("  SPILLS" if use.stack else ""),
                 flush=True,
             )

@@ -15,9 +15,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pkd_kernels.opaque import opaque
+from pkd_kernels.opaque import once_differentiable, opaque
 from pkd_kernels.reference import accumulator, check_pair
-from pkd_kernels.upstream import once_differentiable, scale
+from pkd_kernels.upstream import scale
 
 BLOCK, NUM_WARPS = 256, 4
 
@@ -32,8 +32,29 @@ def _softplus_and_sigmoid(t):
     return tl.maximum(t, 0) + 2 * s * series, tl.where(t >= 0, 1, e) / (1 + e)
 
 
-@triton.jit(do_not_specialize=["batch", "size"])
-def _kernel(real_ptr, fake_ptr, loss_ptr, grad_ptr, batch, size, BLOCK: tl.constexpr):
+@triton.jit(
+    do_not_specialize=[
+        "batch",
+        "size",
+        "stride_rn",
+        "stride_rc",
+        "stride_fn",
+        "stride_fc",
+    ]
+)
+def _kernel(
+    real_ptr,
+    fake_ptr,
+    loss_ptr,
+    grad_ptr,
+    batch,
+    size,
+    stride_rn,
+    stride_rc,
+    stride_fn,
+    stride_fc,
+    BLOCK: tl.constexpr,
+):
     m = tl.program_id(0)
     stack = tl.num_programs(0)
     acc: tl.constexpr = grad_ptr.dtype.element_ty
@@ -43,37 +64,40 @@ def _kernel(real_ptr, fake_ptr, loss_ptr, grad_ptr, batch, size, BLOCK: tl.const
     for start in range(0, count, BLOCK):
         i = start + tl.arange(0, BLOCK)  # [BLOCK]
         inside = i < count
-        at = ((i // size) * stack + m) * size + i % size
-        b_real = tl.load(real_ptr + at, mask=inside, other=0).to(acc)
-        b_fake = tl.load(fake_ptr + at, mask=inside, other=0).to(acc)
+        n = (i // size).to(tl.int64)
+        c = m * size + i % size
+        b_real = tl.load(real_ptr + n * stride_rn + c * stride_rc, mask=inside, other=0).to(acc)
+        b_fake = tl.load(fake_ptr + n * stride_fn + c * stride_fc, mask=inside, other=0).to(acc)
         b_loss_real, b_sigmoid_real = _softplus_and_sigmoid(-b_real)
         b_loss_fake, b_sigmoid_fake = _softplus_and_sigmoid(b_fake)
         b_loss += tl.where(inside, b_loss_real + b_loss_fake, 0)
+        at = n * stack * size + c
         tl.store(grad_ptr + at, -b_sigmoid_real * per_logit, mask=inside)
         tl.store(grad_ptr + count * stack + at, b_sigmoid_fake * per_logit, mask=inside)
     tl.store(loss_ptr + m, tl.sum(b_loss) / count.to(acc))
 
 
 def _fake(logits_real, logits_fake, stack):
-    loss = torch.empty(stack, dtype=accumulator(logits_real.dtype), device=logits_real.device)
-    return loss, loss.new_empty(2 * logits_real.numel())
+    dtype, device = accumulator(logits_real, logits_fake), logits_real.device
+    loss = torch.empty(stack, dtype=dtype, device=device)
+    return loss, torch.empty(2 * logits_real.numel(), dtype=dtype, device=device)
 
 
 @opaque(fake=_fake)
 def launch(logits_real: Tensor, logits_fake: Tensor, stack: int) -> tuple[Tensor, Tensor]:
     """Losses (M,) and the flat gradients [logits_real | logits_fake]."""
-    count, device = logits_real.numel(), logits_real.device
-    dtype = accumulator(logits_real.dtype)
-    loss = torch.empty(stack, dtype=dtype, device=device)
-    grads = torch.empty(2 * count, dtype=dtype, device=device)
+    loss, grads = _fake(logits_real, logits_fake, stack)
     batch = logits_real.shape[0]
+    real, fake = logits_real.flatten(1), logits_fake.flatten(1)  # views, of any strides
     _kernel[(stack,)](
-        logits_real.contiguous(),
-        logits_fake.contiguous(),
+        real,
+        fake,
         loss,
         grads,
         batch,
-        count // (batch * stack),
+        real.shape[1] // stack,
+        *real.stride(),
+        *fake.stride(),
         BLOCK=BLOCK,
         num_warps=NUM_WARPS,
     )
@@ -85,7 +109,8 @@ class _DiscriminatorLoss(torch.autograd.Function):
     def forward(ctx, logits_real, logits_fake, stack):
         loss, grads = launch(logits_real, logits_fake, stack)
         ctx.save_for_backward(grads)
-        ctx.stack, ctx.shape, ctx.dtype = stack, logits_real.shape, logits_real.dtype
+        ctx.stack, ctx.shape = stack, logits_real.shape
+        ctx.dtypes = logits_real.dtype, logits_fake.dtype
         return loss
 
     @staticmethod
@@ -94,8 +119,10 @@ class _DiscriminatorLoss(torch.autograd.Function):
         (saved,) = ctx.saved_tensors
         rows = 2 * ctx.shape[0] * ctx.stack
         segments = [rows, saved.numel() // rows, 0, 0, 0, 0]
-        real, fake = scale(saved, upstream, segments, ctx.stack, ctx.dtype).chunk(2)
-        return real.view(ctx.shape), fake.view(ctx.shape), None
+        dtype = ctx.dtypes[0] if len(set(ctx.dtypes)) == 1 else saved.dtype
+        pair = scale(saved, upstream, segments, ctx.stack, dtype).chunk(2)
+        real, fake = (g.view(ctx.shape).to(own) for g, own in zip(pair, ctx.dtypes, strict=True))
+        return real, fake, None
 
 
 def discriminator_loss(logits_real: Tensor, logits_fake: Tensor, *, stack: int = 1) -> Tensor:

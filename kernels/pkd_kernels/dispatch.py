@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import wraps
 from importlib import import_module
 
+import torch
 from torch import Tensor
 
 from pkd_kernels import reference
@@ -26,13 +27,12 @@ def uses_triton(tensor: Tensor) -> bool:
     """Whether an op on this tensor runs in Triton.
 
     Raises:
-        RuntimeError: PKD_BACKEND asks for what this machine or this tensor cannot do.
+        RuntimeError: PKD_BACKEND asks for what this machine or this tensor cannot do, or the
+            tensor is on a GPU that is not the current one.
     """
-    if BACKEND == "":
-        return triton is not None and tensor.is_cuda
-    if BACKEND == "reference":
+    if BACKEND == "reference" or (BACKEND == "" and (triton is None or not tensor.is_cuda)):
         return False
-    if BACKEND != "triton":
+    if BACKEND not in ("", "triton"):
         raise RuntimeError(f"PKD_BACKEND must be 'triton' or 'reference', not {BACKEND!r}")
     if triton is None:
         raise RuntimeError("PKD_BACKEND=triton, but triton is not installed")
@@ -40,6 +40,15 @@ def uses_triton(tensor: Tensor) -> bool:
         raise RuntimeError(
             f"PKD_BACKEND=triton, but the tensors are on {tensor.device}: Triton needs CUDA, "
             "or its interpreter (TRITON_INTERPRET=1)"
+        )
+    if (
+        tensor.is_cuda
+        and not torch.compiler.is_compiling()
+        and tensor.device.index != torch.cuda.current_device()
+    ):
+        raise RuntimeError(
+            f"the tensors are on {tensor.device}, but the current device is "
+            f"{torch.cuda.current_device()}: call the op under torch.cuda.device(tensor.device)"
         )
     return True
 
@@ -51,7 +60,9 @@ def _dispatched(name: str) -> Callable:
 
     @wraps(definition)
     def op(*args, **kwargs):
-        tensor = next(a for a in (*args, *kwargs.values()) if isinstance(a, Tensor))
+        tensor = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), None)
+        if tensor is None:
+            raise TypeError(f"{name} takes tensors, and got none")
         return (kernel if uses_triton(tensor) else definition)(*args, **kwargs)
 
     return op

@@ -19,9 +19,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pkd_kernels.opaque import opaque
+from pkd_kernels.opaque import once_differentiable, opaque
 from pkd_kernels.reference import TERMS, accumulator, check_generator_inputs
-from pkd_kernels.upstream import once_differentiable, scale
+from pkd_kernels.upstream import scale
 
 VALUES = len(TERMS) + 1  # and their weighted total
 # Elements of a model's largest tensor up to: (elements in a block, warps of a program).
@@ -209,12 +209,10 @@ def _kernel(
 
 
 def _fake(x, xh, z1, z2, f_real, f_fake, t1, tx, t2, weights, norm, stack):
-    values = torch.empty(VALUES, stack, dtype=accumulator(xh.dtype), device=xh.device)
-    return values, values.new_empty(_count(xh, z1, f_fake))
-
-
-def _count(xh: Tensor, z1: Tensor, f_fake: Tensor | None) -> int:
-    return xh.numel() + 2 * z1.numel() + (0 if f_fake is None else f_fake.numel())
+    dtype, device = accumulator(xh, z1, z2, f_fake), xh.device
+    count = xh.numel() + 2 * z1.numel() + (0 if f_fake is None else f_fake.numel())
+    values = torch.empty(VALUES, stack, dtype=dtype, device=device)
+    return values, torch.empty(count, dtype=dtype, device=device)
 
 
 @opaque(fake=_fake)
@@ -238,14 +236,15 @@ def launch(
     feature = 0 if f_fake is None else f_fake.numel() // (batch * stack)
     largest = max(image, latent, feature)
     block, warps = next(entry for limit, entry in LAUNCH.items() if largest <= limit)
-    dtype = accumulator(xh.dtype)
-    values = torch.empty(batch, VALUES, stack, dtype=dtype, device=xh.device)
-    grads = torch.empty(_count(xh, z1, f_fake), dtype=dtype, device=xh.device)
+    values, grads = _fake(x, xh, z1, z2, f_real, f_fake, t1, tx, t2, weights, norm, stack)
+    by_image = values
+    if batch > 1:
+        by_image = torch.empty(batch, VALUES, stack, dtype=values.dtype, device=values.device)
     _kernel[(batch, stack)](
         *((xh if t is None else t.contiguous()) for t in (x, xh, z1, z2, f_real, f_fake)),
         *((xh if t is None else t.contiguous()) for t in (t1, tx, t2)),
         weights.contiguous(),
-        values,
+        by_image,
         grads,
         image,
         latent,
@@ -258,7 +257,9 @@ def launch(
         num_warps=warps,
         maxnreg=MAX_REGISTERS,
     )
-    return values[0] if batch == 1 else values.mean(0), grads
+    if batch > 1:
+        torch.mean(by_image, 0, out=values)
+    return values, grads
 
 
 class _GeneratorLoss(torch.autograd.Function):
@@ -266,9 +267,11 @@ class _GeneratorLoss(torch.autograd.Function):
     def forward(ctx, x, xh, z1, z2, f_real, f_fake, t1, tx, t2, weights, norm, stack):
         values, grads = launch(x, xh, z1, z2, f_real, f_fake, t1, tx, t2, weights, norm, stack)
         ctx.save_for_backward(grads)
-        ctx.stack, ctx.dtype = stack, xh.dtype
-        ctx.shapes = [None if t is None else t.shape for t in (xh, z1, z2, f_fake)]
-        total, terms = values[-1], values[:-1].T
+        ctx.stack = stack
+        leaves = [t for t in (xh, z1, z2, f_fake) if t is not None]
+        ctx.shapes, ctx.dtypes = [t.shape for t in leaves], [t.dtype for t in leaves]
+        # Detached, so that autograd does not take them for views, which refuse `total += other`.
+        total, terms = values[-1].detach(), values[:-1].T.detach()
         ctx.mark_non_differentiable(terms)
         ctx.set_materialize_grads(False)
         return total, terms
@@ -279,14 +282,17 @@ class _GeneratorLoss(torch.autograd.Function):
         if upstream is None:
             return (None,) * 12
         (saved,) = ctx.saved_tensors
-        image, latent, _, feature = ctx.shapes
-        counts = [0 if shape is None else shape.numel() for shape in ctx.shapes]
-        batch = image[0]
-        rows = batch * ctx.stack
-        segments = [rows, counts[0] // rows, 2 * rows, counts[1] // rows, rows, counts[3] // rows]
-        pieces = scale(saved, upstream, segments, ctx.stack, ctx.dtype).split(counts)
-        xh, z1, z2 = (g.view(s) for g, s in zip(pieces, (image, latent, latent), strict=False))
-        f_fake = None if feature is None else pieces[3].view(feature)
+        counts = [shape.numel() for shape in ctx.shapes]
+        image, latent, _, feature = counts if len(counts) == 4 else (*counts, 0)
+        rows = ctx.shapes[0][0] * ctx.stack
+        segments = [rows, image // rows, 2 * rows, latent // rows, rows, feature // rows]
+        dtype = ctx.dtypes[0] if len(set(ctx.dtypes)) == 1 else saved.dtype
+        pieces = scale(saved, upstream, segments, ctx.stack, dtype).split(counts)
+        xh, z1, z2, *features = (
+            g.view(shape).to(own)
+            for g, shape, own in zip(pieces, ctx.shapes, ctx.dtypes, strict=True)
+        )
+        f_fake = features[0] if features else None
         return None, xh, z1, z2, None, f_fake, None, None, None, None, None, None
 
 

@@ -12,9 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pkd_kernels.opaque import opaque
+from pkd_kernels.opaque import once_differentiable, opaque
 from pkd_kernels.reference import accumulator, check_pair
-from pkd_kernels.upstream import once_differentiable
 
 ROWS, BLOCK, NUM_WARPS = 4, 256, 4
 
@@ -35,7 +34,7 @@ def _kernel(z1_ptr, z2_ptr, score_ptr, rows, size, ROWS: tl.constexpr, BLOCK: tl
 
 
 def _fake(z1, z2, stack):
-    return torch.empty(z1.shape[0], stack, dtype=accumulator(z1.dtype), device=z1.device)
+    return torch.empty(z1.shape[0], stack, dtype=accumulator(z1, z2), device=z1.device)
 
 
 @opaque(fake=_fake)
@@ -43,7 +42,7 @@ def launch(z1: Tensor, z2: Tensor, stack: int) -> Tensor:
     """Scores (N, M)."""
     score = _fake(z1, z2, stack)
     rows = score.numel()
-    _kernel[(triton.cdiv(rows, ROWS),)](
+    _kernel[(-(-rows // ROWS),)](
         z1.contiguous(),
         z2.contiguous(),
         score,
@@ -66,10 +65,11 @@ class _NoveltyScore(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, upstream):
         z1, z2 = ctx.saved_tensors
-        difference = (z1 - z2).reshape(*upstream.shape, -1)  # [N, M, D]
+        acc = upstream.dtype
+        difference = (z1.to(acc) - z2.to(acc)).reshape(*upstream.shape, -1)  # [N, M, D]
         grad = difference * (upstream * (2 / difference.shape[2]))[..., None]
-        grad = grad.reshape(z1.shape).to(z1.dtype)
-        return grad, -grad, None
+        grad = grad.reshape(z1.shape)
+        return grad.to(z1.dtype), grad.neg().to(z2.dtype), None
 
 
 def novelty_score(z1: Tensor, z2: Tensor, *, stack: int = 1) -> Tensor:

@@ -1,4 +1,4 @@
-"""Launchers as operators that torch.compile does not look into."""
+"""What all launchers share with torch: torch.compile does not look into them, autograd once."""
 
 from collections.abc import Callable, Sequence
 from functools import wraps
@@ -28,3 +28,18 @@ def opaque(*, fake: Callable, mutates: Sequence[str] = ()) -> Callable[[Callable
         return call
 
     return decorate
+
+
+def once_differentiable(backward: Callable) -> Callable:
+    """Decorate a backward: create_graph=True raises, where torch's decorator of this name would
+    leave the second derivative out in silence if the upstream gradient is a constant."""
+
+    @wraps(backward)
+    def checked(ctx, *upstream):
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "the fused losses can be differentiated once: no backward with create_graph=True"
+            )
+        return backward(ctx, *upstream)
+
+    return checked

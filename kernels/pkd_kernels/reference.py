@@ -131,11 +131,12 @@ def generator_loss(
         (1, xh, tx),
         (2, z2, t2),
     )
-    weights = weights.detach().to(accumulator(xh.dtype)).expand(stack, len(TERMS))
+    acc = accumulator(xh, z1, z2, f_fake)
+    weights = weights.detach().to(acc).expand(stack, len(TERMS))
     absent = weights.new_zeros(stack)
     terms = torch.stack(
         [
-            absent if b is None else _distance(a, b, order, reduction, on)
+            absent if b is None else _distance(a.to(acc), b.to(acc), order, reduction, on)
             for (order, a, b), on in zip(pairs, weights.T != 0, strict=True)
         ],
         dim=1,
@@ -148,20 +149,17 @@ def _distance(a: Tensor, b: Tensor, order: int, reduction: str, on: Tensor) -> T
 
     0, in value and gradient, for a model that is not `on` (M,), whatever the tensors hold.
     """
-    difference = (_wide(a) - _wide(b)).reshape(a.shape[0], len(on), -1)  # [N, M, F]
+    difference = (a - b).reshape(a.shape[0], len(on), -1)  # [N, M, F]
     difference = torch.where(on[:, None], difference, 0)
     if reduction == "mean":
         return (difference.abs() if order == 1 else difference.square()).mean((0, 2))
     return torch.linalg.vector_norm(difference, order, dim=2).mean(0)
 
 
-def accumulator(dtype: torch.dtype) -> torch.dtype:
-    """The type that values of this type are summed in, and losses returned in."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def _wide(t: Tensor) -> Tensor:
-    return t.to(accumulator(t.dtype))
+def accumulator(*tensors: Tensor | None) -> torch.dtype:
+    """The type that these tensors are summed in, and losses returned in; None is no tensor."""
+    wide = any(t is not None and t.dtype == torch.float64 for t in tensors)
+    return torch.float64 if wide else torch.float32
 
 
 def check_pair(a: Tensor, b: Tensor, stack: int) -> None:
@@ -220,13 +218,13 @@ def discriminator_loss(logits_real: Tensor, logits_fake: Tensor, *, stack: int =
     Returns:
         (M,) losses, float64 for float64 inputs and float32 otherwise.
     """
-
     check_pair(logits_real, logits_fake, stack)
+    acc = accumulator(logits_real, logits_fake)
 
     def per_model(logits: Tensor) -> Tensor:
-        return logits.reshape(logits.shape[0], stack, -1).mean((0, 2))
+        return F.softplus(logits).reshape(logits.shape[0], stack, -1).mean((0, 2))
 
-    return per_model(F.softplus(-_wide(logits_real))) + per_model(F.softplus(_wide(logits_fake)))
+    return per_model(-logits_real.to(acc)) + per_model(logits_fake.to(acc))
 
 
 def novelty_score(z1: Tensor, z2: Tensor, *, stack: int = 1) -> Tensor:
@@ -240,7 +238,24 @@ def novelty_score(z1: Tensor, z2: Tensor, *, stack: int = 1) -> Tensor:
         otherwise.
     """
     check_pair(z1, z2, stack)
-    return (_wide(z1) - _wide(z2)).reshape(z1.shape[0], stack, -1).square().mean(2)
+    acc = accumulator(z1, z2)
+    return (z1.to(acc) - z2.to(acc)).reshape(z1.shape[0], stack, -1).square().mean(2)
+
+
+def check_adam_inputs(
+    param: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    step: Tensor,
+    sizes: Sequence[int],
+) -> None:
+    """Refuse, with a ValueError that says why, what `adam_step` cannot take."""
+    flat = (param, grad, exp_avg, exp_avg_sq)
+    if not all(t.dim() == 1 and t.is_contiguous() and t.shape == param.shape for t in flat):
+        raise ValueError("param, grad, exp_avg and exp_avg_sq must be flat, contiguous, one size")
+    if param.numel() != step.numel() * sum(sizes):
+        raise ValueError(f"{param.numel()} elements are not {step.numel()} models of {sum(sizes)}")
 
 
 @torch.no_grad()
@@ -256,6 +271,7 @@ def adam_step(
     sizes: Sequence[int],
     betas: tuple[float, float],
     eps: float,
+    arrivals: Tensor | None = None,
 ) -> None:
     """One Adam step, in place, on one flat buffer with the parameters of M models.
 
@@ -268,7 +284,10 @@ def adam_step(
         lr: (M,) float32 learning rates.
         active: (M,) bool. An inactive model keeps parameters, moments and step as they are.
         sizes: elements of one model in each parameter; P = M * sum(sizes).
+        arrivals: (1,) int32, 0: what the kernel counts its programs in, and leaves at 0. It
+            belongs to one optimizer; None makes one for this call. Not used here.
     """
+    check_adam_inputs(param, grad, exp_avg, exp_avg_sq, step, sizes)
     # Models that share rate and count take the step together: nearly always all of them at once.
     groups: dict[tuple[float, float], list[int]] = {}
     for m, (on, rate, count) in enumerate(

@@ -5,9 +5,6 @@ the gradient that arrives at model m's loss. It is read on the device: comparing
 would make the host wait.
 """
 
-from collections.abc import Callable
-from functools import wraps
-
 import torch
 import triton
 import triton.language as tl
@@ -78,9 +75,9 @@ def scale(
     count = saved.numel()
     if count >= 2**31:
         raise ValueError(f"gradients of {count} elements: the kernel counts to 2**31 - 1")
-    out = torch.empty_like(saved, dtype=dtype)
+    out = _like_saved(saved, upstream, segments, stack, dtype)
     rows, sizes = segments[::2], [max(size, 1) for size in segments[1::2]]
-    _kernel[(triton.cdiv(count, BLOCK),)](
+    _kernel[(-(-count // BLOCK),)](
         saved,
         upstream,
         out,
@@ -94,18 +91,3 @@ def scale(
         num_warps=NUM_WARPS,
     )
     return out
-
-
-def once_differentiable(backward: Callable) -> Callable:
-    """Decorate a backward: create_graph=True raises, where torch's decorator of this name would
-    leave the second derivative out in silence if the upstream gradient is a constant."""
-
-    @wraps(backward)
-    def checked(ctx, *upstream):
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "the fused losses can be differentiated once: no backward with create_graph=True"
-            )
-        return backward(ctx, *upstream)
-
-    return checked

@@ -1,12 +1,14 @@
 """Flat Adam, kernel and optimizer, against torch.optim.Adam."""
 
 import copy
+import pickle
 
 import pytest
 import torch
 from pkd_kernels import FlatAdam, adam_step, reference
-from pkd_kernels.traffic import measured
 from torch import Tensor, nn
+
+from bench.counting import measured
 
 STACK = 3
 SHAPES = ((3 * 4, 2, 3), (3 * 5,))  # each three models
@@ -59,7 +61,9 @@ def test_a_thousand_steps_equal_torch(device, dtype, tolerance):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(("sizes", "stack"), [((1,), 1), ((3000,), 1), ((1030, 7), 2)], ids=str)
+@pytest.mark.parametrize(
+    ("sizes", "stack"), [((1,), 1), ((3000,), 1), ((1030, 7), 2), ((2,), 300)], ids=str
+)
 def test_kernel_equals_definition(device, sizes, stack, dtype):
     count = stack * sum(sizes)
     generator = torch.Generator().manual_seed(0)
@@ -148,6 +152,31 @@ def test_a_replaced_gradient_is_refused(device):
         ours.step()
 
 
+def test_what_would_train_nothing_is_refused(device):
+    """Parameters that are, or come to be, outside the flat buffer."""
+    module = nn.Linear(4, 3, device=device)
+    ours = FlatAdam(module.parameters())
+    with pytest.raises(ValueError, match="one group"):
+        ours.add_param_group({"params": [nn.Parameter(torch.zeros(3, device=device))]})
+    for copied in (copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match="cannot be copied"):
+            copied(ours)
+    ours.step()
+    module.double()
+    with pytest.raises(RuntimeError, match="left the flat buffer"):
+        ours.step()
+    with pytest.raises(ValueError, match="is not 2 models"):
+        FlatAdam([nn.Parameter(torch.zeros(3, device=device))], stack=2)
+
+
+def test_a_scheduler_of_torch_moves_the_rate_of_one_model(device):
+    ours = FlatAdam([nn.Parameter(torch.zeros(3, device=device))], lr=0.8)
+    scheduler = torch.optim.lr_scheduler.StepLR(ours, step_size=1, gamma=0.5)
+    ours.step()
+    scheduler.step()
+    torch.testing.assert_close(ours.param_groups[0]["lr"], torch.tensor([0.4], device=device))
+
+
 def test_closure(device):
     params = parameters(device=device)
     ours = FlatAdam(params, stack=STACK)
@@ -196,13 +225,12 @@ def test_a_state_of_another_shape_is_refused(device):
         ours.load_state_dict(fewer.state_dict())
 
 
-def test_buffers_that_do_not_fit_are_refused(device):
+@pytest.mark.parametrize("op", [adam_step, reference.adam_step], ids=["kernel", "definition"])
+def test_buffers_that_do_not_fit_are_refused(device, op):
     ours = FlatAdam(parameters(device=device), stack=STACK)
+    model = (ours.step_count, ours.param_groups[0]["lr"], ours.active)
+    moments = (ours.exp_avg, ours.exp_avg_sq)
     with pytest.raises(ValueError, match="models of"):
-        adam_step(
-            *(ours.flat, ours.grad, ours.exp_avg, ours.exp_avg_sq),
-            *(ours.step_count, ours.param_groups[0]["lr"], ours.active),
-            sizes=(5,),
-            betas=BETAS,
-            eps=1e-8,
-        )
+        op(ours.flat, ours.grad, *moments, *model, sizes=(5,), betas=BETAS, eps=1e-8)
+    with pytest.raises(ValueError, match="contiguous"):
+        op(ours.flat, ours.grad[1:], *moments, *model, sizes=ours.sizes, betas=BETAS, eps=1e-8)

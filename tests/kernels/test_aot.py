@@ -1,5 +1,6 @@
 """Every kernel compiles for every architecture, without a GPU and without a spill."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -30,9 +31,12 @@ def test_every_kernel_type_and_architecture_is_there(rows):
     for kernel in ("generator_loss", "discriminator_loss", "novelty_score", "adam_step"):
         for dtype in ("*fp32", "*fp64", "*bf16", "*fp16"):
             mine = [row for row in rows if row[:2] == [kernel, dtype]]
-            assert {int(row[-4]) for row in mine} == set(ARCHITECTURES)
+            compiled = {(int(row[-6]), int(row[-4])) for row in mine}
+            assert compiled == set(itertools.product((1, 16), ARCHITECTURES))
     scaled = {row[1] for row in rows if row[0] == "upstream"}
     assert scaled == {"*fp32", "*fp64"}
+    norms = {word for row in rows if row[0] == "generator_loss" for word in row if "NORM" in word}
+    assert norms == {"NORM=False", "NORM=True"}
     blocks = {word for row in rows if row[0] == "generator_loss" for word in row if "BLOCK" in word}
     assert blocks == {"BLOCK=256", "BLOCK=1024", "BLOCK=2048"}
 

@@ -5,8 +5,9 @@ import pytest
 import torch
 from cases import DTYPES, assert_close
 from pkd_kernels import discriminator_loss, reference
-from pkd_kernels.traffic import measured
 from torch import Tensor
+
+from bench.counting import measured
 
 
 def logits(shape: tuple[int, ...], dtype: torch.dtype, device: str, scale: float = 4.0):
@@ -67,6 +68,24 @@ def test_small_losses_keep_their_digits(device, logit):
     real = torch.tensor([[logit]], device=device)
     got = results(discriminator_loss, real, -real, 1)
     assert_close(got, expected(real, -real, 1), torch.float32)
+
+
+def test_views_cost_no_copy(device):
+    real, fake = (t.T.requires_grad_() for t in logits((3, 5), torch.float32, device))
+    assert not real.is_contiguous()
+    with measured() as traffic:
+        discriminator_loss(real, fake, stack=3)
+    assert traffic.launches == ["discriminator_loss"]
+
+
+def test_mixed_types(device):
+    real, fake = logits((5, 6), torch.float64, device)
+    real = real.half()
+    got = results(discriminator_loss, real, fake, 3)
+    assert [t.dtype for t in got] == [torch.float64, torch.float16, torch.float64]
+    wanted = expected(real, fake, 3)
+    assert_close(got[::2], wanted[::2], torch.float64)
+    assert_close(got[1:2], wanted[1:2], torch.float16)
 
 
 def test_views(device):

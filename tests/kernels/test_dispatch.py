@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pkd_kernels
 import pytest
@@ -52,6 +53,19 @@ def test_says_why_triton_cannot(monkeypatch):
     monkeypatch.setattr(dispatch, "BACKEND", "cuda")
     with pytest.raises(RuntimeError, match="must be 'triton' or 'reference', not 'cuda'"):
         novelty_score(Z, Z)
+
+
+def test_refuses_a_call_without_tensors():
+    with pytest.raises(TypeError, match="novelty_score takes tensors"):
+        novelty_score([1.0], [2.0])
+
+
+def test_refuses_tensors_of_another_gpu(monkeypatch):
+    monkeypatch.setattr(dispatch, "BACKEND", "triton")
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    there = SimpleNamespace(is_cuda=True, device=torch.device("cuda:1"))
+    with pytest.raises(RuntimeError, match="are on cuda:1, but the current device is 0"):
+        dispatch.uses_triton(there)
 
 
 def test_environment_variable():

@@ -9,8 +9,9 @@ from cases import DTYPES, Inputs, Sizes, assert_close, generator_results, make_i
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pkd_kernels import dispatch, generator_loss, reference
-from pkd_kernels.traffic import measured
 from torch import Tensor
+
+from bench.counting import measured
 
 SMALL = Sizes(2, 3, 35, 9, 17)
 SIZES = [
@@ -57,10 +58,27 @@ def test_any_size(sizes, reduction):
     assert_close(results, expected, torch.float64)
 
 
-def test_many_images_many_models(device):
-    inputs = make_inputs(Sizes(64, 4, 5, 3, 2), torch.float32, device)
+@pytest.mark.parametrize(("batch", "stack"), [(64, 4), (256, 1), (1, 128)])
+def test_many_images_many_models(device, batch, stack):
+    inputs = make_inputs(Sizes(batch, stack, 5, 3, 2), torch.float32, device)
     results = generator_results(generator_loss, inputs)
     assert_close(results, expected_results(inputs), torch.float32)
+
+
+@pytest.mark.parametrize("op", [generator_loss, reference.generator_loss])
+@pytest.mark.parametrize("wide", [torch.float32, torch.float64], ids=str)
+def test_mixed_types_are_summed_in_the_widest(device, op, wide):
+    """And each gradient is of its own input's type, with that type's digits."""
+    narrow = make_inputs(SMALL, torch.float16, device)
+    inputs = narrow._replace(f_fake=make_inputs(SMALL, wide, device, seed=1).f_fake)
+    results = generator_results(op, inputs._replace(upstream=inputs.upstream.to(wide)))
+    total, terms, xh, z1, z2, f_fake = zip(results, expected_results(inputs), strict=True)
+    for (result, expected), dtype in (
+        *((pair, wide) for pair in (total, terms, f_fake)),
+        *((pair, torch.float16) for pair in (xh, z1, z2)),
+    ):
+        assert result.dtype == dtype
+        assert_close([result], [expected], dtype)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "norm"])
@@ -286,6 +304,20 @@ def test_only_the_total_is_differentiable_and_only_once(device):
     assert total.requires_grad and not terms.requires_grad
     with pytest.raises(RuntimeError, match="differentiated once"):
         torch.autograd.grad(total.sum(), z1, create_graph=True)
+
+
+def test_the_total_may_be_added_to_in_place(device):
+    inputs = make_inputs(SMALL, torch.float32, device)
+    xh = inputs.xh.requires_grad_()
+    total, terms = generator_loss(
+        inputs.x, xh, inputs.z1, inputs.z2, weights=inputs.weights, stack=3
+    )
+    value = total.detach().clone()
+    total += 1
+    terms += 1
+    assert torch.equal(total.detach(), value + 1)
+    total.sum().backward()
+    assert xh.grad.any()
 
 
 def test_refuses_with_a_reason(device):

@@ -5,7 +5,8 @@ import pytest
 import torch
 from cases import DTYPES, assert_close
 from pkd_kernels import novelty_score, reference
-from pkd_kernels.traffic import measured
+
+from bench.counting import measured
 
 
 def latents(shape: tuple[int, ...], dtype: torch.dtype, device: str):
@@ -36,6 +37,17 @@ def test_ranks_as_the_papers_equation(device):
 def test_gradcheck_and_upstream_gradient(device):
     leaves = [t.requires_grad_() for t in latents((3, 2 * 5), torch.float64, device)]
     assert torch.autograd.gradcheck(lambda *t: novelty_score(*t, stack=2), leaves)
+
+
+def test_gradients_of_half_precision_do_not_overflow(device):
+    z1, z2 = (t.requires_grad_() for t in latents((2, 8), torch.float16, device))
+    far = torch.full_like(z1, 6e4).requires_grad_()
+    score = novelty_score(far, -far.detach())
+    (grad,) = torch.autograd.grad(score, far, torch.full_like(score, 1e-3))
+    torch.testing.assert_close(grad, torch.full_like(grad, 30.0))
+    pair = (z1, z2.detach().float().requires_grad_())
+    grads = torch.autograd.grad(novelty_score(*pair).sum(), pair)
+    assert [g.dtype for g in grads] == [torch.float16, torch.float32]
 
 
 def test_views_inputs_and_repeated_runs(device, monkeypatch):

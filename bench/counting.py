@@ -17,7 +17,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 KERNELS = ("generator_loss", "discriminator_loss", "novelty_score", "adam_step", "upstream")
-_ALLOCATIONS = ("empty", "new_empty", "empty_like", "empty_strided", "detach", "lift_fresh")
+# Neither is reading a number on the host a kernel.
+_NO_LAUNCH = ("empty", "new_empty", "empty_like", "empty_strided", "detach", "lift_fresh")
+_NO_LAUNCH += ("_local_scalar_dense",)
 
 
 @dataclass
@@ -27,8 +29,7 @@ class Traffic:
     Attributes:
         launches: names, in order; operations of PyTorch with their prefix aten.
         loaded, stored: elements by "kernel.argument"; empty where kernels are not interpreted.
-        aten_bytes: of the tensors that operations of PyTorch read and wrote, each tensor once an
-            operation.
+        aten_bytes: of the tensors that operations of PyTorch read and wrote.
     """
 
     launches: list[str] = field(default_factory=list)
@@ -47,9 +48,10 @@ class _Operations(TorchDispatchMode):
         schema = func._schema
         view = any(r.alias_info is not None and not r.alias_info.is_write for r in schema.returns)
         name = func.overloadpacket.__name__
-        if func.namespace == "aten" and not view and name not in _ALLOCATIONS:
+        if func.namespace == "aten" and not view and name not in _NO_LAUNCH:
             self.traffic.launches.append(f"aten.{name}")
-            tensors = torch.utils._pytree.tree_leaves((args, kwargs, result))
+            read = {k: v for k, v in (kwargs or {}).items() if k != "out"}
+            tensors = torch.utils._pytree.tree_leaves((args, read, result))
             self.traffic.aten_bytes += sum(t.nbytes for t in tensors if isinstance(t, Tensor))
         return result
 
