@@ -72,7 +72,10 @@ def test_environment_variable():
     code = "import torch, pkd_kernels as k; z = torch.zeros(1, 4); print(k.novelty_score(z, z))"
     assert run(code, PKD_BACKEND="reference") == "tensor([[0.]])\n"
     assert "Triton needs CUDA" in run(code, PKD_BACKEND="triton")
-    assert run(code, PKD_BACKEND="triton", TRITON_INTERPRET="1") == "tensor([[0.]])\n"
+    code = (
+        "import torch; from pkd_kernels import dispatch; print(dispatch.uses_triton(torch.ones(1)))"
+    )
+    assert run(code, PKD_BACKEND="triton", TRITON_INTERPRET="1") == "True\n"
 
 
 def test_works_without_triton():
