@@ -126,7 +126,7 @@ class Trainer:
         self.teacher_weights = own.to(device)
         self.student_weights = (own * structure.student + distill * structure.distill).to(device)
         networks = {"teacher": teacher, "student": student}
-        adversarial = {"teacher": structure.teacher, "student": structure.student}
+        self.adversarial = {"teacher": structure.teacher, "student": structure.student}
         self.networks = {name: networks[name] for name in structure.trained}
         self.generator_params = [
             p for gan in self.networks.values() for p in gan.generator.parameters()
@@ -134,7 +134,7 @@ class Trainer:
         self.discriminator_params = [
             p
             for name, gan in networks.items()
-            if adversarial[name]
+            if self.adversarial[name]
             for p in gan.discriminator.parameters()
         ]
         self.optimizer = FlatAdam(
@@ -306,6 +306,7 @@ class Trainer:
             f"{name} {short}": value
             for name, values in zip(self.networks, row, strict=True)
             for short, value in zip("GD", values, strict=True)
+            if short == "G" or self.adversarial[name]
         }
 
     def state(self, step: int) -> dict[str, Tensor]:
