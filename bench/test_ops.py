@@ -20,7 +20,7 @@ from pkd_kernels import FlatAdam, dispatch, reference
 from torch import Tensor, nn
 
 from bench.counting import measured
-from bench.problems import PLAIN, PROBLEMS, SHAPES, network_shapes
+from bench.problems import PLAIN, PROBLEMS, SHAPES, captured, network_shapes
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
@@ -42,25 +42,6 @@ def contenders(names: tuple[str, ...]):
         "contender",
         [pytest.param(name, marks=needs_gpu if name.endswith(gpu_only) else ()) for name in names],
     )
-
-
-def captured(call: Callable[[], list[Tensor]]) -> Callable[[], list[Tensor]]:
-    """The call as a CUDA graph; its outputs stay where they are and are overwritten."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            call()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        outputs = call()
-
-    def replay() -> list[Tensor]:
-        graph.replay()
-        return outputs
-
-    return replay
 
 
 def launches(call: Callable) -> int:

@@ -113,6 +113,7 @@ class TrainConfig:
         return config
 
     def check(self) -> None:
+        """Raise UserError naming the flag of a value that no training could use."""
         counts = ("seeds", "teacher_epochs", "step1_epochs", "step2_epochs", "batch_size")
         for name in (*counts, "latent", "max_train_images"):
             value = getattr(self, name)

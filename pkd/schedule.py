@@ -167,8 +167,8 @@ class Run:
         for member, finite in zip(self.members, np.isfinite(scores).all(0), strict=True):
             if not finite:
                 raise UserError(
-                    f"scores of the {network} of normal class {member.normal_class}, seed "
-                    f"{member.seed} are not finite: train anew with a lower --lr"
+                    f"scores of the {network} of {member} are not finite: train anew with a "
+                    "lower --lr"
                 )
         return auc_by_member(scores, self.dataset.test_labels[::stride], self.members)
 
@@ -301,6 +301,7 @@ class _Clock:
 
 
 def load_dataset(config: TrainConfig) -> datasets.Dataset:
+    """The data set of a run; UserError if its files are missing or damaged."""
     return datasets.load(config.dataset, Path(config.data_dir) if config.data_dir else None)
 
 

@@ -243,7 +243,7 @@ class Trainer:
         """Train an epoch from step `start`, yielding the steps done every quarter of a second.
 
         Raises:
-            UserError: a loss is not finite.
+            UserError: a loss or weight is not finite, see `check_finite`.
         """
         order, rates = self.epoch_order(epoch), self.epoch_rates(epoch)
         changes = {start, *self.steps}
@@ -279,9 +279,9 @@ class Trainer:
         if found:
             step, member = found[0][0], self.members[found[0][1]]
             raise UserError(
-                f"the loss or weights of normal class {member.normal_class}, seed {member.seed} "
-                f"are no longer finite at step {step + 1} of epoch {epoch + 1}; training stopped, "
-                "the last checkpoint is kept: train anew with a lower --lr"
+                f"the loss or weights of {member} are no longer finite at step {step + 1} of epoch "
+                f"{epoch + 1}; training stopped, the last checkpoint is kept: train anew with a "
+                "lower --lr"
             )
 
     def _members_with_bad_weights(self) -> list[int]:

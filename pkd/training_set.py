@@ -20,6 +20,9 @@ class Member:
     normal_class: int
     seed: int
 
+    def __str__(self) -> str:
+        return f"normal class {self.normal_class}, seed {self.seed}"
+
     def _derive(self, *purpose: int) -> np.random.SeedSequence:
         """Randomness for one purpose, independent of every neighbour and of what was drawn before.
 

@@ -64,8 +64,8 @@ def _convolve(
     channels = weight.shape[0] if transposed else weight.shape[1] * stack
     shared = x.shape[1] != channels
     if padding == 0 and height == (1 if transposed else 4) and not shared:
-        # Between a 4x4 map and a single pixel a convolution is one matrix a model: batched
-        # products are several times faster than grouped convolutions here, on CPU and GPU alike.
+        # Between a 4x4 map and a single pixel a convolution is one matrix a model; on a CPU a
+        # batched product is faster there than a grouped convolution.
         matrix = weight.view(stack, weight.shape[0] // stack, -1)  # [M, Co, Ci*16] | [M, Ci, Co*16]
         rows = x.reshape(n, stack, -1).transpose(0, 1)  # [M, N, Ci*16] | [M, N, Ci]
         y = torch.bmm(rows, matrix if transposed else matrix.transpose(1, 2))
