@@ -23,6 +23,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from pkd_kernels import to_unit
 from torch import Tensor
 
 from bench.plain import PlainGAN, PlainLoop, copy_parameters, member_parameters
@@ -30,7 +31,7 @@ from pkd.hardware import device_name
 from pkd.models import GAN, Architecture
 from pkd.structures import KDGAN
 from pkd.trainer import Trainer
-from pkd.training_set import Member, TrainSet, to_unit
+from pkd.training_set import Member, TrainSet
 
 STRUCTURE = KDGAN[2]
 CLASSES = 10

@@ -7,11 +7,18 @@ Tensors and parameters of a stack are laid out model-major, see `pkd_kernels.ref
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from pkd_kernels import ACTIVATIONS, NORM_EPS, conv_norm_act
+from pkd_kernels import (
+    ACTIVATIONS,
+    NORM_EPS,
+    ConvLayer,
+    conv_chain,
+    conv_chain_pair,
+)
 from torch import Tensor, nn
 
 from pkd.errors import UserError
@@ -118,25 +125,34 @@ class Layer(nn.Module):
         if self.beta is not None:
             self.beta.zero_()
 
-    def forward(self, x: Tensor) -> Tensor:
-        plan = self.plan
-        fused = not self.batch_norm
-        y = conv_norm_act(
-            x,
+    def op(self) -> ConvLayer:
+        """This layer for the kernels; under norm="batch" its convolution alone."""
+        plan, fused = self.plan, not self.batch_norm
+        return ConvLayer(
             self.weight,
             self.gamma if fused else None,
             self.beta if fused else None,
-            stack=self.stack,
-            stride=plan.stride,
-            padding=plan.padding,
-            transposed=plan.transposed,
-            activation=plan.activation if fused else "none",
+            plan.stride,
+            plan.padding,
+            plan.transposed,
+            plan.activation if fused else "none",
         )
-        if fused:
+
+    def forward(self, x: Tensor) -> Tensor:
+        (y,) = conv_chain(x, [self.op()], taps=(0,), stack=self.stack)
+        if not self.batch_norm:
             return y
         running = self.running_mean, self.running_var
         y = F.batch_norm(y, *running, self.gamma, self.beta, self.training, eps=NORM_EPS)
-        return ACTIVATIONS[plan.activation](y)
+        return ACTIVATIONS[self.plan.activation](y)
+
+
+def _outputs(layers: Sequence[Layer], x: Tensor, taps: Sequence[int]) -> tuple[Tensor, ...]:
+    """Outputs of the tapped layers of a chain; one op, unless statistics mix the images."""
+    if not any(layer.batch_norm for layer in layers):
+        return conv_chain(x, [layer.op() for layer in layers], taps=taps, stack=layers[0].stack)
+    made = [x := layer(x) for layer in layers]
+    return tuple(made[tap] for tap in taps)
 
 
 def _layers(plans: list[LayerPlan], stack: int, norm: str) -> nn.Sequential:
@@ -163,9 +179,9 @@ class Generator(nn.Module):
 
     def forward(self, x: Tensor) -> Reconstruction:
         """x: (N, M*C, 32, 32), or (N, C, 32, 32) for all models alike, in [-1, 1]."""
-        z1 = self.encoder(x)
-        xh = self.decoder(z1)
-        z2 = self.reencoder(xh)
+        parts = (self.encoder, self.decoder, self.reencoder)
+        taps = [end - 1 for end in accumulate(map(len, parts))]
+        z1, xh, z2 = _outputs([layer for part in parts for layer in part], x, taps)
         return Reconstruction(z1.flatten(1), xh, z2.flatten(1))
 
 
@@ -190,13 +206,14 @@ class Discriminator(nn.Module):
 
     def forward(self, x: Tensor, xh: Tensor) -> Judgement:
         """x, xh: (N, M*C, 32, 32)."""
+        layers, tap = [*self.features, self.classifier], len(self.features) - 1
         if self.one_call:
-            features = self.features(torch.cat([x, xh]))
-            logits = self.classifier(features).flatten(1)
-            return Judgement(*logits.chunk(2), *features.chunk(2))
-        f_real, f_fake = self.features(x), self.features(xh)
-        logits_real, logits_fake = (self.classifier(f).flatten(1) for f in (f_real, f_fake))
-        return Judgement(logits_real, logits_fake, f_real, f_fake)
+            ops = [layer.op() for layer in layers]
+            real, fake, *features = conv_chain_pair(x, xh, ops, tap=tap, stack=layers[0].stack)
+        else:
+            (f_real, real), (f_fake, fake) = (_outputs(layers, i, (tap, tap + 1)) for i in (x, xh))
+            features = f_real, f_fake
+        return Judgement(real.flatten(1), fake.flatten(1), *features)
 
 
 class GAN(nn.Module):

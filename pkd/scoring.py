@@ -4,12 +4,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from pkd_kernels import novelty_score
+from pkd_kernels import novelty_score, to_unit
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from pkd.models import Generator
-from pkd.training_set import Member, to_unit
+from pkd.training_set import Member
 
 SCORE_BATCH = 64
 

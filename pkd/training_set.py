@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from pkd_kernels import to_unit
 from torch import Tensor
 
 from pkd.models import GAN, Reconstruction
@@ -77,11 +78,6 @@ class TrainSet:
         n, m = rows.shape
         images = self.images.index_select(0, rows.flatten())
         return to_unit(images).view(n, m * images.shape[1], *images.shape[2:])
-
-
-def to_unit(images: Tensor) -> Tensor:
-    """uint8 [0, 255] to float32 [-1, 1]."""
-    return images.to(torch.float32).div_(127.5).sub_(1.0)
 
 
 class TeacherCache:

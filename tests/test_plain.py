@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+from pkd_kernels import to_unit
 from torch import Tensor
 
 from bench.plain import (
@@ -41,20 +42,13 @@ def double_precision() -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
 
 
-class DoubleTrainSet(TrainSet):
-    """Images as float64."""
-
-    def batch(self, rows: Tensor) -> Tensor:
-        return super().batch(rows).double()
-
-
-def train_set(members: tuple[Member, ...], channels: int) -> DoubleTrainSet:
+def train_set(members: tuple[Member, ...], channels: int) -> TrainSet:
     labels = np.random.default_rng(0).permutation(np.repeat(list(SIZES), list(SIZES.values())))
     generator = torch.Generator().manual_seed(1)
     shape = (len(labels), channels, 32, 32)
     images = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
     images[:, :, :4, :4] = 255  # ties with what tanh can reach
-    return DoubleTrainSet(images, labels, members)
+    return TrainSet(images, labels, members)
 
 
 class Pair:
@@ -110,7 +104,7 @@ class Pair:
                 order = torch.from_numpy(member.order(size, 0, epoch)) + self.data.first[m]
                 for step in range(size // n):
                     rows = order[step * n : (step + 1) * n]
-                    loop.step(self.data.images[rows].float().div(127.5).sub(1).double())
+                    loop.step(to_unit(self.data.images[rows]))
         return self
 
     def difference(self, role: int, member: int) -> float:

@@ -2,16 +2,31 @@
 
 from pkd_kernels.adam import FlatAdam
 from pkd_kernels.dispatch import adam_step, discriminator_loss, generator_loss, novelty_score
-from pkd_kernels.reference import ACTIVATIONS, NORM_EPS, TERMS, conv_norm_act
+from pkd_kernels.reference import (
+    ACTIVATIONS,
+    NORM_EPS,
+    TERMS,
+    ConvLayer,
+    conv_chain,
+    conv_chain_pair,
+    conv_norm_act,
+    gather,
+    to_unit,
+)
 
 __all__ = [
     "ACTIVATIONS",
     "NORM_EPS",
     "TERMS",
+    "ConvLayer",
     "FlatAdam",
     "adam_step",
+    "conv_chain",
+    "conv_chain_pair",
     "conv_norm_act",
     "discriminator_loss",
+    "gather",
     "generator_loss",
     "novelty_score",
+    "to_unit",
 ]

@@ -7,6 +7,7 @@ is an ordinary network. Nothing here mixes two models, and nothing mixes two ima
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -55,6 +56,95 @@ def conv_norm_act(
         # One group a channel is instance normalisation, in one op without repeated parameters.
         y = F.group_norm(y, y.shape[1], gamma, beta, NORM_EPS)
     return ACTIVATIONS[activation](y)
+
+
+class ConvLayer(NamedTuple):
+    """One layer of a `conv_chain`: the arguments of `conv_norm_act` but for its input."""
+
+    weight: Tensor
+    gamma: Tensor | None = None
+    beta: Tensor | None = None
+    stride: int = 2
+    padding: int = 1
+    transposed: bool = False
+    activation: str = "none"
+
+
+def conv_chain(
+    x: Tensor, layers: Sequence[ConvLayer], *, taps: Sequence[int], stack: int = 1
+) -> tuple[Tensor, ...]:
+    """Layers one behind the other, as `conv_norm_act` each.
+
+    Args:
+        x: input of the first layer.
+        taps: ascending indices of the layers whose outputs are wanted.
+        stack: M.
+
+    Returns:
+        The output (N, M*Co, Ho, Wo) of every tapped layer, differentiable in x and all parameters.
+    """
+    outputs = []
+    for layer in layers:
+        x = conv_norm_act(
+            x,
+            layer.weight,
+            layer.gamma,
+            layer.beta,
+            stack=stack,
+            stride=layer.stride,
+            padding=layer.padding,
+            transposed=layer.transposed,
+            activation=layer.activation,
+        )
+        outputs.append(x)
+    return tuple(outputs[tap] for tap in taps)
+
+
+def conv_chain_pair(
+    real: Tensor, fake: Tensor, layers: Sequence[ConvLayer], *, tap: int, stack: int = 1
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A chain run once on two batches, for two gradients that are kept apart, as a GAN needs them.
+
+    Args:
+        real, fake: (N, M*Ci, H, W) each.
+        tap: index of a layer, not the last.
+
+    Returns:
+        y_real, y_fake: the last layer's outputs, to be differentiated in the parameters alone.
+        f_real, f_fake: the tapped layer's; f_fake is to be differentiated in `fake` alone. Other
+            derivatives are no part of this op: here PyTorch has them, the kernels do not.
+    """
+    f, y = conv_chain(torch.cat([real, fake]), layers, taps=(tap, len(layers) - 1), stack=stack)
+    return (*y.chunk(2), *f.chunk(2))
+
+
+def to_unit(images: Tensor) -> Tensor:
+    """uint8 [0, 255] to [-1, 1] in the default type."""
+    return images.to(torch.get_default_dtype()).div_(127.5).sub_(1.0)
+
+
+def gather(
+    sources: Sequence[tuple[Tensor, Tensor]], order: Tensor, step: Tensor
+) -> tuple[Tensor, ...]:
+    """What a training step reads: for each model its rows of this step, laid out as a stack.
+
+    Args:
+        sources: (rows, first) each: rows (R, C, ...), uint8 images or of a floating type, and
+            first (M,) int64, the row at which each model's own begin.
+        order: (steps, N, M) int64, counted from the model's first row.
+        step: (1,) int64, the step that is looked up.
+
+    Returns:
+        (N, M*C, ...) for each source: rows[first + order[step]], images scaled by `to_unit`.
+    """
+    local = order.index_select(0, step)[0]  # [N, M]
+    n, m = local.shape
+    found = []
+    for rows, first in sources:
+        taken = rows.index_select(0, (local + first).flatten())
+        taken = to_unit(taken) if taken.dtype == torch.uint8 else taken
+        found.append(taken.view(n, m * rows.shape[1], *rows.shape[2:]))
+    return tuple(found)
 
 
 def _convolve(

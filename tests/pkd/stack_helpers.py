@@ -17,18 +17,11 @@ MEMBERS = (Member(0, 5), Member(3, 1), Member(1, 5))
 SIZES = {0: 13, 1: 20, 3: 17}
 
 
-class DoubleTrainSet(TrainSet):
-    """Images in the default type of tensors."""
-
-    def batch(self, rows: Tensor) -> Tensor:
-        return super().batch(rows).to(torch.get_default_dtype())
-
-
-def train_set(members: Sequence[Member] = MEMBERS, limit: int | None = None) -> DoubleTrainSet:
+def train_set(members: Sequence[Member] = MEMBERS, limit: int | None = None) -> TrainSet:
     labels = np.random.default_rng(0).permutation(np.repeat(list(SIZES), list(SIZES.values())))
     generator = torch.Generator().manual_seed(1)
     images = torch.randint(256, (len(labels), 1, 32, 32), generator=generator, dtype=torch.uint8)
-    return DoubleTrainSet(images, labels, members, limit)
+    return TrainSet(images, labels, members, limit)
 
 
 def make_networks(
