@@ -1,15 +1,20 @@
 """The ops of P-KDGAN's training step: they know tensors, nothing of GANs, files or loops."""
 
 from pkd_kernels.adam import FlatAdam
-from pkd_kernels.dispatch import adam_step, discriminator_loss, generator_loss, novelty_score
+from pkd_kernels.dispatch import (
+    adam_step,
+    conv_chain,
+    conv_chain_pair,
+    conv_norm_act,
+    discriminator_loss,
+    generator_loss,
+    novelty_score,
+)
 from pkd_kernels.reference import (
     ACTIVATIONS,
     NORM_EPS,
     TERMS,
     ConvLayer,
-    conv_chain,
-    conv_chain_pair,
-    conv_norm_act,
     gather,
     to_unit,
 )
