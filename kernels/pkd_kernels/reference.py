@@ -154,16 +154,55 @@ def _convolve(
     channels = weight.shape[0] if transposed else weight.shape[1] * stack
     shared = x.shape[1] != channels
     if padding == 0 and height == (1 if transposed else 4) and not shared:
-        # Between a 4x4 map and a single pixel a convolution is one matrix a model; on a CPU a
-        # batched product is faster there than a grouped convolution.
-        matrix = weight.view(stack, weight.shape[0] // stack, -1)  # [M, Co, Ci*16] | [M, Ci, Co*16]
-        rows = x.reshape(n, stack, -1).transpose(0, 1)  # [M, N, Ci*16] | [M, N, Ci]
-        y = torch.bmm(rows, matrix if transposed else matrix.transpose(1, 2))
+        rows = x.reshape(n, stack, -1).transpose(0, 1)
+        y = _PointProduct.apply(rows, weight, transposed)
         size = 4 if transposed else 1
         return y.transpose(0, 1).reshape(n, -1, size, size)
     groups = 1 if shared else stack
     convolve = F.conv_transpose2d if transposed else F.conv2d
     return convolve(x, weight, stride=stride, padding=padding, groups=groups)
+
+
+class _PointProduct(torch.autograd.Function):
+    """Between a 4x4 map (B channels) and a pixel (S) a convolution is one matrix W a model.
+
+    On a CPU a batched product is faster there than a grouped convolution. It is a Function for the
+    gradient to W alone: autograd's would be laid out unlike the weight and copied, and of these
+    matrices, nearly all of a small network's parameters, a `main_grad` spares a copy more.
+
+    rows [M, N, B*16] or, up, [M, N, S]; weight [M*S, B, 4, 4] -> [M, N, S] or, up, [M, N, B*16].
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(rows: Tensor, weight: Tensor, up: bool) -> Tensor:
+        matrix = weight.view(rows.shape[0], -1, 16 * weight.shape[1])  # [M, S, B*16]
+        return torch.bmm(rows, matrix if up else matrix.transpose(1, 2))
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        rows, weight, ctx.up = inputs
+        ctx.save_for_backward(rows, weight)
+        ctx.buffer = getattr(weight, "main_grad", None)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        rows, weight = ctx.saved_tensors
+        rows_grad = weight_grad = None
+        if ctx.needs_input_grad[0]:
+            matrix = weight.view(rows.shape[0], -1, 16 * weight.shape[1])
+            rows_grad = torch.bmm(grad, matrix.transpose(1, 2) if ctx.up else matrix)
+        if ctx.needs_input_grad[1]:
+            small, big = (rows, grad) if ctx.up else (grad, rows)
+            # An outer product has nothing to sum, and a multiplication is faster than bmm there.
+            outer = torch.mul if rows.shape[1] == 1 else torch.bmm
+            if ctx.buffer is None:
+                weight_grad = outer(small.transpose(1, 2), big).view(weight.shape)
+            else:
+                out = ctx.buffer.view(rows.shape[0], small.shape[2], -1)
+                outer(small.transpose(1, 2), big, out=out)
+        return rows_grad, weight_grad, None
 
 
 def generator_loss(
@@ -242,7 +281,7 @@ def _distance(a: Tensor, b: Tensor, order: int, reduction: str, on: Tensor) -> T
     difference = (a - b).reshape(a.shape[0], len(on), -1)  # [N, M, F]
     difference = torch.where(on[:, None], difference, 0)
     if reduction == "mean":
-        return (difference.abs() if order == 1 else difference.square()).mean((0, 2))
+        return (difference.abs() if order == 1 else difference * difference).mean((0, 2))
     return torch.linalg.vector_norm(difference, order, dim=2).mean(0)
 
 
