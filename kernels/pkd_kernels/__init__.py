@@ -13,6 +13,7 @@ from pkd_kernels.reference import (
     gather,
     to_unit,
 )
+from pkd_kernels.unit import unit_upstream
 
 __all__ = [
     "ACTIVATIONS",
@@ -29,4 +30,5 @@ __all__ = [
     "generator_loss",
     "novelty_score",
     "to_unit",
+    "unit_upstream",
 ]
