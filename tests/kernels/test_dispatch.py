@@ -97,6 +97,7 @@ def test_import_touches_no_driver():
 
 
 def test_exports_are_the_dispatched_functions():
-    for name in ("generator_loss", "discriminator_loss", "novelty_score", "adam_step"):
+    names = ("generator_loss", "discriminator_loss", "novelty_score", "adam_step", "gather")
+    for name in names:
         assert getattr(pkd_kernels, name) is getattr(dispatch, name)
         assert "Args:" in getattr(pkd_kernels, name).__doc__
