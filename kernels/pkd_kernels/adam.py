@@ -62,9 +62,9 @@ class FlatAdam(torch.optim.Optimizer):
         lr: learning rate, for all models or one for each. The group's "lr" is a tensor (M,) on
             the device: write into it to change a rate. torch's schedulers do so for M = 1 only.
         betas, eps: as in torch.optim.Adam.
-        main_grad: set `p.main_grad` to the view that `p.grad` is. An op that knows it writes the
-            gradient there, over what was there, and returns None to autograd, which so has nothing
-            to copy or to add. For trainers that take each gradient once a step.
+        main_grad: set `p.main_grad`, else None, to the view that `p.grad` is. An op that knows it
+            writes the gradient there, over what was there, and returns None to autograd, which then
+            has nothing to copy or to add. For trainers that take each gradient once a step.
 
     Attributes:
         active: (M,) bool on the device; an inactive model keeps parameters, moments and step.
@@ -152,8 +152,8 @@ class FlatAdam(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         group = self.param_groups[0]
-        state = (self.grad, self.exp_avg, self.exp_avg_sq, self.step_count, group["lr"])
-        state += (self.active,)
+        moments = self.exp_avg, self.exp_avg_sq
+        state = self.grad, *moments, self.step_count, group["lr"], self.active
         if torch.compiler.is_compiling():
             options = list(self.sizes), *group["betas"], group["eps"]
             _compiled_step(group["params"], *state, self._arrivals, *options)

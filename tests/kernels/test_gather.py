@@ -56,7 +56,7 @@ def assert_equals_definition(device: str, sources: Sources, order: Tensor, step:
     ids=str,
 )
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32], ids=str)
-def test_rows_of_any_size(device, shape, dtype):
+def test_equals_definition(device, shape, dtype):
     assert_equals_definition(device, *case(rows(ROWS, *shape, dtype=dtype)))
 
 
