@@ -1,52 +1,11 @@
 """Adam over one flat buffer: one update for all parameters of all networks and stacked models."""
 
 from collections.abc import Iterable, Sequence
-from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
 
 from pkd_kernels.dispatch import adam_step
-
-
-@torch.library.custom_op(
-    "pkd::flat_adam", mutates_args=("params", "exp_avg", "exp_avg_sq", "step", "arrivals")
-)
-def _compiled_step(
-    params: list[Tensor],
-    grad: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    step: Tensor,
-    lr: Tensor,
-    active: Tensor,
-    arrivals: Tensor,
-    sizes: list[int],
-    beta1: float,
-    beta2: float,
-    eps: float,
-) -> None:
-    """`adam_step` in a graph of torch.compile, which refuses parameters that the graph reads beside
-    the buffer that they share. It may pass copies of them, and takes over what is written there."""
-    counts = [p.numel() for p in params]
-    storage = params[0].untyped_storage().data_ptr()
-    shared = all(
-        p.untyped_storage().data_ptr() == storage and p.storage_offset() == offset
-        for p, offset in zip(params, accumulate(counts, initial=0), strict=False)
-    )
-    if shared:
-        flat = params[0].as_strided((sum(counts),), (1,))
-    else:
-        flat = torch.cat([p.reshape(-1) for p in params])
-    options = {"sizes": sizes, "betas": (beta1, beta2), "eps": eps}
-    adam_step(flat, grad, exp_avg, exp_avg_sq, step, lr, active, arrivals=arrivals, **options)
-    if not shared:
-        pieces = flat.split(counts)
-        views = [piece.view(p.shape) for piece, p in zip(pieces, params, strict=True)]
-        torch._foreach_copy_(params, views)
-
-
-_compiled_step.register_fake(lambda *args: None)
 
 
 class FlatAdam(torch.optim.Optimizer):
@@ -152,15 +111,27 @@ class FlatAdam(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         group = self.param_groups[0]
-        moments = self.exp_avg, self.exp_avg_sq
-        state = self.grad, *moments, self.step_count, group["lr"], self.active
-        if torch.compiler.is_compiling():
-            options = list(self.sizes), *group["betas"], group["eps"]
-            _compiled_step(group["params"], *state, self._arrivals, *options)
+        params, flat = group["params"], self.flat
+        compiling = torch.compiler.is_compiling()
+        if compiling:  # it refuses a graph that reads parameters and writes what they are views of
+            flat = torch.cat([p.reshape(-1) for p in params])
         else:
             self._check_views()
-            options = {"sizes": self.sizes, "betas": group["betas"], "eps": group["eps"]}
-            adam_step(self.flat, *state, arrivals=self._arrivals, **options)
+        adam_step(
+            flat,
+            self.grad,
+            self.exp_avg,
+            self.exp_avg_sq,
+            self.step_count,
+            group["lr"],
+            self.active,
+            sizes=self.sizes,
+            betas=group["betas"],
+            eps=group["eps"],
+            arrivals=self._arrivals,
+        )
+        if compiling:
+            torch._foreach_copy_(params, self._views(flat))
         return loss
 
     def _check_views(self) -> None:

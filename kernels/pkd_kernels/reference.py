@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pkd_kernels.opaque import opaque
+
 TERMS = ("con", "enc", "adv", "k1", "kx", "k2")
 NORM_EPS = 1e-5
 LEAKY_SLOPE = 0.2
@@ -378,6 +380,24 @@ def adam_step(
             belongs to one optimizer; None makes one for this call. Not used here.
     """
     check_adam_inputs(param, grad, exp_avg, exp_avg_sq, step, sizes)
+    update(param, grad, exp_avg, exp_avg_sq, step, lr, active, list(sizes), *betas, eps)
+
+
+@opaque(fake=lambda *args: None, mutates=("param", "exp_avg", "exp_avg_sq", "step"))
+def update(
+    param: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    step: Tensor,
+    lr: Tensor,
+    active: Tensor,
+    sizes: list[int],
+    beta1: float,
+    beta2: float,
+    eps: float,
+) -> None:
+    """What `adam_step` does; torch.compile could not trace that rates and counts are read."""
     # Neighbours that share everything go together: nearly always all of them at once.
     models = zip(active.tolist(), lr.tolist(), step.tolist(), strict=True)
     runs = [(key, len(list(run))) for key, run in groupby(models)]
@@ -396,8 +416,8 @@ def adam_step(
             max_exp_avg_sqs=[],
             state_steps=after,
             lr=rate,
-            beta1=betas[0],
-            beta2=betas[1],
+            beta1=beta1,
+            beta2=beta2,
             weight_decay=0.0,
             eps=eps,
             amsgrad=False,
