@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 KERNELS = ("generator_loss", "discriminator_loss", "novelty_score", "adam_step", "upstream")
+KERNELS += ("gather",)
 # Neither is reading a number on the host a kernel.
 _NO_LAUNCH = ("empty", "new_empty", "empty_like", "empty_strided", "detach", "lift_fresh")
 _NO_LAUNCH += ("_local_scalar_dense",)

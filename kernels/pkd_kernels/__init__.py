@@ -7,6 +7,7 @@ from pkd_kernels.dispatch import (
     conv_chain_pair,
     conv_norm_act,
     discriminator_loss,
+    gather,
     generator_loss,
     novelty_score,
 )
@@ -15,9 +16,9 @@ from pkd_kernels.reference import (
     NORM_EPS,
     TERMS,
     ConvLayer,
-    gather,
     to_unit,
 )
+from pkd_kernels.unit import unit_upstream
 
 __all__ = [
     "ACTIVATIONS",
@@ -34,4 +35,5 @@ __all__ = [
     "generator_loss",
     "novelty_score",
     "to_unit",
+    "unit_upstream",
 ]

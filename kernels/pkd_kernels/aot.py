@@ -27,7 +27,7 @@ from triton.compiler import ASTSource
 
 from pkd_kernels.reference import ConvLayer
 
-OPS = ("generator_loss", "discriminator_loss", "novelty_score", "adam_step")
+OPS = ("generator_loss", "discriminator_loss", "novelty_score", "adam_step", "gather")
 MODULES = (*OPS, "conv_chain", "upstream")
 ARCHITECTURES = (75, 80, 90, 100)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -42,7 +42,9 @@ _POINTERS = {
     torch.float64: "*fp64",
     torch.bfloat16: "*bf16",
     torch.float16: "*fp16",
+    torch.int64: "*i64",
     torch.int32: "*i32",
+    torch.uint8: "*u8",
     torch.bool: "*i1",
 }
 
@@ -136,6 +138,10 @@ def _call_everything(modules: dict) -> Iterator[None]:
             betas=(0.5, 0.999),
             eps=1e-8,
         )
+        order = torch.empty(3, 1, 2, dtype=torch.int64, device="meta")
+        pixels = x.to(torch.uint8)
+        for rows in ([z1.detach(), tx, z2.detach(), pixels], [pixels]):
+            modules["gather"].launch(rows, [order[0, 0]] * len(rows), order, order[0, 0, :1], dtype)
         yield
     yield from _call_networks(modules["conv_chain"])
 

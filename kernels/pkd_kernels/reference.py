@@ -7,12 +7,14 @@ is an ordinary network. Nothing here mixes two models, and nothing mixes two ima
 
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import groupby
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.optim.adam import adam
+
+from pkd_kernels.opaque import opaque
 
 TERMS = ("con", "enc", "adv", "k1", "kx", "k2")
 NORM_EPS = 1e-5
@@ -417,44 +419,55 @@ def adam_step(
             belongs to one optimizer; None makes one for this call. Not used here.
     """
     check_adam_inputs(param, grad, exp_avg, exp_avg_sq, step, sizes)
-    # Models that share rate and count take the step together: nearly always all of them at once.
-    groups: dict[tuple[float, float], list[int]] = {}
-    for m, (on, rate, count) in enumerate(
-        zip(active.tolist(), lr.tolist(), step.tolist(), strict=True)
-    ):
+    update(param, grad, exp_avg, exp_avg_sq, step, lr, active, list(sizes), *betas, eps)
+
+
+@opaque(fake=lambda *args: None, mutates=("param", "exp_avg", "exp_avg_sq", "step"))
+def update(
+    param: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    step: Tensor,
+    lr: Tensor,
+    active: Tensor,
+    sizes: list[int],
+    beta1: float,
+    beta2: float,
+    eps: float,
+) -> None:
+    """What `adam_step` does; torch.compile could not trace that rates and counts are read."""
+    # Neighbours that share everything go together: nearly always all of them at once.
+    models = zip(active.tolist(), lr.tolist(), step.tolist(), strict=True)
+    runs = [(key, len(list(run))) for key, run in groupby(models)]
+    lengths = _lengths(tuple(sizes), tuple(length for _, length in runs))
+    counts = [step.new_tensor(count + 1) for (_, _, count), _ in runs]
+    pieces = [t.split(lengths) for t in (param, grad, exp_avg, exp_avg_sq)]
+    pieces.append(counts * (len(lengths) // len(runs)))  # by parameter, then by run
+    by_rate: dict[float, list[int]] = {}
+    for i, ((on, rate, _), _) in enumerate(runs):
         if on:
-            groups.setdefault((rate, count), []).append(m)
-    for (rate, count), members in groups.items():
-        ranges = _ranges(tuple(sizes), step.numel(), tuple(members))
-        views = [[t[a:b] for a, b in ranges] for t in (param, grad, exp_avg, exp_avg_sq)]
-        adam(
-            *views,
+            by_rate.setdefault(rate, []).append(i)
+    for rate, own in by_rate.items():
+        *flat, after = ([t for i in own for t in split[i :: len(runs)]] for split in pieces)
+        torch._fused_adam_(
+            *flat,
             max_exp_avg_sqs=[],
-            state_steps=[step.new_tensor(count) for _ in ranges],
-            fused=True,
-            amsgrad=False,
-            beta1=betas[0],
-            beta2=betas[1],
+            state_steps=after,
             lr=rate,
+            beta1=beta1,
+            beta2=beta2,
             weight_decay=0.0,
             eps=eps,
+            amsgrad=False,
             maximize=False,
         )
     step += active
 
 
 @lru_cache(maxsize=1024)
-def _ranges(
-    sizes: tuple[int, ...], stack: int, members: tuple[int, ...]
-) -> tuple[tuple[int, int], ...]:
-    """The stretches of the flat buffer that belong to `members`, neighbours merged."""
-    ranges: list[tuple[int, int]] = []
-    offset = 0
-    for size in sizes:
-        for m in members:
-            start, stop = offset + m * size, offset + (m + 1) * size
-            if ranges and ranges[-1][1] == start:
-                start = ranges.pop()[0]
-            ranges.append((start, stop))
-        offset += stack * size
-    return tuple(ranges)
+def _lengths(sizes: tuple[int, ...], runs: tuple[int, ...]) -> list[int]:
+    """Lengths of the stretches of the flat buffer that hold one parameter of one run of models."""
+    if len(runs) == 1:
+        return [runs[0] * sum(sizes)]
+    return [size * run for size in sizes for run in runs]
