@@ -68,9 +68,9 @@ def wide(x: Tensor, layers: list[ConvLayer]) -> tuple[Tensor, list[ConvLayer]]:
 
 
 def upstream_of(outputs: list[Tensor]) -> list[Tensor]:
-    """Gradients of both signs, none of them 1."""
+    """Gradients of both signs, none of them 0, the same in every type."""
     generator = torch.Generator().manual_seed(1)
-    return [torch.randn(y.shape, generator=generator).to(y) * 3 for y in outputs]
+    return [(torch.randint(-12, 12, y.shape, generator=generator).to(y) + 0.5) / 4 for y in outputs]
 
 
 def results(op, x: Tensor, layers: list[ConvLayer], *, taps, stack: int, used=None) -> list[Tensor]:
@@ -84,16 +84,17 @@ def results(op, x: Tensor, layers: list[ConvLayer], *, taps, stack: int, used=No
 
 
 def assert_equals_definition(x: Tensor, layers: list[ConvLayer], **kwargs) -> None:
+    """In 16 bits a layer's y or u and its dc are rounded before the gradient itself is."""
     expected = results(reference.conv_chain, *wide(x, layers), **kwargs)
-    assert_close(results(conv_chain, x, layers, **kwargs), expected, x.dtype)
+    assert_close(results(conv_chain, x, layers, **kwargs), expected, x.dtype, roundings=3)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("sides", SIDES, ids=lambda s: f"{s[0]}-{s[1]}")
 def test_every_geometry(device, sides, dtype):
-    make = Maker(dtype, device, stack=2)
-    layer = make.layer((3, 5), sides, False, "none")
-    assert_equals_definition(make.x(2, 3, sides[0]), [layer], taps=(0,), stack=2)
+    make = Maker(dtype, device, stack=1)
+    layer = make.layer((2, 3), sides, False, "none")
+    assert_equals_definition(make.x(1, 2, sides[0]), [layer], taps=(0,), stack=1)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -102,8 +103,8 @@ def test_every_geometry(device, sides, dtype):
 @pytest.mark.parametrize("sides", [(6, 3), (3, 6)], ids=["down", "up"])
 def test_every_part_of_a_layer(device, sides, norm, activation, dtype):
     make = Maker(dtype, device, stack=2)
-    layer = make.layer((2, 3), sides, norm, activation)
-    assert_equals_definition(make.x(2, 2, sides[0]), [layer], taps=(0,), stack=2)
+    layer = make.layer((1, 2), sides, norm, activation)
+    assert_equals_definition(make.x(1, 1, sides[0]), [layer], taps=(0,), stack=2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
@@ -160,7 +161,7 @@ def chains(draw) -> dict:
     }
 
 
-@settings(deadline=None, max_examples=40, derandomize=True)
+@settings(deadline=None, max_examples=20, derandomize=True)
 @given(case=chains())
 def test_any_chain(case):
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -223,9 +224,12 @@ def test_one_layer_as_a_function(device, op):
     assert_close(found, expected, torch.float64)
 
 
-def test_gradcheck(device):
-    make = Maker(torch.float64, device, stack=2)
-    layers = make.chain((1, 2, 1, 1), (4, 1, 4, 8))
+@pytest.mark.parametrize(
+    ("widths", "sides"), [((1, 2, 1), (4, 1, 4)), ((1, 1, 1), (4, 2, 4))], ids=["point", "stride"]
+)
+def test_gradcheck(device, widths, sides):
+    make = Maker(torch.float64, device, stack=1)
+    layers = make.chain(widths, sides)
 
     def outputs(x, *parameters):
         values = iter(parameters)
@@ -233,7 +237,7 @@ def test_gradcheck(device):
             ConvLayer(*(t if t is None else next(values) for t in layer[:3]), *layer[3:])
             for layer in layers
         ]
-        return conv_chain(x, chain, taps=(0, 2), stack=2)
+        return conv_chain(x, chain, taps=(0, 1))
 
     assert torch.autograd.gradcheck(outputs, tensors_of(make.x(1, 1, 4), layers))
 
