@@ -3,8 +3,9 @@
 `python -m pkd_kernels.aot` runs the launchers on tensors without storage, records what they pass
 to each kernel, compiles every distinct signature for sm_75 to sm_100 and prints a table of
 registers, shared memory and stack. Each is compiled twice: with every pointer at a multiple of 16
-bytes, and with none, as views may be; layers in a type that nobody trains them in once. A stack means spills: the exit code is then 1. It needs no
-GPU, but must not run under TRITON_INTERPRET.
+bytes, and with none, as views may be; layers only so in the type that networks are trained in. A
+stack means spills: the exit code is then 1. It needs no GPU, but must not run under
+TRITON_INTERPRET.
 """
 
 import argparse
@@ -81,8 +82,8 @@ def recorded_launches() -> list[Launch]:
 
     def recorder(op: str, name: str, kernel):
         def record(*args, **keywords):
-            trained = op != "conv_chain" or args[0].dtype == torch.float32
-            for aligned in (True, False) if trained else (True,):
+            usual = op != "conv_chain" or args[0].dtype == torch.float32
+            for aligned in (True, False) if usual else (True,):
                 found[_launch(op, name, kernel, args, keywords, aligned)] = None
 
         fake = mock.MagicMock()
