@@ -170,7 +170,7 @@ def _back_through(
         if ACTIVATION == "tanh":
             b_grad *= 1 - b_y * b_y
         if ACTIVATION == "relu":
-            b_grad = tl.where(b_y > 0, b_grad, 0)
+            b_grad = tl.where(b_y <= 0, 0, b_grad)  # so that NaN stays NaN
         if ACTIVATION == "leaky_relu":
             b_grad = tl.where(b_y > 0, b_grad, SLOPE * b_grad)
     if NORM:
@@ -241,7 +241,7 @@ def _forward_kernel(
     if ACTIVATION == "tanh":
         b_y = 2 * tl.sigmoid(2 * b_y) - 1
     if ACTIVATION == "relu":
-        b_y = tl.where(b_y > 0, b_y, 0)
+        b_y = tl.where(b_y <= 0, 0, b_y)  # so that NaN stays NaN
     if ACTIVATION == "leaky_relu":
         b_y = tl.where(b_y > 0, b_y, SLOPE * b_y)
     tl.store(y_ptr + at, b_y, mask=inside)
@@ -451,8 +451,12 @@ class _Form(NamedTuple):
         return self.map_side(self.up)
 
 
-def _form(layer: ConvLayer, x: Tensor, stack: int) -> _Form:
-    """Geometry of a layer on x; ValueError where the kernels know none."""
+def _form(layer: ConvLayer, x: Tensor, stack: int, first: bool) -> _Form:
+    """Geometry of a layer on x; ValueError where the kernels know none.
+
+    Args:
+        first: the layer is the first of its chain, whose input all models may share.
+    """
     weight, side = layer.weight, x.shape[-1]
     stride_2 = (layer.stride, layer.padding) == (2, 1) and side > 1
     stride_2 &= layer.transposed or (side % 2 == 0 and side > 2)
@@ -468,7 +472,7 @@ def _form(layer: ConvLayer, x: Tensor, stack: int) -> _Form:
     inputs, outputs = weight.shape[0] // stack, weight.shape[1]
     if not layer.transposed:
         inputs, outputs = outputs, inputs
-    if x.shape[1] not in (inputs, stack * inputs):
+    if x.shape[1] != stack * inputs and not (first and x.shape[1] == inputs):
         raise ValueError(f"{x.shape[1]} channels, but {stack} models of {inputs} are convolved")
     small = 1 if point else side if layer.transposed else side // 2
     form = _Form(layer.transposed, small, inputs, outputs)
@@ -480,6 +484,8 @@ def _form(layer: ConvLayer, x: Tensor, stack: int) -> _Form:
                 f"{name} {tuple(affine.shape)} on {stack} models of {outputs} channels of "
                 f"{form.side_out} x {form.side_out} pixels: one a channel, more than one pixel"
             )
+    if layer.activation not in reference.ACTIVATIONS:
+        raise ValueError(f"activation {layer.activation!r} is none of {[*reference.ACTIVATIONS]}")
     tensors = [t for t in (x, *layer[:3]) if t is not None]
     if len({(t.dtype, t.device) for t in tensors}) > 1:
         raise ValueError(f"types or devices differ: {[(t.dtype, t.device) for t in tensors]}")
@@ -508,9 +514,9 @@ class _Done(NamedTuple):
     rstd: Tensor | None
 
 
-def _forward_layer(x: Tensor, layer: ConvLayer, stack: int, save: bool) -> _Done:
-    form = _form(layer, x, stack)
-    x = x.contiguous()
+def _forward_layer(x: Tensor, layer: ConvLayer, stack: int, save: bool, first: bool) -> _Done:
+    form = _form(layer, x, stack, first)
+    layer = ConvLayer(*(t if t is None else t.contiguous() for t in layer[:3]), *layer[3:])
     batch, channels = x.shape[0], stack * form.outputs
     y = x.new_empty(batch, channels, form.side_out, form.side_out)
     norm = layer.gamma is not None
@@ -521,7 +527,7 @@ def _forward_layer(x: Tensor, layer: ConvLayer, stack: int, save: bool) -> _Done
     blocks = triton.cdiv(form.outputs, o) if pixels == 1 else form.outputs * triton.cdiv(pixels, o)
     _forward_kernel[(blocks, stack, batch)](
         x,
-        layer.weight.contiguous(),
+        layer.weight,
         layer.gamma if norm else x,
         layer.beta if norm else x,
         y,
@@ -546,9 +552,10 @@ def _forward_layer(x: Tensor, layer: ConvLayer, stack: int, save: bool) -> _Done
 
 
 def _forward(x: Tensor, layers: Sequence[ConvLayer], stack: int, save: bool) -> list[_Done]:
+    """The layers on x, which is contiguous, one launch each; with `save` ready for `_backward`."""
     done = []
     for layer in layers:
-        done.append(_forward_layer(done[-1].y if done else x, layer, stack, save))
+        done.append(_forward_layer(done[-1].y if done else x, layer, stack, save, first=not done))
     return done
 
 
@@ -638,8 +645,7 @@ def _backward_layer(
         tapped: gradient that x gets from outside the chain.
         weight_grad: written; None makes none.
     """
-    form = _form(done.layer, x, stack)
-    x = x.contiguous()
+    form = _form(done.layer, x, stack, first=before is None)
     batch, pixels_in = x.shape[0], form.side_in**2
     norm = before is not None and before.layer.gamma is not None
     o, k, warps = _tile(not form.up, form.side, form.outputs, form.inputs, norm)
@@ -655,7 +661,7 @@ def _backward_layer(
     _backward_kernel[(weight_programs + input_programs,)](
         grad,
         x,
-        done.layer.weight.contiguous(),
+        done.layer.weight,
         grad if weight_grad is None else weight_grad,
         out,
         grad if tapped is None else tapped.contiguous(),
@@ -722,7 +728,10 @@ def _backward(
             found[index - 1][1:] = affine.finish()
         if not through:
             break
-    return grad if wanted.x else None, found
+    if not wanted.x:
+        return None, found
+    shared = grad.shape != x.shape
+    return grad.unflatten(1, (stack, -1)).sum(1) if shared else grad, found
 
 
 def _parameters(layers: Sequence[ConvLayer]) -> list[Tensor | None]:
@@ -749,8 +758,8 @@ def _saved(ctx) -> tuple[Tensor, list[_Done]]:
     return x, done
 
 
-def _main_grads(layers: Sequence[ConvLayer]) -> list[tuple[Tensor | None, ...]]:
-    return _in_threes([getattr(p, "main_grad", None) for p in _parameters(layers)])
+def _main_grads(parameters: Sequence[Tensor | None]) -> list[tuple[Tensor | None, ...]]:
+    return _in_threes([getattr(p, "main_grad", None) for p in parameters])
 
 
 def _returned(found: list[list[Tensor | None]], buffers: list[tuple]) -> list[Tensor | None]:
@@ -765,10 +774,11 @@ def _returned(found: list[list[Tensor | None]], buffers: list[tuple]) -> list[Te
 class _Chain(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, layers, taps, stack, save, *parameters):
+        x = x.contiguous()
         done = _forward(x, layers, stack, save)
         if save:
             _save(ctx, x, done)
-        ctx.taps, ctx.stack, ctx.buffers = taps, stack, _main_grads(layers)
+        ctx.taps, ctx.stack, ctx.buffers = taps, stack, _main_grads(parameters)
         ctx.set_materialize_grads(False)
         return tuple(done[tap].y for tap in taps)
 
@@ -791,8 +801,7 @@ class _PairOfParameters(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, done, stack, *parameters):
         _save(ctx, x, done)
-        layers = [step.layer for step in done]
-        ctx.stack, ctx.buffers = stack, _main_grads(layers)
+        ctx.stack, ctx.buffers = stack, _main_grads(parameters)
         real, fake = done[-1].y.detach().chunk(2)
         return real.detach(), fake.detach()
 
@@ -813,7 +822,7 @@ class _PairOfInput(torch.autograd.Function):
     def forward(ctx, fake, done, stack):
         half = len(fake)
         own = [_Done(d.layer, *(t if t is None else t[half:] for t in d[1:])) for d in done]
-        _save(ctx, fake, own)
+        _save(ctx, fake.contiguous(), own)
         ctx.stack = stack
         return done[-1].y[half:].detach()
 
@@ -837,9 +846,14 @@ def conv_chain(
 ) -> tuple[Tensor, ...]:
     """`reference.conv_chain`: a launch a layer forward, and a launch a layer backward.
 
-    The gradient of a parameter that has a tensor `main_grad` is written there, in place of what
-    was in it, and autograd gets none.
+    The gradient of a parameter that has a contiguous tensor `main_grad` is written there, in place
+    of what was in it, and autograd gets none. Where no gradient arrives, nothing is written.
+
+    Raises:
+        ValueError: taps do not ascend, or a layer is none that the kernels know (see `_form`).
     """
+    if list(taps) != sorted(set(taps).intersection(range(len(layers)))) or not taps:
+        raise ValueError(f"taps {tuple(taps)} are not ascending indices of {len(layers)} layers")
     parameters = _parameters(layers)
     save = _recorded(x, *parameters)
     return _Chain.apply(x, tuple(layers), tuple(taps), stack, save, *parameters)
