@@ -135,6 +135,9 @@ class ProgressBar(Reporter):
             soft_wrap=True,
         )
 
+    def note(self, message: str) -> None:
+        console.print(message, soft_wrap=True)
+
 
 class LossProgress(Progress):
     """Progress bars with a line of losses below, where 80 columns have room for all of them."""

@@ -74,6 +74,9 @@ class Reporter:
     def epoch(self, record: dict[str, Any], epochs: int) -> None:
         """An epoch is over; `record` is its line in metrics.jsonl."""
 
+    def note(self, message: str) -> None:
+        """Something the user should know."""
+
 
 class Run:
     """One training run in its folder.
@@ -100,6 +103,7 @@ class Run:
         config = config_from(folder.config(), folder.path / "config.yaml")
         self.config = config = replace(config, **changes)
         self.device = config.torch_device()
+        self.use_graph = config.graph
         torch.backends.cudnn.allow_tf32 = False  # full float32, as on a CPU
         self.versions = {name: version(name) for name in PACKAGES}
         self.phases = config.phases()
@@ -205,6 +209,8 @@ class Run:
             betas=config.betas,
             objective=Objective(config.weights, config.reduction),
             check=self.check,
+            use_graph=self.use_graph,
+            told=self._go_without_graph,
         )
         progress = replace(self.folder.progress)
         if progress.tensors:
@@ -223,7 +229,7 @@ class Run:
                     progress.step = step
                     self.reporter.advance(
                         progress.epoch * length + progress.step,
-                        trainer.recent_losses(progress.step),
+                        trainer.recent_losses(),
                     )
                     self.check()
                     if time.monotonic() - saved >= config.checkpoint_every:
@@ -250,6 +256,11 @@ class Run:
         progress.auc = progress.auc | {phase.name: auc}
         progress.seconds = progress.seconds | {phase.name: clock.seconds()}
         self.folder.save_phase(phase.name, network_tensors(trainer.networks), replace(progress))
+
+    def _go_without_graph(self, reason: str) -> None:
+        """Steps cannot be captured here: say so once, and do not try in later phases."""
+        self.use_graph = False
+        self.reporter.note(f"no CUDA graph ({reason}): steps run kernel by kernel, more slowly")
 
     def results(self, auc: dict[str, list[float]]) -> dict[str, Any]:
         """What results.json holds, for the AUC of each member after each phase."""

@@ -440,13 +440,12 @@ def test_weights_that_turn_bad_never_replace_a_good_checkpoint(
     """The second member's weights overflow in the last step of an epoch, after finite losses."""
     step, steps = Trainer.step, []
 
-    def poisoned(trainer, rows):
-        losses = step(trainer, rows)
+    def poisoned(trainer):
+        step(trainer)
         steps.append(1)
         if len(steps) == 5 * epochs:
             weight = trainer.generator_params[0]
             weight.data.view(2, -1)[1, 0] = float("inf")
-        return losses
 
     monkeypatch.setattr(Trainer, "step", poisoned)
     run = tmp_path / "run"

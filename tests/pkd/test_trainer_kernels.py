@@ -21,9 +21,10 @@ KERNELS = {"generator_loss", "discriminator_loss", "upstream", "adam_step"}
 
 def trained(trainer: Trainer) -> dict[str, torch.Tensor]:
     """Weights after a few steps, and the losses of each."""
-    order = trainer.epoch_order(0)
-    losses = [trainer.step(order[step]) for step in range(STEPS)]
-    return tensors_of(trainer) | {"losses": torch.stack(losses)}
+    trainer.begin_epoch(0)
+    for _ in range(STEPS):
+        trainer.step()
+    return tensors_of(trainer) | {"losses": trainer.history[:STEPS]}
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ def test_trained_through_kernels_equals_trained_through_definitions(
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=0, atol=1e-10)
     with measured() as traffic:
-        trainer.step(trainer.epoch_order(0)[STEPS])
+        trainer.step()
     kernels = Counter(name for name in traffic.launches if name in KERNELS)
     assert kernels == {
         "generator_loss": networks,
@@ -72,5 +73,5 @@ def test_the_losses_copy_nothing(monkeypatch, inside_ops, members):
     """One launch each, also of logits that are views of a stack's."""
     monkeypatch.setattr(dispatch, "BACKEND", "triton")
     trainer = make_trainer(STRUCTURES["KDGAN-2"], members)
-    trainer.losses(trainer.epoch_order(0)[0])
+    trainer.losses()
     assert inside_ops == ["generator_loss", "discriminator_loss"]
