@@ -71,7 +71,7 @@ class TrainConfig:
         norm_first: normalise the first encoder convolution too, as the paper's Table 1 has it.
         latent: size of the latent vectors.
         device: where to train; "auto" takes a GPU if there is one.
-        graph: on a GPU, replay a training step as one CUDA graph; --no-graph launches its kernels
+        graph: on a GPU, replay a training step as one CUDA graph instead of launching its kernels
             one by one.
         checkpoint_every: seconds between checkpoints within a phase.
     """

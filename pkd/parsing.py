@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import docstring_parser
-from jsonargparse import ActionYesNo, ArgumentParser
+from jsonargparse import ArgumentParser
 
 from pkd.config import TrainConfig, flag
 from pkd.errors import UserError
@@ -75,10 +75,11 @@ def add_settings(parser: ArgumentParser) -> None:
             kind = {"type": AnyText(), "choices": get_args(hint)}
         elif hint is str:
             kind = {"type": AnyText()}
-        elif hint is bool:  # --name, --no-name, --name false
-            kind = {"action": ActionYesNo(yes_prefix="", no_prefix="no-"), "nargs": "?"}
         text = texts[field.name]
         parser.add_argument(flag(field.name), default=field.default, help=text, **kind)
+        if hint is bool:
+            negated, same = flag(f"no_{field.name}"), f"same as {flag(field.name)} false"
+            parser.add_argument(negated, dest=field.name, action="store_false", help=same)
 
 
 def config_from(values: Any, source: Path) -> TrainConfig:
