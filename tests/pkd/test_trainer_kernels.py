@@ -6,6 +6,7 @@ import pytest
 import torch
 from pkd_kernels import dispatch
 from stack_helpers import MEMBERS, STRUCTURES, make_trainer, tensors_of
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import pkd.trainer
 from bench.counting import measured
@@ -75,3 +76,23 @@ def test_the_losses_copy_nothing(monkeypatch, inside_ops, members):
     trainer = make_trainer(STRUCTURES["KDGAN-2"], members)
     trainer.losses()
     assert inside_ops == ["generator_loss", "discriminator_loss"]
+
+
+class NoHostReads(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        assert name not in ("_local_scalar_dense", "nonzero", "equal", "is_nonzero"), name
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("structure", STRUCTURES.values(), ids=STRUCTURES)
+def test_a_step_through_kernels_reads_nothing_on_the_host(monkeypatch, structure):
+    """Adam included, which on the reference path does."""
+    monkeypatch.setattr(dispatch, "BACKEND", "triton")
+    trainer = make_trainer(structure)
+    trainer.begin_epoch(0)
+    monkeypatch.setattr(torch.Tensor, "tolist", pytest.fail)
+    with NoHostReads():
+        trainer.step()
+        with pytest.raises(AssertionError, match="_local_scalar_dense"):
+            trainer.counter.item()
