@@ -77,6 +77,9 @@ def add_settings(parser: ArgumentParser) -> None:
             kind = {"type": AnyText()}
         text = texts[field.name]
         parser.add_argument(flag(field.name), default=field.default, help=text, **kind)
+        if hint is bool:
+            negated, same = flag(f"no_{field.name}"), f"same as {flag(field.name)} false"
+            parser.add_argument(negated, dest=field.name, action="store_false", help=same)
 
 
 def config_from(values: Any, source: Path) -> TrainConfig:
