@@ -11,12 +11,19 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from pkd_kernels import TERMS, FlatAdam, discriminator_loss, gather, generator_loss
+from pkd_kernels import (
+    TERMS,
+    FlatAdam,
+    discriminator_loss,
+    gather,
+    generator_loss,
+    unit_upstream,
+)
 from torch import Tensor, nn
 
 from pkd import graph
@@ -77,16 +84,6 @@ def network_losses(
         discriminator_loss(judged.logits_real, judged.logits_fake, stack=gan.stack) if own else None
     )
     return made, NetworkLosses(total, d_loss, terms)
-
-
-def unit_upstream(loss: Tensor) -> Tensor:
-    """Ones like `loss`, made once: what autograd would make anew in each step."""
-    return _ones(loss.shape, loss.dtype, loss.device)
-
-
-@cache
-def _ones(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.ones(shape, dtype=dtype, device=device)
 
 
 class Trainer:
@@ -162,12 +159,14 @@ class Trainer:
             stack=len(members),
             lr=lr,
             betas=betas,
+            main_grad=True,
         )
         for name, gan in networks.items():
             if gan is not None:
                 gan.train(name in structure.trained)
                 if name not in structure.trained:
-                    gan.zero_grad(set_to_none=True)  # the gradient buffer of an earlier phase
+                    for p in gan.parameters():
+                        p.grad = p.main_grad = None  # the buffer of an earlier phase
         self.sources = [data.source]
         if structure.cached_teacher:
             with torch.no_grad():
