@@ -42,6 +42,7 @@ ELEMENTS_PER_THREAD = 16
 PIXELS = 64  # of a program, where it need not own the whole map
 POINT_CHANNELS = 32  # of a program, at most, where a channel is one pixel
 WEIGHTS = 1024  # of a program that makes their gradients, at most
+CHANNELS = 128  # of a program that sums the gradients of gamma and beta over images
 
 
 @triton.jit
@@ -247,8 +248,18 @@ def _forward_kernel(
     tl.store(y_ptr + at, b_y, mask=inside)
 
 
+@triton.jit
+def _sum_over_images(parts_ptr, out_ptr, c, batch, channels, acc: tl.constexpr):
+    b_sum = tl.zeros_like(c).to(acc)
+    for _ in range(0, batch):
+        b_sum += tl.load(parts_ptr + c, mask=c < channels, other=0).to(acc)
+        parts_ptr += channels
+    tl.store(out_ptr + c, b_sum, mask=c < channels)
+
+
 @triton.jit(
     do_not_specialize=[
+        "input_programs",
         "weight_programs",
         "batch",
         "stack",
@@ -270,6 +281,11 @@ def _backward_kernel(
     gamma_ptr,
     gamma_grad_ptr,
     beta_grad_ptr,
+    own_gamma_parts_ptr,
+    own_beta_parts_ptr,
+    own_gamma_grad_ptr,
+    own_beta_grad_ptr,
+    input_programs,
     weight_programs,
     batch,
     stack,
@@ -282,58 +298,20 @@ def _backward_kernel(
     NORM: tl.constexpr,
     ACTIVATION: tl.constexpr,
     TAPPED: tl.constexpr,
+    SUMS: tl.constexpr,
     SLOPE: tl.constexpr,
     O: tl.constexpr,  # noqa: E741
     K: tl.constexpr,
     PIXELS: tl.constexpr,
     WEIGHTS: tl.constexpr,
+    CHANNELS: tl.constexpr,
 ):
     acc: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
     big: tl.constexpr = 4 if SIDE == 1 else 2 * SIDE
     pixels_in: tl.constexpr = SIDE * SIDE if UP else big * big
     pixels_out: tl.constexpr = big * big if UP else SIDE * SIDE
     program = tl.program_id(0)
-    if program < weight_programs:
-        of_model = (program // (weight_programs // stack)).to(tl.int64)
-        first = program % (weight_programs // stack) * WEIGHTS
-        count = inputs * channels * 16
-        stride_gn = stack.to(tl.int64) * channels * pixels_out
-        x_ptr += of_model * stride_xm
-        grad_ptr += of_model * channels * pixels_out
-        if UP:
-            b_w_grad = _sum_over_pixels(
-                x_ptr,
-                grad_ptr,
-                first,
-                channels,
-                count,
-                batch,
-                stride_xn,
-                stride_gn,
-                SIDE,
-                PIXELS,
-                WEIGHTS,
-                acc,
-            )
-        else:
-            b_w_grad = _sum_over_pixels(
-                grad_ptr,
-                x_ptr,
-                first,
-                inputs,
-                count,
-                batch,
-                stride_gn,
-                stride_xn,
-                SIDE,
-                PIXELS,
-                WEIGHTS,
-                acc,
-            )
-        o = first + tl.arange(0, WEIGHTS)
-        tl.store(w_grad_ptr + of_model * count + o, b_w_grad, mask=o < count)
-    else:
-        program -= weight_programs
+    if program < input_programs:
         if pixels_in == 1:
             blocks = (inputs + O - 1) // O
             c = program % blocks * O + tl.arange(0, O)  # [O]
@@ -382,6 +360,51 @@ def _backward_kernel(
             acc,
         )
         tl.store(x_grad_ptr + at, b_grad, mask=inside)
+    elif program < input_programs + weight_programs:
+        program -= input_programs
+        of_model = (program // (weight_programs // stack)).to(tl.int64)
+        first = program % (weight_programs // stack) * WEIGHTS
+        count = inputs * channels * 16
+        stride_gn = stack.to(tl.int64) * channels * pixels_out
+        x_ptr += of_model * stride_xm
+        grad_ptr += of_model * channels * pixels_out
+        if UP:
+            b_w_grad = _sum_over_pixels(
+                x_ptr,
+                grad_ptr,
+                first,
+                channels,
+                count,
+                batch,
+                stride_xn,
+                stride_gn,
+                SIDE,
+                PIXELS,
+                WEIGHTS,
+                acc,
+            )
+        else:
+            b_w_grad = _sum_over_pixels(
+                grad_ptr,
+                x_ptr,
+                first,
+                inputs,
+                count,
+                batch,
+                stride_gn,
+                stride_xn,
+                SIDE,
+                PIXELS,
+                WEIGHTS,
+                acc,
+            )
+        o = first + tl.arange(0, WEIGHTS)
+        tl.store(w_grad_ptr + of_model * count + o, b_w_grad, mask=o < count)
+    elif SUMS:
+        own = (program - input_programs - weight_programs) * CHANNELS + tl.arange(0, CHANNELS)
+        rows = stack * channels
+        _sum_over_images(own_gamma_parts_ptr, own_gamma_grad_ptr, own, batch, rows, acc)
+        _sum_over_images(own_beta_parts_ptr, own_beta_grad_ptr, own, batch, rows, acc)
 
 
 @triton.jit(do_not_specialize=["channels"])
@@ -571,33 +594,36 @@ class _Wanted(NamedTuple):
         return self.x or any(any(wanted) for wanted in self.parameters[:index])
 
 
-class _AffineGradients:
-    """Where the kernels put the gradients of one layer's gamma and beta.
+class _Affine(NamedTuple):
+    """The gradients of a layer's gamma and beta: as the kernels leave them, and where they go.
 
-    One image's go to their place at once; those of more are summed by `finish`.
+    Those of one image go to their place at once; those of more are summed by the launch that makes
+    the layer's weight gradient.
     """
 
-    def __init__(self, done: _Done, wanted: _Wanted, index: int):
-        self.targets = [None, None]
-        self.by_image = [done.y, done.y]  # never written where nothing is normalised
-        if done.layer.gamma is None:
-            return
-        batch, channels = done.y.shape[:2]
-        for i, parameter in enumerate(done.layer[1:3]):
-            if wanted.parameters[index][1 + i]:
-                buffer = wanted.buffers[index][1 + i]
-                self.targets[i] = torch.empty_like(parameter) if buffer is None else buffer
-            direct = batch == 1 and self.targets[i] is not None
-            self.by_image[i] = self.targets[i] if direct else done.rstd.new_empty(batch, channels)
+    parts: tuple[Tensor, Tensor]  # (N, M*Co) each, or the targets
+    targets: tuple[Tensor, Tensor]
 
-    def finish(self) -> list[Tensor | None]:
-        for target, by_image in zip(self.targets, self.by_image, strict=True):
-            if target is not None and target is not by_image:
-                torch.sum(by_image, 0, dtype=target.dtype, out=target)
-        return self.targets
+    @property
+    def to_be_summed(self) -> bool:
+        return self.parts is not self.targets
 
 
-def _output_gradient(grad: Tensor, done: _Done, affine: _AffineGradients) -> Tensor:
+def _affine(done: _Done, wanted: _Wanted, index: int) -> _Affine | None:
+    """Room for a layer's gradients of gamma and beta; None where nothing is normalised."""
+    if done.layer.gamma is None:
+        return None
+    _, *places = zip(done.layer[:3], wanted.parameters[index], wanted.buffers[index], strict=True)
+    targets = tuple(
+        buffer if on and buffer is not None else torch.empty_like(p) for p, on, buffer in places
+    )
+    batch, channels = done.y.shape[:2]
+    if batch == 1:
+        return _Affine(targets, targets)
+    return _Affine(tuple(done.rstd.new_empty(batch, channels) for _ in targets), targets)
+
+
+def _output_gradient(grad: Tensor, done: _Done, affine: _Affine | None) -> Tensor:
     """The gradient to the last layer's output, carried back to its convolution's result."""
     grad, norm = grad.contiguous(), done.layer.gamma is not None
     if not norm and done.layer.activation == "none":
@@ -612,7 +638,7 @@ def _output_gradient(grad: Tensor, done: _Done, affine: _AffineGradients) -> Ten
         done.u if norm else grad,
         done.rstd if norm else grad,
         done.layer.gamma if norm else grad,
-        *affine.by_image,
+        *(affine.parts if norm else (grad, grad)),
         out,
         channels,
         PIXELS=side * side,
@@ -629,36 +655,43 @@ def _backward_layer(
     grad: Tensor,
     x: Tensor,
     done: _Done,
+    own: _Affine | None,
     before: _Done | None,
+    affine: _Affine | None,
     tapped: Tensor | None,
-    affine: _AffineGradients | None,
     stack: int,
     weight_grad: Tensor | None,
     through: bool,
-) -> Tensor | None:
-    """Gradient to the weight, and `through` the layer before: that to its convolution's result.
+) -> Tensor:
+    """Gradients of a layer's parameters, and `through` the layer before to its convolution.
 
     Args:
         grad: to the convolution's result.
         x: the layer's input.
+        own: this layer's, to be summed here; None has nothing to sum.
         before: the layer that made x; without it the gradient to x itself is returned.
+        affine: of the layer before, made here; None where it has none or is not reached.
         tapped: gradient that x gets from outside the chain.
         weight_grad: written; None makes none.
+
+    Returns:
+        The gradient to the result of the convolution before, or to x; unwritten if not `through`.
     """
     form = _form(done.layer, x, stack, first=before is None)
     batch, pixels_in = x.shape[0], form.side_in**2
-    norm = before is not None and before.layer.gamma is not None
+    norm = affine is not None
     o, k, warps = _tile(not form.up, form.side, form.outputs, form.inputs, norm)
     pixels = min(triton.next_power_of_2(form.side**2), 256)
     count = form.inputs * form.outputs * 16
     weights = min(WEIGHTS, 4096 // pixels, triton.next_power_of_2(count))
-    weight_programs = 0 if weight_grad is None else stack * triton.cdiv(count, weights)
     blocks = form.inputs * triton.cdiv(pixels_in, o)
     if pixels_in == 1:
         blocks = triton.cdiv(form.inputs, o)
     input_programs = batch * stack * blocks if through else 0
-    out = x.new_empty(batch, stack * form.inputs, *x.shape[2:]) if through else grad
-    _backward_kernel[(weight_programs + input_programs,)](
+    weight_programs = 0 if weight_grad is None else stack * triton.cdiv(count, weights)
+    sum_programs = 0 if own is None else triton.cdiv(stack * form.outputs, CHANNELS)
+    out = x.new_empty(batch, stack * form.inputs, *x.shape[2:])
+    _backward_kernel[(input_programs + weight_programs + sum_programs,)](
         grad,
         x,
         done.layer.weight,
@@ -668,7 +701,9 @@ def _backward_layer(
         before.u if norm else grad,
         before.rstd if norm else grad,
         before.layer.gamma if norm else grad,
-        *(affine.by_image if norm else (grad, grad)),
+        *(affine.parts if norm else (grad, grad)),
+        *((*own.parts, *own.targets) if own else (grad,) * 4),
+        input_programs,
         weight_programs,
         batch,
         stack,
@@ -681,14 +716,16 @@ def _backward_layer(
         NORM=norm,
         ACTIVATION="none" if before is None else before.layer.activation,
         TAPPED=tapped is not None,
+        SUMS=own is not None,
         SLOPE=reference.LEAKY_SLOPE,
         O=o,
         K=k,
         PIXELS=pixels,
         WEIGHTS=weights,
+        CHANNELS=CHANNELS,
         num_warps=max(warps, min(8, max(1, weights * pixels // (32 * ELEMENTS_PER_THREAD)))),
     )
-    return out if through else None
+    return out
 
 
 def _backward(
@@ -701,31 +738,41 @@ def _backward(
     """
     last = max(tapped)
     found: list[list[Tensor | None]] = [[None] * 3 for _ in done]
-    affine = _AffineGradients(done[last], wanted, last)
-    grad = _output_gradient(tapped[last], done[last], affine)
-    found[last][1:] = affine.finish()
+
+    def room(index: int) -> _Affine | None:
+        made = _affine(done[index], wanted, index)
+        if made:
+            pairs = zip(made.targets, wanted.parameters[index][1:], strict=True)
+            found[index][1:] = [target if on else None for target, on in pairs]
+        return made
+
+    own = room(last)
+    grad = _output_gradient(tapped[last], done[last], own)
     for index in range(last, -1, -1):
-        this, through = done[index], wanted.below(index)
-        before = done[index - 1] if index else None
-        affine = _AffineGradients(before, wanted, index - 1) if before else None
-        if wanted.parameters[index][0]:
+        weight, *affine_wanted = wanted.parameters[index]
+        through = wanted.below(index)
+        pending = own if own and own.to_be_summed and any(affine_wanted) else None
+        if weight:
             buffer = wanted.buffers[index][0]
-            found[index][0] = torch.empty_like(this.layer.weight) if buffer is None else buffer
-        if found[index][0] is None and not through:
-            continue
+            found[index][0] = (
+                torch.empty_like(done[index].layer.weight) if buffer is None else buffer
+            )
+        if not (weight or through or pending):
+            break
+        before = done[index - 1] if index else None
+        own = room(index - 1) if before and through else None
         grad = _backward_layer(
             grad,
             before.y if before else x,
-            this,
+            done[index],
+            pending,
             before,
+            own,
             tapped.get(index - 1),
-            affine,
             stack,
             found[index][0],
             through,
         )
-        if before and through:
-            found[index - 1][1:] = affine.finish()
         if not through:
             break
     if not wanted.x:
@@ -795,6 +842,15 @@ class _Chain(torch.autograd.Function):
         return x_grad, None, None, None, None, *_returned(found, ctx.buffers)
 
 
+def _joined(real: Tensor, fake: Tensor) -> Tensor:
+    """Both as one batch; without a copy where they lie one behind the other, as halves do."""
+    adjacent = fake.data_ptr() == real.data_ptr() + real.nbytes
+    same = real.untyped_storage().data_ptr() == fake.untyped_storage().data_ptr()
+    if adjacent and same and real.is_contiguous() and fake.is_contiguous():
+        return real.as_strided((2 * len(real), *real.shape[1:]), real.stride())
+    return torch.cat([real, fake])
+
+
 class _PairOfParameters(torch.autograd.Function):
     """The last layer's outputs of a chain that has run, as functions of its parameters."""
 
@@ -810,7 +866,7 @@ class _PairOfParameters(torch.autograd.Function):
     def backward(ctx, *grads):
         x, done = _saved(ctx)
         wanted = _Wanted(False, _in_threes(ctx.needs_input_grad[3:]), ctx.buffers)
-        tapped = {len(done) - 1: torch.cat(grads)}
+        tapped = {len(done) - 1: _joined(*grads)}
         _, found = _backward(x, done, tapped, ctx.stack, wanted)
         return None, None, None, *_returned(found, ctx.buffers)
 

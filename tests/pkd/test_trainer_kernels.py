@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 import torch
 from pkd_kernels import dispatch
-from stack_helpers import MEMBERS, STRUCTURES, make_trainer, tensors_of
+from stack_helpers import MEMBERS, STRUCTURES, make_networks, make_trainer, tensors_of
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pkd.trainer
@@ -17,7 +17,7 @@ pytestmark = [
     pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU nothing is interpreted"),
 ]
 STEPS = 3
-KERNELS = {"generator_loss", "discriminator_loss", "upstream", "adam_step"}
+LAYERS, JUDGED = 12, 4  # of a generator and of a discriminator
 
 
 def trained(trainer: Trainer) -> dict[str, torch.Tensor]:
@@ -60,13 +60,27 @@ def test_trained_through_kernels_equals_trained_through_definitions(
         torch.testing.assert_close(found[name], value, rtol=0, atol=1e-10)
     with measured() as traffic:
         trainer.step()
-    kernels = Counter(name for name in traffic.launches if name in KERNELS)
+    kernels = Counter(name for name in traffic.launches if not name.startswith("aten"))
+    forward, back = LAYERS + JUDGED, LAYERS + 2 * JUDGED  # D twice: for its own gradient and G's
     assert kernels == {
+        "gather": 1,
+        "conv_chain": networks * (forward + back),
         "generator_loss": networks,
         "discriminator_loss": networks,
-        "upstream": 2 * networks,
         "adam_step": 1,
     }
+
+
+@pytest.mark.parametrize("members", [MEMBERS[:1], MEMBERS * 10], ids=["M=1", "M=30"])
+def test_a_step_of_kdgan_2_is_47_launches(monkeypatch, members):
+    """Kernels and operations of PyTorch together, for one model and for thirty."""
+    monkeypatch.setattr(dispatch, "BACKEND", "triton")
+    networks = make_networks(members, latent=2)
+    trainer = make_trainer(STRUCTURES["KDGAN-2"], members, networks=networks)
+    trainer.begin_epoch(0)
+    with measured() as traffic:
+        trainer.step()
+    assert len(traffic.launches) == 47
 
 
 @pytest.mark.parametrize("members", [MEMBERS[:1], MEMBERS], ids=["M=1", "M=3"])
