@@ -159,7 +159,8 @@ class Trainer:
             stack=len(members),
             lr=lr,
             betas=betas,
-            main_grad=True,
+            # Statistics of a batch have D run twice a step: a second gradient would replace a first.
+            main_grad=all(g.architecture.norm == "instance" for g in self.networks.values()),
         )
         for name, gan in networks.items():
             if gan is not None:

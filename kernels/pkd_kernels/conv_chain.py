@@ -528,6 +528,12 @@ def _tile(up: bool, side: int, inputs: int, channels: int, whole: bool) -> tuple
     return o, k, min(warps, max(1, o * k // (32 * ELEMENTS_PER_THREAD)))
 
 
+def _registers(warps: int) -> dict[str, int]:
+    """Options of a launch: all registers of a multiprocessor. Left to itself, ptxas at times takes
+    64 a thread and spills one."""
+    return {"num_warps": warps, "maxnreg": min(255, 2**16 // (32 * warps))}
+
+
 class _Done(NamedTuple):
     """A layer that has run: its input is the y of the one before."""
 
@@ -569,7 +575,7 @@ def _forward_layer(x: Tensor, layer: ConvLayer, stack: int, save: bool, first: b
         SLOPE=reference.LEAKY_SLOPE,
         O=o,
         K=k,
-        num_warps=warps,
+        **_registers(warps),
     )
     return _Done(layer, y, u, rstd)
 
@@ -646,7 +652,7 @@ def _output_gradient(grad: Tensor, done: _Done, affine: _Affine | None) -> Tenso
         ACTIVATION=done.layer.activation,
         SLOPE=reference.LEAKY_SLOPE,
         O=o,
-        num_warps=min(8, max(1, o // 128)),
+        **_registers(min(8, max(1, o // 128))),
     )
     return out
 
@@ -723,7 +729,7 @@ def _backward_layer(
         PIXELS=pixels,
         WEIGHTS=weights,
         CHANNELS=CHANNELS,
-        num_warps=max(warps, min(8, max(1, weights * pixels // (32 * ELEMENTS_PER_THREAD)))),
+        **_registers(max(warps, min(8, max(1, weights * pixels // (32 * ELEMENTS_PER_THREAD))))),
     )
     return out
 

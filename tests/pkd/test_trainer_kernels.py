@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 import torch
 from pkd_kernels import dispatch
-from stack_helpers import MEMBERS, STRUCTURES, make_networks, make_trainer, tensors_of
+from stack_helpers import MEMBERS, STRUCTURES, make_networks, make_trainer, tensors_of, train_set
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pkd.trainer
@@ -75,8 +75,8 @@ def test_trained_through_kernels_equals_trained_through_definitions(
 def test_a_step_of_kdgan_2_is_47_launches(monkeypatch, members):
     """Kernels and operations of PyTorch together, for one model and for thirty."""
     monkeypatch.setattr(dispatch, "BACKEND", "triton")
-    networks = make_networks(members, latent=2)
-    trainer = make_trainer(STRUCTURES["KDGAN-2"], members, networks=networks)
+    networks, data = make_networks(members, latent=2), train_set(members, limit=1)
+    trainer = make_trainer(STRUCTURES["KDGAN-2"], members, networks=networks, data=data)
     trainer.begin_epoch(0)
     with measured() as traffic:
         trainer.step()
