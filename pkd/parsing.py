@@ -77,7 +77,7 @@ def add_settings(parser: ArgumentParser) -> None:
             kind = {"type": AnyText()}
         text = texts[field.name]
         parser.add_argument(flag(field.name), default=field.default, help=text, **kind)
-        if hint is bool:
+        if hint is bool:  # with a type of its own, so that an error names the setting
             negated, same = flag(f"no_{field.name}"), f"same as {flag(field.name)} false"
             parser.add_argument(negated, dest=field.name, action="store_false", help=same)
 

@@ -6,7 +6,7 @@ import os
 import platform
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
@@ -119,11 +119,7 @@ class Run:
         home = self.device if len(self.stacks) == 1 else "cpu"
         self.test_images = datasets.resize(self.dataset.test_images, IMAGE_SIZE).to(self.device)
         channels = self.test_images.shape[1]
-        self.networks = {}
-        for role, name in enumerate(NETWORKS):
-            seeds = [member.first_weights(role) for member in self.members]
-            gan = GAN(config.architecture(name, channels), seeds)
-            self.networks[name] = gan.to(home)
+        self.networks = make_networks(config, self.members, channels, home)
         self._check_progress()
 
     def train(self) -> dict[str, Any]:
@@ -238,18 +234,12 @@ class Run:
         phase, config, stack = self.phases[number], self.config, self.stacks[index]
         networks = self._on_device(stack)
         clock = _Clock(self.folder.progress.seconds.get(phase.name, 0.0))
-        trainer = Trainer(
-            phase.structure,
-            networks["teacher"],
-            networks["student"],
+        trainer = phase_trainer(
+            config,
+            number,
+            networks,
             self.members[stack],
             data,
-            phase=number,
-            batch_size=config.batch_size,
-            lr=config.lr,
-            decay_epochs=phase.epochs if config.lr_schedule == "linear" else math.inf,
-            betas=config.betas,
-            objective=Objective(config.weights, config.reduction),
             check=self.check,
             use_graph=self.use_graph,
             told=self._go_without_graph,
@@ -375,6 +365,44 @@ class _Clock:
         return time.monotonic() - self._start
 
 
+def make_networks(
+    config: TrainConfig, members: Sequence[Member], channels: int, device: torch.device | str
+) -> dict[str, GAN]:
+    """Teachers and students of a stack with their first weights, for images of `channels`."""
+    return {
+        name: GAN(
+            config.architecture(name, channels), [member.first_weights(role) for member in members]
+        ).to(device)
+        for role, name in enumerate(NETWORKS)
+    }
+
+
+def phase_trainer(
+    config: TrainConfig,
+    number: int,
+    networks: dict[str, GAN],
+    members: Sequence[Member],
+    data: TrainSet,
+    **options: Any,
+) -> Trainer:
+    """The trainer of phase `number` of a configuration; `options` are those of `Trainer`."""
+    phase = config.phases()[number]
+    return Trainer(
+        phase.structure,
+        networks["teacher"],
+        networks["student"],
+        members,
+        data,
+        phase=number,
+        batch_size=config.batch_size,
+        lr=config.lr,
+        decay_epochs=phase.epochs if config.lr_schedule == "linear" else math.inf,
+        betas=config.betas,
+        objective=Objective(config.weights, config.reduction),
+        **options,
+    )
+
+
 def load_dataset(config: TrainConfig) -> datasets.Dataset:
     """The data set of a run; UserError if its files are missing or damaged."""
     return datasets.load(config.dataset, Path(config.data_dir) if config.data_dir else None)
@@ -422,7 +450,7 @@ def check_memory(config: TrainConfig, dataset: datasets.Dataset) -> None:
 
 
 def fitting_stack(
-    config: TrainConfig, dataset: datasets.Dataset, members: list[Member]
+    config: TrainConfig, dataset: datasets.Dataset, members: Sequence[Member]
 ) -> int | None:
     """How many members to train together; None where all of them fit."""
     if config.stack or config.torch_device().type != "cuda" or len(members) == 1:
@@ -434,29 +462,20 @@ def fitting_stack(
     return size if size < len(members) else None
 
 
-def training_memory(config: TrainConfig, dataset: datasets.Dataset, members: list[Member]) -> int:
+def training_memory(
+    config: TrainConfig, dataset: datasets.Dataset, members: Sequence[Member]
+) -> int:
     """Bytes of GPU memory that a stack needs, measured in a step of each phase."""
     device, before = config.torch_device(), torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     images = datasets.resize(dataset.train_images, IMAGE_SIZE)
     data = TrainSet(images, dataset.train_labels, members, config.max_train_images, device)
-    seeds = range(len(members))
-    teacher, student = (
-        GAN(config.architecture(name, images.shape[1]), seeds).to(device) for name in NETWORKS
-    )
-    for phase in config.phases():
-        trainer = Trainer(
-            phase.structure,
-            teacher,
-            student,
-            members,
-            data,
-            batch_size=config.batch_size,
-            objective=Objective(config.weights, config.reduction),
-        )
+    networks = make_networks(config, members, images.shape[1], device)
+    for number in range(len(config.phases())):
+        trainer = phase_trainer(config, number, networks, members, data)
         trainer.begin_epoch(0)
         trainer.step()
-        del trainer
+        del trainer  # before the next phase's is made
     return torch.cuda.max_memory_allocated() - before
 
 
