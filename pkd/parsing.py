@@ -76,6 +76,8 @@ def add_settings(parser: ArgumentParser) -> None:
             kind = {"type": AnyText(), "choices": get_args(hint)}
         elif hint is str:
             kind = {"type": AnyText()}
+        elif hint is bool:  # --name, --name false, --no-name
+            kind = {"type": bool, "nargs": "?", "const": True}
         text = texts[field.name]
         add = partial(parser.add_argument, default=field.default)
         add(flag(field.name), help=text, **kind)
