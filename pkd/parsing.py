@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import docstring_parser
-from jsonargparse import ArgumentParser
+from jsonargparse import ActionYesNo, ArgumentParser
 
 from pkd.config import TrainConfig, flag
 from pkd.errors import UserError
@@ -75,6 +75,8 @@ def add_settings(parser: ArgumentParser) -> None:
             kind = {"type": AnyText(), "choices": get_args(hint)}
         elif hint is str:
             kind = {"type": AnyText()}
+        elif hint is bool:
+            kind = {"action": ActionYesNo(no_prefix="no-"), "nargs": "?"}
         text = texts[field.name]
         parser.add_argument(flag(field.name), default=field.default, help=text, **kind)
 

@@ -5,7 +5,7 @@ import os
 import platform
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
@@ -17,16 +17,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from pkd import datasets
+from pkd import datasets, own_data
 from pkd.config import Phase, TrainConfig, parse_classes
 from pkd.cost import cost
 from pkd.curves import plot_curves
 from pkd.errors import UserError
 from pkd.hardware import device_name
-from pkd.models import GAN, IMAGE_SIZE, load_networks, network_tensors
+from pkd.models import GAN, load_networks, network_tensors
 from pkd.parsing import config_from
 from pkd.runs import RunFolder, write_atomically
 from pkd.scoring import auc_by_member, novelty_scores
+from pkd.thresholds import hold_out, own_scores, threshold
 from pkd.trainer import Objective, Trainer
 from pkd.training_set import Member, TrainSet
 
@@ -34,6 +35,7 @@ from pkd.training_set import Member, TrainSet
 CURVE_IMAGES = 1000
 NETWORKS = ("teacher", "student")
 PACKAGES = ("pkdgan", "torch", "numpy", "scikit-learn")
+OWN_DATA = ("folder", "npz")
 
 
 class Interrupted(Exception):  # noqa: N818 (it is no error)
@@ -82,6 +84,7 @@ class Run:
         folder: created, or opened and perhaps half done.
         reporter: told of the progress.
         check: called often; may raise Interrupted.
+        dataset: the run's images, where they are loaded already.
         changes: settings that differ from the folder's config.yaml.
 
     Attributes:
@@ -94,6 +97,7 @@ class Run:
         folder: RunFolder,
         reporter: Reporter | None = None,
         check: Callable[[], None] = lambda: None,
+        dataset: datasets.Dataset | None = None,
         **changes: Any,
     ):
         self.folder, self.reporter, self.check = folder, reporter or Reporter(), check
@@ -103,15 +107,12 @@ class Run:
         torch.backends.cudnn.allow_tf32 = False  # full float32, as on a CPU
         self.versions = {name: version(name) for name in PACKAGES}
         self.phases = config.phases()
-        self.dataset = load_dataset(config)
+        self.dataset = dataset or load_dataset(config)
         self.members = members_of(config, self.dataset)
-        self.test_images = datasets.resize(self.dataset.test_images, IMAGE_SIZE).to(self.device)
+        test_images = datasets.resize(self.dataset.test_images, config.image_size)
+        self.test_images = test_images.to(self.device)
         channels = self.test_images.shape[1]
-        self.networks = {}
-        for role, name in enumerate(NETWORKS):
-            seeds = [member.first_weights(role) for member in self.members]
-            gan = GAN(config.architecture(name, channels), seeds)
-            self.networks[name] = gan.to(self.device)
+        self.networks = make_networks(config, self.members, channels, self.device)
         self._check_progress()
 
     def train(self) -> dict[str, Any]:
@@ -121,9 +122,11 @@ class Run:
             self.load_phase(phase)
         if progress.phase < len(self.phases):
             config = self.config
-            images = datasets.resize(self.dataset.train_images, IMAGE_SIZE)
+            images = datasets.resize(self.dataset.train_images, config.image_size)
             labels, limit = self.dataset.train_labels, config.max_train_images
-            data = TrainSet(images, labels, self.members, limit, self.device)
+            held = hold_out(labels, config.held_out)
+            data = TrainSet(images[~held], labels[~held], self.members, limit, self.device)
+            self.held_out = [images[held & (labels == m.normal_class)] for m in self.members]
             for number in range(progress.phase, len(self.phases)):
                 self._train_phase(number, data)
         elif (written := self.folder.results()) is not None:
@@ -192,20 +195,7 @@ class Run:
     def _train_phase(self, number: int, data: TrainSet) -> None:
         phase, config = self.phases[number], self.config
         clock = _Clock(self.folder.progress.seconds.get(phase.name, 0.0))
-        trainer = Trainer(
-            phase.structure,
-            self.networks["teacher"],
-            self.networks["student"],
-            self.members,
-            data,
-            phase=number,
-            batch_size=config.batch_size,
-            lr=config.lr,
-            decay_epochs=phase.epochs if config.lr_schedule == "linear" else math.inf,
-            betas=config.betas,
-            objective=Objective(config.weights, config.reduction),
-            check=self.check,
-        )
+        trainer = phase_trainer(config, number, self.networks, self.members, data, self.check)
         progress = replace(self.folder.progress)
         if progress.tensors:
             self._load(progress.tensors, trainer.load_state)
@@ -249,14 +239,41 @@ class Run:
         progress.phase, progress.epoch = number + 1, 0
         progress.auc = progress.auc | {phase.name: auc}
         progress.seconds = progress.seconds | {phase.name: clock.seconds()}
-        self.folder.save_phase(phase.name, network_tensors(trainer.networks), replace(progress))
+        scores = own_scores(self.networks[phase.judged].generator, self.held_out, self.check)
+        held_out = {f"held_out.{k}": torch.from_numpy(own) for k, own in enumerate(scores)}
+        tensors = network_tensors(trainer.networks) | held_out
+        self.folder.save_phase(phase.name, tensors, replace(progress))
+
+    def held_out_scores(self, phase: str) -> list[np.ndarray]:
+        """Scores (n,) of each member's held-out images by the network that a finished phase judged.
+
+        Raises:
+            UserError: its checkpoint is damaged, or has no such scores.
+        """
+        name = f"{phase}.safetensors"
+        tensors = self.folder.load_tensors(name, "held_out.")
+        if len(tensors) != len(self.members):
+            raise UserError(
+                f"checkpoint {self.folder.checkpoints / name} has scores of held-out images for "
+                f"{len(tensors)} of {len(self.members)} models: restore it from a copy, or train "
+                "again in a new folder"
+            )
+        return [tensors[f"held_out.{k}"].numpy() for k in range(len(tensors))]
 
     def results(self, auc: dict[str, list[float]]) -> dict[str, Any]:
         """What results.json holds, for the AUC of each member after each phase."""
         config = self.config
+        thresholds = {
+            phase: [threshold(own, config.contamination) for own in self.held_out_scores(phase)]
+            for phase in auc
+        }
         return {
             "dataset": config.dataset,
             "data_sha256": self.dataset.digest,
+            "classes": list(self.dataset.classes),
+            "left_out": len(self.dataset.left_out),
+            "channels": self.test_images.shape[1],
+            "image_size": config.image_size,
             "config": config.as_dict(),
             "members": [
                 {
@@ -264,6 +281,7 @@ class Run:
                     "class_name": self.dataset.classes[member.normal_class],
                     "seed": member.seed,
                     "auc": {phase: values[k] for phase, values in auc.items()},
+                    "threshold": {phase: values[k] for phase, values in thresholds.items()},
                 }
                 for k, member in enumerate(self.members)
             ],
@@ -300,9 +318,79 @@ class _Clock:
         return time.monotonic() - self._start
 
 
+def make_networks(
+    config: TrainConfig, members: Sequence[Member], channels: int, device: torch.device
+) -> dict[str, GAN]:
+    """Teachers and students of a stack with their first weights, for images of `channels`."""
+    return {
+        name: GAN(
+            config.architecture(name, channels), [member.first_weights(role) for member in members]
+        ).to(device)
+        for role, name in enumerate(NETWORKS)
+    }
+
+
+def phase_trainer(
+    config: TrainConfig,
+    number: int,
+    networks: dict[str, GAN],
+    members: Sequence[Member],
+    data: TrainSet,
+    check: Callable[[], None] = lambda: None,
+) -> Trainer:
+    """The trainer of phase `number` of a configuration, at its beginning."""
+    phase = config.phases()[number]
+    return Trainer(
+        phase.structure,
+        networks["teacher"],
+        networks["student"],
+        members,
+        data,
+        phase=number,
+        batch_size=config.batch_size,
+        lr=config.lr,
+        decay_epochs=phase.epochs if config.lr_schedule == "linear" else math.inf,
+        betas=config.betas,
+        objective=Objective(config.weights, config.reduction),
+        check=check,
+    )
+
+
 def load_dataset(config: TrainConfig) -> datasets.Dataset:
     """The data set of a run; UserError if its files are missing or damaged."""
-    return datasets.load(config.dataset, Path(config.data_dir) if config.data_dir else None)
+    place = Path(config.data_dir) if config.data_dir else None
+    if config.dataset not in OWN_DATA:
+        return datasets.load(config.dataset, place)
+    if place is None:
+        what = "a folder with train/good and test" if config.dataset == "folder" else "an .npz file"
+        raise UserError(f"--dataset {config.dataset} needs --data-dir: {what}")
+    if config.dataset == "folder":
+        return own_data.load_folder(place, config.image_size, config.skip_bad)
+    return own_data.load_npz(place)
+
+
+def class_sizes(config: TrainConfig, dataset: datasets.Dataset) -> dict[int, int]:
+    """Training images of each normal class, those held out not counted.
+
+    Of the user's own data "all" means the classes that have training images.
+
+    Raises:
+        UserError: a class cannot be trained or tested on.
+    """
+    labels = dataset.train_labels
+    classes = parse_classes(config.normal_class, dataset.classes)
+    if config.dataset in OWN_DATA and config.normal_class == "all":
+        classes = np.unique(labels).tolist()
+    sizes = {k: int((labels[~hold_out(labels, config.held_out)] == k).sum()) for k in classes}
+    for k, size in sizes.items():
+        if not (labels == k).any() or not (dataset.test_labels == k).any():
+            raise UserError(f"{config.dataset} has no images of class {k}: choose another class")
+        if size == 0:
+            raise UserError(
+                f"class {k} {dataset.classes[k]} has {(labels == k).sum()} training images, and "
+                f"--held-out {config.held_out} leaves none to train on: it takes at least two"
+            )
+    return sizes
 
 
 def members_of(config: TrainConfig, dataset: datasets.Dataset) -> list[Member]:
@@ -310,12 +398,9 @@ def members_of(config: TrainConfig, dataset: datasets.Dataset) -> list[Member]:
 
     All classes of seed 0, then all of seed 1, and so on.
     """
-    classes = parse_classes(config.normal_class, dataset.classes)
-    for k in classes:
-        images = int((dataset.train_labels == k).sum())
-        used = min(images, config.max_train_images or images)
-        if images == 0 or not (dataset.test_labels == k).any():
-            raise UserError(f"{config.dataset} has no images of class {k}: choose another class")
+    sizes = class_sizes(config, dataset)
+    for k, size in sizes.items():
+        used = min(size, config.max_train_images or size)
         if config.batch_size > used:
             raise UserError(
                 f"--batch-size {config.batch_size} is larger than class {k} with its {used} "
@@ -323,13 +408,13 @@ def members_of(config: TrainConfig, dataset: datasets.Dataset) -> list[Member]:
             )
     if (dataset.test_labels == dataset.test_labels[0]).all():
         raise UserError(f"the test split of {config.dataset} has only one class: nothing is novel")
-    return [Member(k, seed) for seed in range(config.seeds) for k in classes]
+    return [Member(k, seed) for seed in range(config.seeds) for k in sizes]
 
 
 def check_memory(config: TrainConfig, dataset: datasets.Dataset) -> None:
     """UserError if not even the weights, gradients and moments of the networks can fit."""
     channels = dataset.train_images.shape[1]
-    stack = config.seeds * len(parse_classes(config.normal_class, dataset.classes))
+    stack = config.seeds * len(class_sizes(config, dataset))
     weights = max(cost(config.architecture(name, channels)).parameters for name in NETWORKS)
     need = 16 * stack * weights  # float32, four times
     if config.torch_device().type == "cuda":
@@ -344,12 +429,15 @@ def check_memory(config: TrainConfig, dataset: datasets.Dataset) -> None:
         )
 
 
-def start(config: TrainConfig, out: Path | None) -> RunFolder:
+def start(config: TrainConfig, out: Path | None) -> tuple[RunFolder, datasets.Dataset]:
     """Check a configuration against its data, then begin a run folder for it."""
-    config = config.resolved()
-    config.torch_device()
-    dataset = load_dataset(config)
-    check_memory(config, dataset)
-    members_of(config, dataset)
+    resolved = config.resolved()
+    resolved.torch_device()
+    dataset = load_dataset(resolved)
+    if config.dataset in OWN_DATA:
+        resolved = config.resolved(min(class_sizes(resolved, dataset).values()))
+    check_memory(resolved, dataset)
+    members_of(resolved, dataset)
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    return RunFolder.create(out or Path("runs") / f"{config.dataset}-{stamp}", config.as_dict())
+    out = out or Path("runs") / f"{config.dataset}-{stamp}"
+    return RunFolder.create(out, resolved.as_dict()), dataset
