@@ -183,6 +183,7 @@ class Generator(nn.Module):
 
     def __init__(self, architecture: Architecture, stack: int = 1):
         super().__init__()
+        self.architecture = architecture
         norm, latent = architecture.norm, architecture.latent
         self.encoder = _layers(encoder_plan(architecture, latent), stack, norm)
         self.decoder = _layers(decoder_plan(architecture), stack, norm)

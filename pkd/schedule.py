@@ -175,6 +175,14 @@ class Run:
                 )
         return auc_by_member(scores, self.dataset.test_labels[::stride], self.members)
 
+    def _curve_stride(self) -> int:
+        """Take every so-manieth test image for curves; all, if some would miss a normal class."""
+        labels = self.dataset.test_labels
+        stride = max(1, len(labels) // CURVE_IMAGES)
+        taken = labels[::stride]
+        normal = [(taken == member.normal_class).any() for member in self.members]
+        return stride if all(normal) and (taken != taken[0]).any() else 1
+
     def _check_progress(self) -> None:
         """UserError if progress.json speaks of another run than config.yaml."""
         progress = self.folder.progress
@@ -220,7 +228,7 @@ class Run:
                         checkpoint()
                         saved = time.monotonic()
                 last = progress.epoch + 1 == phase.epochs
-                stride = 1 if last else max(1, len(self.test_images) // CURVE_IMAGES)
+                stride = 1 if last else self._curve_stride()
                 auc = self.evaluate(phase.judged, stride)
                 record = {
                     "phase": phase.name,
