@@ -79,6 +79,8 @@ class TrainConfig:
         max_train_images: use only the first N training images of each class, all where it has
             fewer; default by preset.
         image_size: height and width that images are brought to: 16, 32, 64 or 128.
+        channels: 1 for grey, 3 for RGB; default as the images are, of a folder RGB if any training
+            image is in colour.
         held_out: share of each class's training images held out of training, which the threshold
             of novelty comes from; default by preset.
         contamination: share of normal images that the threshold lets be called novel.
@@ -109,6 +111,7 @@ class TrainConfig:
     batch_size: int | None = None
     max_train_images: int | None = None
     image_size: int = 32
+    channels: int | None = None
     held_out: float | None = None
     contamination: float = CONTAMINATION
     lr: float | None = None
@@ -164,6 +167,8 @@ class TrainConfig:
         if self.image_size not in IMAGE_SIZES:
             sizes = ", ".join(map(str, IMAGE_SIZES))
             raise UserError(f"--image-size is {self.image_size}, but must be one of {sizes}")
+        if self.channels not in (None, 1, 3):
+            raise UserError(f"--channels is {self.channels}, but must be 1 (grey) or 3 (RGB)")
         if not 0 < self.held_out < 1:
             raise UserError(
                 f"--held-out is {self.held_out}, but must lie between 0 and 1, e.g. 0.1"

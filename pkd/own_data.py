@@ -31,14 +31,16 @@ _ARRAYS = (
 )
 
 
-def load_folder(folder: Path, image_size: int, skip_bad: bool = False) -> Dataset:
+def load_folder(
+    folder: Path, image_size: int, channels: int | None = None, skip_bad: bool = False
+) -> Dataset:
     """Images in MVTec's layout: train/good, test/good and other folders below test, each novel.
-
-    Everything is grey, or everything RGB: that if any training image is in colour.
 
     Args:
         folder: holds train and test; folders within a class may be nested.
         image_size: height and width that images are brought to.
+        channels: 1 brings all images to grey, 3 to RGB; None means 3 if any training image is in
+            colour.
         skip_bad: leave unreadable files out instead of refusing the folder.
 
     Raises:
@@ -46,12 +48,7 @@ def load_folder(folder: Path, image_size: int, skip_bad: bool = False) -> Datase
     """
     train, test = _files(folder)
     bad: dict[Path, str] = {}
-    colour = False
-    for path in train:
-        try:
-            colour = colour or is_colour(path)
-        except BadImage:
-            continue  # reading it will name it
+    colour = any(map(_is_colour, train)) if channels is None else channels == 3
 
     def read(paths: Sequence[Path]) -> np.ndarray:
         found = []
@@ -80,6 +77,13 @@ def load_folder(folder: Path, image_size: int, skip_bad: bool = False) -> Datase
         np.repeat(np.arange(len(test)), [len(images) for images in test_images]),
         tuple(bad),
     )
+
+
+def _is_colour(path: Path) -> bool:
+    try:
+        return is_colour(path)
+    except BadImage:
+        return False  # reading it will name it
 
 
 def _files(folder: Path) -> tuple[list[Path], dict[str, list[Path]]]:

@@ -365,20 +365,26 @@ def phase_trainer(
 
 
 def load_dataset(config: TrainConfig) -> datasets.Dataset:
-    """The data set of a run; UserError if its files are missing or damaged."""
-    place = Path(config.data_dir) if config.data_dir else None
-    if config.dataset not in OWN_DATA:
-        return datasets.load(config.dataset, place)
-    if place is None:
-        what = "a folder with train/good and test" if config.dataset == "folder" else "an .npz file"
-        raise UserError(f"--dataset {config.dataset} needs --data-dir: {what}")
-    if config.dataset == "folder":
-        return own_data.load_folder(place, config.image_size, config.skip_bad)
-    return own_data.load_npz(place)
+    """The data set of a run; UserError if its files are missing or damaged, or in other colours."""
+    name, place = config.dataset, Path(config.data_dir) if config.data_dir else None
+    if name in OWN_DATA and place is None:
+        what = "a folder with train/good and test" if name == "folder" else "an .npz file"
+        raise UserError(f"--dataset {name} needs --data-dir: {what}")
+    if name == "folder":
+        dataset = own_data.load_folder(place, config.image_size, config.channels, config.skip_bad)
+    else:
+        dataset = own_data.load_npz(place) if name == "npz" else datasets.load(name, place)
+    channels = dataset.train_images.shape[1]
+    if config.channels not in (None, channels):
+        raise UserError(
+            f"{name} has images of {channels} channel{'s' * (channels > 1)}, but --channels (or "
+            f"config.yaml's) is {config.channels}: convert the images"
+        )
+    return dataset
 
 
 def class_sizes(config: TrainConfig, dataset: datasets.Dataset) -> dict[int, int]:
-    """Training images of each normal class, those held out not counted.
+    """Images of each normal class to train on: without those held out, and as many as are used.
 
     Of the user's own data "all" means the classes that have training images.
 
@@ -398,7 +404,7 @@ def class_sizes(config: TrainConfig, dataset: datasets.Dataset) -> dict[int, int
                 f"class {k} {dataset.classes[k]} has {(labels == k).sum()} training images, and "
                 f"--held-out {config.held_out} leaves none to train on: it takes at least two"
             )
-    return sizes
+    return {k: min(size, config.max_train_images or size) for k, size in sizes.items()}
 
 
 def members_of(config: TrainConfig, dataset: datasets.Dataset) -> list[Member]:
@@ -408,11 +414,10 @@ def members_of(config: TrainConfig, dataset: datasets.Dataset) -> list[Member]:
     """
     sizes = class_sizes(config, dataset)
     for k, size in sizes.items():
-        used = min(size, config.max_train_images or size)
-        if config.batch_size > used:
+        if config.batch_size > size:
             raise UserError(
-                f"--batch-size {config.batch_size} is larger than class {k} with its {used} "
-                f"training images: choose at most {used}"
+                f"--batch-size {config.batch_size} is larger than class {k} with its {size} "
+                f"training images: choose at most {size}"
             )
     if (dataset.test_labels == dataset.test_labels[0]).all():
         raise UserError(f"the test split of {config.dataset} has only one class: nothing is novel")
@@ -442,8 +447,9 @@ def start(config: TrainConfig, out: Path | None) -> tuple[RunFolder, datasets.Da
     resolved = config.resolved()
     resolved.torch_device()
     dataset = load_dataset(resolved)
-    if config.dataset in OWN_DATA:
-        resolved = config.resolved(min(class_sizes(resolved, dataset).values()))
+    config = replace(config, channels=dataset.train_images.shape[1])
+    few = min(class_sizes(resolved, dataset).values()) if config.dataset in OWN_DATA else None
+    resolved = config.resolved(few)
     check_memory(resolved, dataset)
     members_of(resolved, dataset)
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")

@@ -551,6 +551,28 @@ def test_photos_in_colour_train_a_network_of_three_channels(photos, tmp_path):
     assert len(results["members"]) == 2
 
 
+def test_a_run_keeps_its_channels_whatever_images_come_later(photos, tmp_path):
+    out = tmp_path / "run"
+    assert main(train_on("folder", photos, out)) == 0
+    assert yaml.safe_load((out / "config.yaml").read_text())["channels"] == 1
+    save(picture(0, 40, colour=True), photos / "train" / "good" / "colour.jpg")
+    assert main(["evaluate", str(out)]) == 0
+    assert main(train_on("folder", photos, tmp_path / "grey", "--channels", "1")) == 0
+
+
+def test_arrays_of_other_channels_than_the_run_are_refused(tmp_path, refused):
+    for name, shape in (("grey", (8, 20, 20)), ("rgb", (8, 20, 20, 3))):
+        images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+        arrays = {"train_images": images, "test_images": images, "test_labels": np.arange(8) % 2}
+        np.savez(tmp_path / f"{name}.npz", **arrays)
+    out = tmp_path / "run"
+    assert main(train_on("npz", tmp_path / "grey.npz", out)) == 0
+    words = ("npz has images of 3 channels", "config.yaml's) is 1: convert")
+    refused(["evaluate", out, "--data-dir", tmp_path / "rgb.npz"], *words, unchanged=tmp_path)
+    argv = train_on("npz", tmp_path / "grey.npz", tmp_path / "other", "--channels", "3")
+    refused(argv, "npz has images of 1 channel,", "is 3", unchanged=tmp_path)
+
+
 @pytest.mark.parametrize("size", ["32", "64"])
 def test_own_arrays_are_trained_on_every_class_that_has_training_images(size, tmp_path):
     rng = np.random.default_rng(0)
@@ -575,6 +597,9 @@ def test_few_own_images_are_trained_on_for_more_epochs(photos, monkeypatch):
     )
     assert (config["teacher_epochs"], config["step2_epochs"]) == (400, 5)  # of 10 images
     assert config["batch_size"] == 8
+    argv = ("--dataset", "folder", "--data-dir", str(photos), "--max-train-images", "5")
+    config = started_config(monkeypatch, *argv)
+    assert (config["teacher_epochs"], config["batch_size"]) == (800, 5)
 
 
 def test_unreadable_photos_are_left_out_with_a_count(photos, tmp_path, capsys, refused):
@@ -610,6 +635,9 @@ def test_curves_never_miss_a_class_however_rare(tmp_path, monkeypatch):
     np.savez(tmp_path / "data.npz", train_images=images, test_images=images, test_labels=labels)
     argv = train_on("npz", tmp_path / "data.npz", tmp_path / "run", "--teacher-epochs", "2")
     assert main(argv) == 0
+    lines = [json.loads(row) for row in (tmp_path / "run" / "metrics.jsonl").open()]
+    assert all(np.isfinite(line["auc"]).all() for line in lines)
+    assert lines[0]["test_images"] == 40
 
 
 def test_own_data_must_be_named(refused, tmp_path):

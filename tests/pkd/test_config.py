@@ -115,6 +115,7 @@ def test_learning_rate_is_positive_and_finite_also_in_single_precision(lr):
         ("weights", (1.0, 1.0, 1.0, 1.0, 1.0, -1.0)),
         ("weights", (float("inf"), 1.0, 1.0, 1.0, 1.0, 1.0)),
         *(("image_size", size) for size in (0, 8, 33, 256)),
+        *(("channels", count) for count in (0, 2, 4)),
         *(("held_out", share) for share in (0.0, 1.0, -0.1, float("nan"))),
         *(("contamination", share) for share in (0.0, 0.51, float("nan"))),
         *(("device", "tpu"), ("dataset", "imagenet"), ("structure", "5")),

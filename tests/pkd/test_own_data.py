@@ -45,6 +45,13 @@ def test_training_images_decide_on_colour(where, channels, photos):
     assert data.train_images.shape[1] == data.test_images.shape[1] == channels
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_all_images_are_brought_to_the_channels_asked_for(channels, photos):
+    save(picture(0, colour=True), photos / "train" / "good" / "colour.png")
+    data = load_folder(photos, 16, channels)
+    assert data.train_images.shape[1] == data.test_images.shape[1] == channels
+
+
 def test_unreadable_files_are_named_all_and_left_out_on_demand(photos):
     bad = [photos / "train/good/007.png", photos / "test/scratch/001.png"]
     for path in bad:
