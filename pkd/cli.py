@@ -180,6 +180,7 @@ def run_evaluate(args: Namespace) -> int:
     folder = RunFolder.open(args.run)
     moved = {"data_dir": args.data_dir} if args.data_dir else {}
     run = Run(folder, device=args.device, **moved)
+    tell_left_out(run.dataset)
     if not folder.progress.phase:
         resume = f"pkd train --resume {shlex.quote(str(args.run))}"
         raise UserError(f"{args.run} has no finished phase yet: continue it with {resume}")

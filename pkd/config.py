@@ -16,6 +16,7 @@ from pkd.thresholds import CONTAMINATION
 PublishedName = Literal["digits", "mnist", "fashion_mnist", "cifar10"]
 OwnName = Literal["folder", "npz"]
 DatasetName = Literal[PublishedName, OwnName]
+OWN_DATA = get_args(OwnName)
 StructureName = Literal["1", "2", "3", "4", "progressive-23", "progressive-24"]
 
 QUICK = {

@@ -1,8 +1,10 @@
 """`pkd.Detector`: the student of P-KDGAN as a scikit-learn outlier estimator."""
 
 import copy
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from numbers import Real
 from typing import Any
@@ -123,23 +125,20 @@ class Detector(OutlierMixin, BaseEstimator):
     def fit(self, X: Any, y: Any = None) -> "Detector":  # noqa: N803
         """Train teacher and student on normal images and set the threshold; y is ignored."""
         images = channels_first(self._checked(X, fitting=True), self.image_shape)
-        self.n_channels_ = images.shape[1]
-        self.n_features_in_ = int(np.prod(images.shape[1:]))
-        self.pixel_range_ = self._span(images)
+        span = self._span(images)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        small = self._resized(images)
-        try:
+        with _parameters_named():
             config = self._config().resolved()
-            self.held_out_ = hold_out(np.zeros(len(small), np.int64), config.held_out, seed)
-            if self.held_out_.all():
-                raise InputError(f"held_out={self.held_out} leaves none of {len(small)} images")
-            networks = _train(self._config(), small[~self.held_out_], seed)
-        except UserError as error:
-            raise InputError(_as_parameters(str(error))) from error
+            held_out = hold_out(np.zeros(len(images), np.int64), config.held_out, seed)
+            if held_out.all():
+                raise InputError(f"held_out={self.held_out} leaves none of {len(images)} images")
+            small = _resized(images, span, config.image_size)
+            networks = _train(self._config(), small[~held_out], seed)
         self.student_, self.teacher_ = (_kept(networks[name]) for name in ("student", "teacher"))
+        self.n_channels_, self.n_features_in_ = images.shape[1], math.prod(images.shape[1:])
+        self.pixel_range_, self.held_out_ = span, held_out
         self.decision_scores_ = self._scores(small)
-        held_out = self.decision_scores_[self.held_out_]
-        self.threshold_ = threshold(held_out, config.contamination)
+        self.threshold_ = threshold(self.decision_scores_[held_out], config.contamination)
         self.offset_ = -self.threshold_
         self.labels_ = (self.decision_scores_ > self.threshold_).astype(int)
         return self
@@ -153,7 +152,8 @@ class Detector(OutlierMixin, BaseEstimator):
                 f"X has images of {images.shape[1]} channels, but this Detector was fitted on "
                 f"{self.n_channels_}: convert them to {'grey' if self.n_channels_ == 1 else 'RGB'}"
             )
-        return -self._scores(self._resized(images))
+        size = self.student_.architecture.image_size
+        return -self._scores(_resized(images, self.pixel_range_, size))
 
     def decision_function(self, X: Any) -> np.ndarray:  # noqa: N803
         """(n,) `score_samples` minus `offset_`: negative is novel."""
@@ -209,17 +209,19 @@ class Detector(OutlierMixin, BaseEstimator):
             contamination=CONTAMINATION if auto else self.contamination,
         )
 
-    def _resized(self, images: np.ndarray) -> Tensor:
-        """(n, C, image_size, image_size) uint8 of images (n, C, H, W)."""
-        parts = [images[k : k + CHUNK] for k in range(0, len(images), CHUNK)]
-        span, size = self.pixel_range_, self.image_size
-        return torch.cat([resize(to_bytes(part, span), size) for part in parts])
-
     def _scores(self, images: Tensor) -> np.ndarray:
         """(n,) novelty of images of the right size, higher is more novel."""
-        student = copy.deepcopy(self.student_).double().to(self._config().torch_device())
+        with _parameters_named():
+            device = self._config().torch_device()
+        student = copy.deepcopy(self.student_).double().to(device)
         (scores,) = own_scores(student, [images])
         return scores.astype(np.float32).astype(np.float64)
+
+
+def _resized(images: np.ndarray, span: tuple[float, float], size: int) -> Tensor:
+    """(n, C, size, size) uint8 of images (n, C, H, W), span[0] black and span[1] white."""
+    parts = (images[k : k + CHUNK] for k in range(0, len(images), CHUNK))
+    return torch.cat([resize(to_bytes(part, span), size) for part in parts])
 
 
 def _train(config: TrainConfig, images: Tensor, seed: int) -> dict[str, GAN]:
@@ -245,6 +247,11 @@ def _kept(gan: GAN) -> Generator:
     return kept
 
 
-def _as_parameters(message: str) -> str:
-    """A message that names flags, with the names of parameters instead."""
-    return re.sub(r"--([a-z][a-z0-9-]*)", lambda m: m[1].replace("-", "_"), message)
+@contextmanager
+def _parameters_named() -> Iterator[None]:
+    """Let messages that name flags name parameters instead."""
+    try:
+        yield
+    except UserError as error:
+        message = re.sub(r"--([a-z][a-z0-9-]*)", lambda m: m[1].replace("-", "_"), str(error))
+        raise InputError(message) from error

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from pkd import datasets, own_data
-from pkd.config import Phase, TrainConfig, parse_classes
+from pkd.config import OWN_DATA, Phase, TrainConfig, parse_classes
 from pkd.cost import cost
 from pkd.curves import plot_curves
 from pkd.errors import UserError
@@ -35,7 +35,6 @@ from pkd.training_set import Member, TrainSet
 CURVE_IMAGES = 1000
 NETWORKS = ("teacher", "student")
 PACKAGES = ("pkdgan", "torch", "numpy", "scikit-learn")
-OWN_DATA = ("folder", "npz")
 
 
 class Interrupted(Exception):  # noqa: N818 (it is no error)
@@ -126,9 +125,9 @@ class Run:
             labels, limit = self.dataset.train_labels, config.max_train_images
             held = hold_out(labels, config.held_out)
             data = TrainSet(images[~held], labels[~held], self.members, limit, self.device)
-            self.held_out = [images[held & (labels == m.normal_class)] for m in self.members]
+            held_out = [images[held & (labels == m.normal_class)] for m in self.members]
             for number in range(progress.phase, len(self.phases)):
-                self._train_phase(number, data)
+                self._train_phase(number, data, held_out)
         elif (written := self.folder.results()) is not None:
             return written  # with the hardware and versions of the machine that trained
         write_atomically(
@@ -200,7 +199,7 @@ class Run:
                 "restore both from a copy, or train again in a new folder"
             )
 
-    def _train_phase(self, number: int, data: TrainSet) -> None:
+    def _train_phase(self, number: int, data: TrainSet, held_out: list[torch.Tensor]) -> None:
         phase, config = self.phases[number], self.config
         clock = _Clock(self.folder.progress.seconds.get(phase.name, 0.0))
         trainer = phase_trainer(config, number, self.networks, self.members, data, self.check)
@@ -247,9 +246,9 @@ class Run:
         progress.phase, progress.epoch = number + 1, 0
         progress.auc = progress.auc | {phase.name: auc}
         progress.seconds = progress.seconds | {phase.name: clock.seconds()}
-        scores = own_scores(self.networks[phase.judged].generator, self.held_out, self.check)
-        held_out = {f"held_out.{k}": torch.from_numpy(own) for k, own in enumerate(scores)}
-        tensors = network_tensors(trainer.networks) | held_out
+        scores = own_scores(self.networks[phase.judged].generator, held_out, self.check)
+        tensors = network_tensors(trainer.networks)
+        tensors |= {f"held_out.{k}": torch.from_numpy(own) for k, own in enumerate(scores)}
         self.folder.save_phase(phase.name, tensors, replace(progress))
 
     def held_out_scores(self, phase: str) -> list[np.ndarray]:
@@ -392,10 +391,10 @@ def class_sizes(config: TrainConfig, dataset: datasets.Dataset) -> dict[int, int
         UserError: a class cannot be trained or tested on.
     """
     labels = dataset.train_labels
-    classes = parse_classes(config.normal_class, dataset.classes)
-    if config.dataset in OWN_DATA and config.normal_class == "all":
-        classes = np.unique(labels).tolist()
-    sizes = {k: int((labels[~hold_out(labels, config.held_out)] == k).sum()) for k in classes}
+    every = config.dataset in OWN_DATA and config.normal_class == "all"
+    classes = np.unique(labels) if every else parse_classes(config.normal_class, dataset.classes)
+    used = labels[~hold_out(labels, config.held_out)]
+    sizes = {int(k): int((used == k).sum()) for k in classes}
     for k, size in sizes.items():
         if not (labels == k).any() or not (dataset.test_labels == k).any():
             raise UserError(f"{config.dataset} has no images of class {k}: choose another class")

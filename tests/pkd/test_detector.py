@@ -313,6 +313,26 @@ def test_what_cannot_be_fitted_is_a_value_error_that_names_the_parameter(x, chan
     assert not hasattr(detector, "threshold_")
 
 
+def test_a_fit_that_fails_leaves_the_one_before(fitted):
+    detector, x = copy.deepcopy(fitted), images(5, seed=6)
+    detector.set_params(lr=1e30)
+    with pytest.raises(InputError, match="no longer finite"):
+        detector.fit(images(10, 3) / 255)
+    np.testing.assert_array_equal(detector.score_samples(x), fitted.score_samples(x))
+
+
+def test_a_fitted_detector_scores_with_the_size_it_was_fitted_with(fitted):
+    detector, x = copy.copy(fitted).set_params(image_size=64), images(5, seed=6)
+    np.testing.assert_array_equal(detector.score_samples(x), fitted.score_samples(x))
+
+
+def test_a_device_that_is_not_there_is_named(fitted, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    detector = copy.copy(fitted).set_params(device="cuda")
+    with pytest.raises(InputError, match=r"^device cuda .*use cpu or auto"):
+        detector.predict(images(3))
+
+
 def test_images_of_other_channels_or_features_are_refused(fitted):
     with pytest.raises(InputError, match=r"3 channels, but this Detector was fitted on 1.* grey"):
         fitted.predict(images(3, 3))
