@@ -46,7 +46,10 @@ def load_folder(
     Raises:
         UserError: another layout, no images, or unreadable files.
     """
-    train, test = _files(folder)
+    try:
+        train, test = _files(folder)
+    except OSError as error:
+        raise UserError(f"{error.filename} cannot be read ({error.strerror}): {_LAYOUT}") from error
     bad: dict[Path, str] = {}
     colour = any(map(_is_colour, train)) if channels is None else channels == 3
 
@@ -57,7 +60,8 @@ def load_folder(
                 found.append(read_image(path, colour, image_size))
             except BadImage as error:
                 bad[path] = str(error)
-        return np.stack(found) if found else np.empty((0, 3 if colour else 1, *[image_size] * 2))
+        none = np.empty((0, 3 if colour else 1, image_size, image_size), np.uint8)
+        return np.stack(found) if found else none
 
     train_images = read(train)
     test_images = [read(paths) for paths in test.values()]
@@ -68,12 +72,14 @@ def load_folder(
             f"{len(bad)} image{'s' * (len(bad) > 1)} cannot be read: {named}{more}. Mend or remove "
             "them, or leave them out with --skip-bad"
         )
+    if not len(train_images):
+        raise UserError(f"no image in {folder / 'train' / NORMAL} can be read: {_LAYOUT}")
     return Dataset(
         "folder",
         tuple(test),
         train_images,
         np.zeros(len(train_images), np.int64),
-        np.concatenate(test_images).astype(np.uint8),
+        np.concatenate(test_images),
         np.repeat(np.arange(len(test)), [len(images) for images in test_images]),
         tuple(bad),
     )
@@ -99,11 +105,9 @@ def _files(folder: Path) -> tuple[list[Path], dict[str, list[Path]]]:
         )
     if any(path.parent == folder / "test" for path in image_files(folder / "test")):
         raise UserError(f"{folder / 'test'} has images in no class: {_LAYOUT}")
-    classes = [NORMAL, *sorted(_folders(folder / "test") - {NORMAL})]
-    test = {name: image_files(folder / "test" / name) for name in classes[1:]}
+    classes = sorted(_folders(folder / "test"), key=lambda name: (name != NORMAL, name))
+    test = {name: image_files(folder / "test" / name) for name in classes}
     test = {name: paths for name, paths in test.items() if paths}
-    if (folder / "test" / NORMAL).is_dir():
-        test = {NORMAL: image_files(folder / "test" / NORMAL)} | test
     train = image_files(folder / "train" / NORMAL)
     for name, paths in (("train/good", train), ("test/good", test.get(NORMAL))):
         if not paths:

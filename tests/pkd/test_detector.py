@@ -33,6 +33,7 @@ TINY = {
     "step1_epochs": 1,
     "step2_epochs": 1,
     "random_state": 0,
+    "device": "cpu",
 }
 
 
@@ -324,6 +325,17 @@ def test_a_fit_that_fails_leaves_the_one_before(fitted):
 def test_a_fitted_detector_scores_with_the_size_it_was_fitted_with(fitted):
     detector, x = copy.copy(fitted).set_params(image_size=64), images(5, seed=6)
     np.testing.assert_array_equal(detector.score_samples(x), fitted.score_samples(x))
+
+
+@pytest.mark.gpu
+def test_a_gpu_scores_as_a_cpu_does(fitted):
+    x = images(20, seed=6)
+    on_gpu = copy.copy(fitted).set_params(device="cuda")
+    np.testing.assert_allclose(on_gpu.score_samples(x), fitted.score_samples(x), rtol=1e-6)
+    detector = Detector(**TINY | {"device": "cuda"}).fit(images())
+    assert all(p.device.type == "cpu" for p in detector.student_.parameters())
+    stored = pickle.loads(pickle.dumps(detector)).set_params(device="cpu")
+    np.testing.assert_allclose(stored.score_samples(x), detector.score_samples(x), rtol=1e-6)
 
 
 def test_a_device_that_is_not_there_is_named(fitted, monkeypatch):

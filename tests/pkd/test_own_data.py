@@ -1,6 +1,7 @@
 """The user's own images as a data set: MVTec's folders and .npz files, and every refusal."""
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -69,6 +70,22 @@ def test_of_many_unreadable_files_ten_are_named(photos):
     for path in (photos / "train/good").iterdir():
         path.write_text("no image")
     with pytest.raises(UserError, match=r"12 images cannot be read.*; and 2 more"):
+        load_folder(photos, 16)
+
+
+def test_a_folder_without_a_readable_training_image_is_refused_even_then(photos):
+    for path in (photos / "train/good").iterdir():
+        path.write_text("no image")
+    with pytest.raises(UserError, match=r"no image in .*train/good can be read"):
+        load_folder(photos, 16, skip_bad=True)
+
+
+def test_a_folder_without_permission_is_named(photos, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(UserError, match=r"train cannot be read \(Permission denied\)"):
         load_folder(photos, 16)
 
 
