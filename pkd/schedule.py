@@ -6,7 +6,7 @@ import os
 import platform
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
@@ -116,14 +116,10 @@ class Run:
         self.dataset = load_dataset(config)
         self.members = members_of(config, self.dataset)
         self.stacks = stacks_of(len(self.members), config.stack)
-        home = self.device if len(self.stacks) == 1 else "cpu"
+        home = self.device if len(self.stacks) == 1 else torch.device("cpu")
         self.test_images = datasets.resize(self.dataset.test_images, IMAGE_SIZE).to(self.device)
         channels = self.test_images.shape[1]
-        self.networks = {}
-        for role, name in enumerate(NETWORKS):
-            seeds = [member.first_weights(role) for member in self.members]
-            gan = GAN(config.architecture(name, channels), seeds)
-            self.networks[name] = gan.to(home)
+        self.networks = make_networks(config, self.members, channels, home)
         self._check_progress()
 
     def train(self) -> dict[str, Any]:
@@ -221,6 +217,23 @@ class Run:
                 "restore both from a copy, or train again in a new folder"
             )
 
+    def _keep_record(self, number: int, stack: slice, record: dict[str, Any]) -> None:
+        """Put a stack's record of an epoch beside those of the stacks before it."""
+        metrics = self.folder.metrics
+        line = sum(phase.epochs for phase in self.phases[:number]) + record["epoch"] - 1
+        if line == len(metrics):
+            metrics.append(copy.deepcopy(record))
+        kept = metrics[line]
+        kept["auc"][stack.start :] = record["auc"]
+        for network, losses in record["losses"].items():
+            for loss, values in losses.items():
+                kept["losses"][network][loss][stack.start :] = values
+
+    def _go_without_graph(self, reason: str) -> None:
+        """Steps cannot be captured here: say so once, and do not try in later phases."""
+        self.use_graph = False
+        self.reporter.note(f"no CUDA graph ({reason}): steps run kernel by kernel, more slowly")
+
     def _train_phase(self, number: int, data_of: Callable[[slice], TrainSet]) -> None:
         """Train what is left of a phase, one stack after the other."""
         phase = self.phases[number]
@@ -238,19 +251,13 @@ class Run:
         phase, config, stack = self.phases[number], self.config, self.stacks[index]
         networks = self._on_device(stack)
         clock = _Clock(self.folder.progress.seconds.get(phase.name, 0.0))
-        trainer = Trainer(
-            phase.structure,
-            networks["teacher"],
-            networks["student"],
+        trainer = phase_trainer(
+            config,
+            number,
+            networks,
             self.members[stack],
             data,
-            phase=number,
-            batch_size=config.batch_size,
-            lr=config.lr,
-            decay_epochs=phase.epochs if config.lr_schedule == "linear" else math.inf,
-            betas=config.betas,
-            objective=Objective(config.weights, config.reduction),
-            check=self.check,
+            self.check,
             use_graph=self.use_graph,
             told=self._go_without_graph,
         )
@@ -309,23 +316,6 @@ class Run:
         progress.seconds = progress.seconds | {phase.name: clock.seconds()}
         return progress
 
-    def _keep_record(self, number: int, stack: slice, record: dict[str, Any]) -> None:
-        """Put a stack's record of an epoch beside those of the stacks before it."""
-        metrics = self.folder.metrics
-        line = sum(phase.epochs for phase in self.phases[:number]) + record["epoch"] - 1
-        if line == len(metrics):
-            metrics.append(copy.deepcopy(record))
-        kept = metrics[line]
-        kept["auc"][stack.start :] = record["auc"]
-        for network, losses in record["losses"].items():
-            for loss, values in losses.items():
-                kept["losses"][network][loss][stack.start :] = values
-
-    def _go_without_graph(self, reason: str) -> None:
-        """Steps cannot be captured here: say so once, and do not try in later phases."""
-        self.use_graph = False
-        self.reporter.note(f"no CUDA graph ({reason}): steps run kernel by kernel, more slowly")
-
     def results(self, auc: dict[str, list[float]]) -> dict[str, Any]:
         """What results.json holds, for the AUC of each member after each phase."""
         config = self.config
@@ -375,6 +365,76 @@ class _Clock:
         return time.monotonic() - self._start
 
 
+def make_networks(
+    config: TrainConfig, members: Sequence[Member], channels: int, device: torch.device
+) -> dict[str, GAN]:
+    """Teachers and students of a stack with their first weights, for images of `channels`."""
+    return {
+        name: GAN(
+            config.architecture(name, channels), [member.first_weights(role) for member in members]
+        ).to(device)
+        for role, name in enumerate(NETWORKS)
+    }
+
+
+def phase_trainer(
+    config: TrainConfig,
+    number: int,
+    networks: dict[str, GAN],
+    members: Sequence[Member],
+    data: TrainSet,
+    check: Callable[[], None] = lambda: None,
+    **options: Any,
+) -> Trainer:
+    """The trainer of phase `number` of a configuration, at its beginning."""
+    phase = config.phases()[number]
+    return Trainer(
+        phase.structure,
+        networks["teacher"],
+        networks["student"],
+        members,
+        data,
+        phase=number,
+        batch_size=config.batch_size,
+        lr=config.lr,
+        decay_epochs=phase.epochs if config.lr_schedule == "linear" else math.inf,
+        betas=config.betas,
+        objective=Objective(config.weights, config.reduction),
+        check=check,
+        **options,
+    )
+
+
+def fitting_stack(
+    config: TrainConfig, dataset: datasets.Dataset, members: Sequence[Member]
+) -> int | None:
+    """How many members to train together; None where all of them fit."""
+    if config.stack or config.torch_device().type != "cuda" or len(members) == 1:
+        return config.stack
+    free = torch.cuda.mem_get_info()[0]
+    size = largest_stack(
+        lambda count: training_memory(config, dataset, members[:count]), int(USABLE_MEMORY * free)
+    )
+    return size if size < len(members) else None
+
+
+def training_memory(
+    config: TrainConfig, dataset: datasets.Dataset, members: Sequence[Member]
+) -> int:
+    """Bytes of GPU memory that a stack needs, measured in a step of each phase."""
+    device, before = config.torch_device(), torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    images = datasets.resize(dataset.train_images, IMAGE_SIZE)
+    data = TrainSet(images, dataset.train_labels, members, config.max_train_images, device)
+    networks = make_networks(config, members, images.shape[1], device)
+    for number in range(len(config.phases())):
+        trainer = phase_trainer(config, number, networks, members, data)
+        trainer.begin_epoch(0)
+        trainer.step()
+        del trainer  # before the next phase's is made
+    return torch.cuda.max_memory_allocated() - before
+
+
 def load_dataset(config: TrainConfig) -> datasets.Dataset:
     """The data set of a run; UserError if its files are missing or damaged."""
     return datasets.load(config.dataset, Path(config.data_dir) if config.data_dir else None)
@@ -419,45 +479,6 @@ def check_memory(config: TrainConfig, dataset: datasets.Dataset) -> None:
             f"there are {have / 2**30:,.0f}: choose smaller widths or --latent, fewer classes or "
             "--seeds, or a smaller --stack"
         )
-
-
-def fitting_stack(
-    config: TrainConfig, dataset: datasets.Dataset, members: list[Member]
-) -> int | None:
-    """How many members to train together; None where all of them fit."""
-    if config.stack or config.torch_device().type != "cuda" or len(members) == 1:
-        return config.stack
-    free = torch.cuda.mem_get_info()[0]
-    size = largest_stack(
-        lambda count: training_memory(config, dataset, members[:count]), int(USABLE_MEMORY * free)
-    )
-    return size if size < len(members) else None
-
-
-def training_memory(config: TrainConfig, dataset: datasets.Dataset, members: list[Member]) -> int:
-    """Bytes of GPU memory that a stack needs, measured in a step of each phase."""
-    device, before = config.torch_device(), torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    images = datasets.resize(dataset.train_images, IMAGE_SIZE)
-    data = TrainSet(images, dataset.train_labels, members, config.max_train_images, device)
-    seeds = range(len(members))
-    teacher, student = (
-        GAN(config.architecture(name, images.shape[1]), seeds).to(device) for name in NETWORKS
-    )
-    for phase in config.phases():
-        trainer = Trainer(
-            phase.structure,
-            teacher,
-            student,
-            members,
-            data,
-            batch_size=config.batch_size,
-            objective=Objective(config.weights, config.reduction),
-        )
-        trainer.begin_epoch(0)
-        trainer.step()
-        del trainer
-    return torch.cuda.max_memory_allocated() - before
 
 
 def start(config: TrainConfig, out: Path | None) -> RunFolder:

@@ -209,8 +209,8 @@ def test_flags_and_yaml_override_a_preset_and_later_flags_the_yaml(monkeypatch, 
 def test_a_switch_is_set_by_its_name_its_negation_or_a_value(monkeypatch, tmp_path):
     file = tmp_path / "settings.yaml"
     file.write_text("graph: false\n")
-    cases = {(): True, ("--no-graph",): False, ("--graph", "false"): False}
-    cases |= {("--config", str(file)): False, ("--config", str(file), "--graph", "true"): True}
+    cases = {(): True, ("--graph",): True, ("--no-graph",): False, ("--graph", "false"): False}
+    cases |= {("--config", str(file)): False, ("--config", str(file), "--graph"): True}
     for argv, value in cases.items():
         assert started_config(monkeypatch, *argv)["graph"] == value
     assert started_config(monkeypatch, "--no-norm-first")["norm_first"] is False

@@ -287,6 +287,13 @@ def test_the_host_reads_from_the_device_once_an_interval(monkeypatch):
 STEPS = 200
 
 
+@pytest.fixture
+def reproducible(monkeypatch):
+    """Of the libraries' convolutions (norm="batch"); our kernels always are."""
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
 def after_steps(trainer: Trainer) -> dict[str, torch.Tensor]:
     for done in range(STEPS):
         if done % len(trainer.order) == 0:
@@ -296,6 +303,7 @@ def after_steps(trainer: Trainer) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.gpu
+@pytest.mark.usefixtures("reproducible")
 @NORMS
 @pytest.mark.parametrize("members", [MEMBERS[:1], MEMBERS], ids=["M=1", "M=3"])
 @EVERY_STRUCTURE
