@@ -13,10 +13,12 @@ from importlib import import_module
 from unittest import mock
 
 import torch
+from pkd_kernels.aot import kernels_of
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 KERNELS = ("generator_loss", "discriminator_loss", "novelty_score", "adam_step", "upstream")
+KERNELS += ("gather", "conv_chain")  # modules, each with one kernel or some
 # Neither is reading a number on the host a kernel.
 _NO_LAUNCH = ("empty", "new_empty", "empty_like", "empty_strided", "detach", "lift_fresh")
 _NO_LAUNCH += ("_local_scalar_dense",)
@@ -62,9 +64,9 @@ def measured() -> Iterator[Traffic]:
     traffic = Traffic()
     with ExitStack() as stack:
         for name in KERNELS:
-            kernel = import_module(f"pkd_kernels.{name}")._kernel
-            counted = _counting(name, kernel, traffic)
-            stack.enter_context(mock.patch.object(kernel, "run", counted))
+            for kernel in kernels_of(import_module(f"pkd_kernels.{name}")).values():
+                counted = _counting(name, kernel, traffic)
+                stack.enter_context(mock.patch.object(kernel, "run", counted))
         stack.enter_context(_Operations(traffic))
         yield traffic
 
@@ -92,7 +94,8 @@ def _counting(name: str, kernel, traffic: Traffic):
 def _memory_counted(name: str, tensors: dict[str, Tensor], traffic: Traffic) -> Iterator[None]:
     from triton.runtime.interpreter import InterpreterBuilder
 
-    starts = {t.data_ptr(): f"{name}.{argument}" for argument, t in tensors.items()}
+    # An argument that is not used repeats a tensor that came before it.
+    starts = {t.data_ptr(): f"{name}.{argument}" for argument, t in reversed(tensors.items())}
 
     def count(counter: Counter, pointers, mask) -> None:
         addresses = pointers.data[mask.data.astype(bool)]

@@ -122,13 +122,13 @@ class Pkd:
         teacher, student = (problem.gan(role, self.members) for role in (TEACHER, STUDENT))
         data = problem.data(self.members)
         self.trainer = Trainer(STRUCTURE, teacher, student, self.members, data)
-        self.order = self.trainer.epoch_order(0)
         self.done = 0
 
     def advance(self, steps: int) -> None:
         for step in range(self.done, self.done + steps):
-            at = step % len(self.order)
-            self.trainer.history[at] = self.trainer.step(self.order[at])
+            if step % len(self.trainer.order) == 0:
+                self.trainer.begin_epoch(0)
+            self.trainer.advance()
         self.done += steps
 
     def student(self, index: int) -> list[Tensor]:

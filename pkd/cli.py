@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         message, code = str(error), 2
     except torch.OutOfMemoryError as error:
-        message, code = f"{error}; choose a smaller --batch-size, fewer classes or --seeds", 2
+        message, code = f"{error}; choose a smaller --batch-size or --stack", 2
     except KeyboardInterrupt:
         message, code = "interrupted", 130
     Console(stderr=True, **PLAIN).print(f"pkd: {message}", soft_wrap=True)
@@ -143,6 +143,9 @@ class ProgressBar(Reporter):
             f"{record['network']} {auc:.4f} on {record['test_images']} test images",
             soft_wrap=True,
         )
+
+    def note(self, message: str) -> None:
+        console.print(message, soft_wrap=True)
 
 
 class LossProgress(Progress):

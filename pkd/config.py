@@ -94,6 +94,10 @@ class TrainConfig:
         norm_first: normalise the first encoder convolution too, as the paper's Table 1 has it.
         latent: size of the latent vectors.
         device: where to train; "auto" takes a GPU if there is one.
+        stack: models trained together; default all of them, or as many as fit the GPU's memory,
+            one stack after the other.
+        graph: on a GPU, replay a training step as one CUDA graph instead of launching its kernels
+            one by one.
         checkpoint_every: seconds between checkpoints within a phase.
     """
 
@@ -124,6 +128,8 @@ class TrainConfig:
     norm_first: bool = True
     latent: int = 256
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    stack: int | None = None
+    graph: bool = True
     checkpoint_every: float = 60.0
 
     def resolved(self, images: int | None = None) -> "TrainConfig":
@@ -150,7 +156,7 @@ class TrainConfig:
                 choices = ", ".join(get_args(hint))
                 raise UserError(f"{flag(name)} is {getattr(self, name)!r}; choose one of {choices}")
         counts = ("seeds", "teacher_epochs", "step1_epochs", "step2_epochs", "batch_size")
-        for name in (*counts, "latent", "max_train_images"):
+        for name in (*counts, "latent", "max_train_images", "stack"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{flag(name)} is {value}, but must be at least 1")

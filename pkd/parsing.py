@@ -2,11 +2,12 @@
 
 import re
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import docstring_parser
-from jsonargparse import ActionYesNo, ArgumentParser
+from jsonargparse import ArgumentParser
 
 from pkd.config import TrainConfig, flag
 from pkd.errors import UserError
@@ -75,10 +76,14 @@ def add_settings(parser: ArgumentParser) -> None:
             kind = {"type": AnyText(), "choices": get_args(hint)}
         elif hint is str:
             kind = {"type": AnyText()}
-        elif hint is bool:
-            kind = {"action": ActionYesNo(no_prefix="no-"), "nargs": "?"}
+        elif hint is bool:  # --name, --name false, --no-name
+            kind = {"type": bool, "nargs": "?", "const": True}
         text = texts[field.name]
-        parser.add_argument(flag(field.name), default=field.default, help=text, **kind)
+        add = partial(parser.add_argument, default=field.default)
+        add(flag(field.name), help=text, **kind)
+        if hint is bool:
+            same = f"same as {flag(field.name)} false"
+            add(flag(f"no_{field.name}"), dest=field.name, action="store_false", help=same)
 
 
 def config_from(values: Any, source: Path) -> TrainConfig:

@@ -68,7 +68,8 @@ class Progress:
 
     Attributes:
         phase: number of phases that are finished.
-        epoch, step: within the phase now under way; `step` steps of `epoch` are done.
+        stack: number of stacks that finished the phase now under way.
+        epoch, step: of the stack now under way; `step` steps of `epoch` are done.
         tensors: file of the state at that point; None at the beginning of a phase.
         metrics: lines of metrics.jsonl that belong to this point.
         auc: finished phase -> AUC of each member on the whole test set.
@@ -76,6 +77,7 @@ class Progress:
     """
 
     phase: int = 0
+    stack: int = 0
     epoch: int = 0
     step: int = 0
     tensors: str | None = None
@@ -87,9 +89,10 @@ class Progress:
 def parse_progress(text: str) -> Progress:
     """Content of progress.json; AttributeError, TypeError or ValueError if damaged."""
     progress = Progress(**json.loads(text))
-    counts = (progress.phase, progress.epoch, progress.step, progress.metrics)
+    names = ("phase", "stack", "epoch", "step", "metrics")
+    counts = [getattr(progress, name) for name in names]
     if not all(type(count) is int and count >= 0 for count in counts):
-        raise ValueError(f"phase, epoch, step, metrics are {counts}")
+        raise ValueError(f"{', '.join(names)} are {counts}")
     if progress.tensors and not re.fullmatch(r"progress-\d{6,}\.safetensors", progress.tensors):
         raise ValueError(f"tensors is {progress.tensors!r}")
     numbers = [*progress.seconds.values()]

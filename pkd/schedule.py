@@ -1,5 +1,6 @@
 """A whole run: teacher, step 1, step 2 (Algorithm 1), with checkpoints, metrics and results."""
 
+import copy
 import math
 import os
 import platform
@@ -25,8 +26,9 @@ from pkd.errors import UserError
 from pkd.hardware import device_name
 from pkd.models import GAN, load_networks, network_tensors
 from pkd.parsing import config_from
-from pkd.runs import RunFolder, write_atomically
+from pkd.runs import Progress, RunFolder, write_atomically
 from pkd.scoring import auc_by_member, novelty_scores
+from pkd.stacks import largest_stack, part_of, put_back, stacks_of
 from pkd.thresholds import hold_out, own_scores, threshold
 from pkd.trainer import Objective, Trainer
 from pkd.training_set import Member, TrainSet
@@ -34,6 +36,8 @@ from pkd.training_set import Member, TrainSet
 # Curves are measured on every 10th image of a large test split, results on the whole of it.
 CURVE_IMAGES = 1000
 NETWORKS = ("teacher", "student")
+# Of the GPU's free memory; the rest is for scoring, libraries and the allocator's gaps.
+USABLE_MEMORY = 0.8
 PACKAGES = ("pkdgan", "torch", "numpy", "scikit-learn")
 
 
@@ -75,6 +79,9 @@ class Reporter:
     def epoch(self, record: dict[str, Any], epochs: int) -> None:
         """An epoch is over; `record` is its line in metrics.jsonl."""
 
+    def note(self, message: str) -> None:
+        """Something the user should know."""
+
 
 class Run:
     """One training run in its folder.
@@ -87,8 +94,10 @@ class Run:
         changes: settings that differ from the folder's config.yaml.
 
     Attributes:
-        members: the stack, one for each normal class and seed.
-        networks: {"teacher": GAN, "student": GAN} of the stack.
+        members: one for each normal class and seed.
+        stacks: the members that are trained together, stack after stack.
+        networks: {"teacher": GAN, "student": GAN} of all members; where there are several stacks
+            in host memory, and those of one stack at a time on the device.
     """
 
     def __init__(
@@ -103,15 +112,18 @@ class Run:
         config = config_from(folder.config(), folder.path / "config.yaml")
         self.config = config = replace(config, **changes)
         self.device = config.torch_device()
+        self.use_graph = config.graph
         torch.backends.cudnn.allow_tf32 = False  # full float32, as on a CPU
         self.versions = {name: version(name) for name in PACKAGES}
         self.phases = config.phases()
         self.dataset = dataset or load_dataset(config)
         self.members = members_of(config, self.dataset)
+        self.stacks = stacks_of(len(self.members), config.stack)
+        home = self.device if len(self.stacks) == 1 else torch.device("cpu")
         test_images = datasets.resize(self.dataset.test_images, config.image_size)
         self.test_images = test_images.to(self.device)
         channels = self.test_images.shape[1]
-        self.networks = make_networks(config, self.members, channels, self.device)
+        self.networks = make_networks(config, self.members, channels, home)
         self._check_progress()
 
     def train(self) -> dict[str, Any]:
@@ -124,10 +136,19 @@ class Run:
             images = datasets.resize(self.dataset.train_images, config.image_size)
             labels, limit = self.dataset.train_labels, config.max_train_images
             held = hold_out(labels, config.held_out)
-            data = TrainSet(images[~held], labels[~held], self.members, limit, self.device)
             held_out = [images[held & (labels == m.normal_class)] for m in self.members]
+            images, labels = images[~held], labels[~held]
+            if len(self.stacks) > 1:
+                sizes = " + ".join(str(stack.stop - stack.start) for stack in self.stacks)
+                self.reporter.note(
+                    f"{len(self.members)} models in stacks of {sizes}, one after the other"
+                )
+
+            def data_of(stack: slice) -> TrainSet:
+                return TrainSet(images, labels, self.members[stack], limit, self.device)
+
             for number in range(progress.phase, len(self.phases)):
-                self._train_phase(number, data, held_out)
+                self._train_phase(number, data_of, held_out)
         elif (written := self.folder.results()) is not None:
             return written  # with the hardware and versions of the machine that trained
         write_atomically(
@@ -140,8 +161,16 @@ class Run:
 
     def load_phase(self, phase: Phase) -> None:
         """Take the networks as `phase` left them; UserError if its checkpoint has others."""
-        trained = {name: self.networks[name] for name in phase.structure.trained}
-        self._load(f"{phase.name}.safetensors", partial(load_networks, trained))
+        self._load(f"{phase.name}.safetensors", partial(load_networks, self._trained(phase)))
+
+    def _trained(self, phase: Phase) -> dict[str, GAN]:
+        return {name: self.networks[name] for name in phase.structure.trained}
+
+    def _on_device(self, stack: slice) -> dict[str, GAN]:
+        """The networks of a stack: the run's own where there is one stack, else copies."""
+        if len(self.stacks) == 1:
+            return self.networks
+        return {k: part_of(gan, stack).to(self.device) for k, gan in self.networks.items()}
 
     def _load(self, name: str, take: Callable[[dict[str, torch.Tensor]], None]) -> None:
         tensors = self.folder.load_tensors(name)
@@ -160,19 +189,21 @@ class Run:
         Raises:
             UserError: a score is not finite; the message names the member.
         """
-        scores = novelty_scores(
-            self.networks[network].generator,
-            self.test_images[::stride],
-            len(self.members),
-            self.check,
-        )
-        for member, finite in zip(self.members, np.isfinite(scores).all(0), strict=True):
+        found = (self._evaluate(self._on_device(s), s, network, stride) for s in self.stacks)
+        return [auc for stack in found for auc in stack]
+
+    def _evaluate(
+        self, networks: dict[str, GAN], stack: slice, network: str, stride: int
+    ) -> list[float]:
+        images, members = self.test_images[::stride], self.members[stack]
+        scores = novelty_scores(networks[network].generator, images, len(members), self.check)
+        for member, finite in zip(members, np.isfinite(scores).all(0), strict=True):
             if not finite:
                 raise UserError(
                     f"scores of the {network} of {member} are not finite: train anew with a "
                     "lower --lr"
                 )
-        return auc_by_member(scores, self.dataset.test_labels[::stride], self.members)
+        return auc_by_member(scores, self.dataset.test_labels[::stride], members)
 
     def _curve_stride(self) -> int:
         """Take every so-manieth test image for curves; all, if some would miss a normal class."""
@@ -190,28 +221,91 @@ class Run:
         fits &= all(len(values) == len(self.members) for values in progress.auc.values())
         if progress.tensors:
             phase = self.phases[progress.phase :][:1]
-            fits &= bool(phase) and progress.epoch < phase[0].epochs
+            more = progress.stack + 1 < len(self.stacks)
+            fits &= bool(phase) and progress.epoch < phase[0].epochs + more
+            fits &= progress.stack < len(self.stacks)
         else:
-            fits &= progress.epoch == progress.step == 0
+            fits &= progress.stack == progress.epoch == progress.step == 0
         if not fits:
             raise UserError(
                 f"{self.folder.path / 'progress.json'} does not fit config.yaml: "
                 "restore both from a copy, or train again in a new folder"
             )
 
-    def _train_phase(self, number: int, data: TrainSet, held_out: list[torch.Tensor]) -> None:
-        phase, config = self.phases[number], self.config
+    def _keep_record(self, number: int, stack: slice, record: dict[str, Any]) -> None:
+        """Put a stack's record of an epoch beside those of the stacks before it."""
+        metrics = self.folder.metrics
+        line = sum(phase.epochs for phase in self.phases[:number]) + record["epoch"] - 1
+        if line == len(metrics):
+            metrics.append(copy.deepcopy(record))
+        kept = metrics[line]
+        kept["auc"][stack.start :] = record["auc"]
+        for network, losses in record["losses"].items():
+            for loss, values in losses.items():
+                kept["losses"][network][loss][stack.start :] = values
+
+    def _go_without_graph(self, reason: str) -> None:
+        """Steps cannot be captured here: say so once, and do not try in later phases."""
+        self.use_graph = False
+        self.reporter.note(f"no CUDA graph ({reason}): steps run kernel by kernel, more slowly")
+
+    def _train_phase(
+        self,
+        number: int,
+        data_of: Callable[[slice], TrainSet],
+        held_out: list[torch.Tensor],
+    ) -> None:
+        """Train what is left of a phase, one stack after the other, and score what is held out."""
+        phase = self.phases[number]
+        for index in range(self.folder.progress.stack, len(self.stacks)):
+            progress = self._train_stack(number, index, data_of(self.stacks[index]))
+        progress.phase, progress.stack, progress.epoch = number + 1, 0, 0
+        progress.auc = progress.auc | {phase.name: self.folder.metrics[-1]["auc"]}
+        scores = [
+            own
+            for stack in self.stacks
+            for own in own_scores(self._on_device(stack)[phase.judged].generator, held_out[stack])
+        ]
+        tensors = network_tensors(self._trained(phase))
+        tensors |= {f"held_out.{k}": torch.from_numpy(own) for k, own in enumerate(scores)}
+        self.folder.save_phase(phase.name, tensors, progress)
+
+    def _train_stack(self, number: int, index: int, data: TrainSet) -> Progress:
+        """Train a stack through a phase; returns the progress then reached.
+
+        Every checkpoint holds the trained networks of all stacks, and what else this stack needs.
+        """
+        phase, config, stack = self.phases[number], self.config, self.stacks[index]
+        networks = self._on_device(stack)
         clock = _Clock(self.folder.progress.seconds.get(phase.name, 0.0))
-        trainer = phase_trainer(config, number, self.networks, self.members, data, self.check)
+        trainer = phase_trainer(
+            config,
+            number,
+            networks,
+            self.members[stack],
+            data,
+            self.check,
+            use_graph=self.use_graph,
+            told=self._go_without_graph,
+        )
         progress = replace(self.folder.progress)
-        if progress.tensors:
-            self._load(progress.tensors, trainer.load_state)
+
+        def take(tensors: dict[str, torch.Tensor]) -> None:
+            load_networks(self._trained(phase), tensors)
+            trainer.load_state(tensors | network_tensors(self._on_device(stack)))
+
+        if progress.tensors and progress.stack == index:
+            self._load(progress.tensors, take)
+        else:
+            progress.stack, progress.epoch, progress.step = index, 0, 0
         length = max(trainer.steps)
         self.reporter.begin(phase, phase.epochs * length, progress.epoch * length + progress.step)
 
         def checkpoint() -> None:
             progress.seconds = progress.seconds | {phase.name: clock.seconds()}
-            self.folder.save_within_phase(trainer.state(progress.step), replace(progress))
+            put_back(trainer.networks, self._trained(phase), stack)
+            tensors = trainer.state(progress.step) | network_tensors(self._trained(phase))
+            self.folder.save_within_phase(tensors, replace(progress))
 
         saved = time.monotonic()
         try:
@@ -220,7 +314,7 @@ class Run:
                     progress.step = step
                     self.reporter.advance(
                         progress.epoch * length + progress.step,
-                        trainer.recent_losses(progress.step),
+                        trainer.recent_losses(),
                     )
                     self.check()
                     if time.monotonic() - saved >= config.checkpoint_every:
@@ -228,7 +322,7 @@ class Run:
                         saved = time.monotonic()
                 last = progress.epoch + 1 == phase.epochs
                 stride = 1 if last else self._curve_stride()
-                auc = self.evaluate(phase.judged, stride)
+                auc = self._evaluate(networks, stack, phase.judged, stride)
                 record = {
                     "phase": phase.name,
                     "epoch": progress.epoch + 1,
@@ -237,19 +331,17 @@ class Run:
                     "test_images": len(self.test_images[::stride]),
                     "losses": trainer.epoch_losses(),
                 }
-                self.folder.metrics.append(record)
+                self._keep_record(number, stack, record)
                 self.reporter.epoch(record, phase.epochs)
                 progress.epoch, progress.step = progress.epoch + 1, 0
         except Interrupted:
             checkpoint()
             raise
-        progress.phase, progress.epoch = number + 1, 0
-        progress.auc = progress.auc | {phase.name: auc}
+        if index + 1 < len(self.stacks):
+            checkpoint()
+        put_back(trainer.networks, self._trained(phase), stack)
         progress.seconds = progress.seconds | {phase.name: clock.seconds()}
-        scores = own_scores(self.networks[phase.judged].generator, held_out, self.check)
-        tensors = network_tensors(trainer.networks)
-        tensors |= {f"held_out.{k}": torch.from_numpy(own) for k, own in enumerate(scores)}
-        self.folder.save_phase(phase.name, tensors, replace(progress))
+        return progress
 
     def held_out_scores(self, phase: str) -> list[np.ndarray]:
         """Scores (n,) of each member's held-out images by the network that a finished phase judged.
@@ -344,6 +436,7 @@ def phase_trainer(
     members: Sequence[Member],
     data: TrainSet,
     check: Callable[[], None] = lambda: None,
+    **options: Any,
 ) -> Trainer:
     """The trainer of phase `number` of a configuration, at its beginning."""
     phase = config.phases()[number]
@@ -360,7 +453,38 @@ def phase_trainer(
         betas=config.betas,
         objective=Objective(config.weights, config.reduction),
         check=check,
+        **options,
     )
+
+
+def fitting_stack(
+    config: TrainConfig, dataset: datasets.Dataset, members: Sequence[Member]
+) -> int | None:
+    """How many members to train together; None where all of them fit."""
+    if config.stack or config.torch_device().type != "cuda" or len(members) == 1:
+        return config.stack
+    free = torch.cuda.mem_get_info()[0]
+    size = largest_stack(
+        lambda count: training_memory(config, dataset, members[:count]), int(USABLE_MEMORY * free)
+    )
+    return size if size < len(members) else None
+
+
+def training_memory(
+    config: TrainConfig, dataset: datasets.Dataset, members: Sequence[Member]
+) -> int:
+    """Bytes of GPU memory that a stack needs, measured in a step of each phase."""
+    device, before = config.torch_device(), torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    images = datasets.resize(dataset.train_images, config.image_size)
+    data = TrainSet(images, dataset.train_labels, members, config.max_train_images, device)
+    networks = make_networks(config, members, images.shape[1], device)
+    for number in range(len(config.phases())):
+        trainer = phase_trainer(config, number, networks, members, data)
+        trainer.begin_epoch(0)
+        trainer.step()
+        del trainer  # before the next phase's is made
+    return torch.cuda.max_memory_allocated() - before
 
 
 def load_dataset(config: TrainConfig) -> datasets.Dataset:
@@ -426,10 +550,12 @@ def members_of(config: TrainConfig, dataset: datasets.Dataset) -> list[Member]:
 def check_memory(config: TrainConfig, dataset: datasets.Dataset) -> None:
     """UserError if not even the weights, gradients and moments of the networks can fit."""
     channels = dataset.train_images.shape[1]
-    stack = config.seeds * len(class_sizes(config, dataset))
+    members = config.seeds * len(class_sizes(config, dataset))
+    on_gpu = config.torch_device().type == "cuda"  # where stacks are as small as need be
+    stack = min(config.stack or (1 if on_gpu else members), members)
     weights = max(cost(config.architecture(name, channels)).parameters for name in NETWORKS)
     need = 16 * stack * weights  # float32, four times
-    if config.torch_device().type == "cuda":
+    if on_gpu:
         have = torch.cuda.mem_get_info()[1]
     else:
         have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -437,7 +563,7 @@ def check_memory(config: TrainConfig, dataset: datasets.Dataset) -> None:
         raise UserError(
             f"networks of these widths, {stack} in the stack, need {need / 2**30:,.0f} GiB, but "
             f"there are {have / 2**30:,.0f}: choose smaller widths or --latent, fewer classes or "
-            "--seeds"
+            "--seeds, or a smaller --stack"
         )
 
 
@@ -450,7 +576,8 @@ def start(config: TrainConfig, out: Path | None) -> tuple[RunFolder, datasets.Da
     few = min(class_sizes(resolved, dataset).values()) if config.dataset in OWN_DATA else None
     resolved = config.resolved(few)
     check_memory(resolved, dataset)
-    members_of(resolved, dataset)
+    members = members_of(resolved, dataset)
+    resolved = replace(resolved, stack=fitting_stack(resolved, dataset, members))
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     out = out or Path("runs") / f"{config.dataset}-{stamp}"
     return RunFolder.create(out, resolved.as_dict()), dataset

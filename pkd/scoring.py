@@ -11,7 +11,8 @@ from torch import Tensor
 from pkd.models import Generator
 from pkd.training_set import Member
 
-SCORE_BATCH = 64
+# Images of a batch times models: enough to fill a device, little enough to stay near its caches.
+SCORED_AT_ONCE = 1024
 
 
 @torch.no_grad()
@@ -22,6 +23,8 @@ def novelty_scores(
     check: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
     """Score every image by every model of a stack: mean square of z1 - z2 (Eq. 3).
+
+    One pass: all models look at the same images, which are not copied for them.
 
     Args:
         generator: of the stack, on the images' device; put into evaluation mode meanwhile.
@@ -35,7 +38,7 @@ def novelty_scores(
     was_training = generator.training
     generator.eval()
     scores = []
-    for batch in images.split(SCORE_BATCH):
+    for batch in images.split(max(1, SCORED_AT_ONCE // stack)):
         check()
         made = generator(to_unit(batch))
         scores.append(novelty_score(made.z1, made.z2, stack=stack))

@@ -1,7 +1,7 @@
 """The score beyond which an image is called novel: from normal images that nothing trained on."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -48,15 +48,12 @@ def threshold(scores: np.ndarray, contamination: float) -> float:
 
 
 @torch.no_grad()
-def own_scores(
-    generator: Generator, images: Sequence[Tensor], check: Callable[[], None] = lambda: None
-) -> list[np.ndarray]:
+def own_scores(generator: Generator, images: Sequence[Tensor]) -> list[np.ndarray]:
     """Novelty scores of each model's own images, in the generator's precision.
 
     Args:
         generator: of a stack of M models; put into evaluation mode meanwhile.
         images: M times (n, C, H, W) uint8, n at least 1.
-        check: called between batches; may raise to stop.
 
     Returns:
         M times (n,) float64, higher is more novel.
@@ -65,7 +62,6 @@ def own_scores(
     generator.eval()
     longest, found = max(map(len, images)), []
     for begin in range(0, longest, BATCH):
-        check()
         rows = torch.arange(begin, min(begin + BATCH, longest))
         # a model with fewer images repeats its last
         batch = torch.cat([own[rows.clamp(max=len(own) - 1)] for own in images], 1)

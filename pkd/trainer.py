@@ -2,20 +2,31 @@
 
 Data flow of a step: rows of this epoch's order -> images (uint8 on the device) -> losses of every
 network that the structure trains -> gradients, generators and discriminators apart -> one Adam.
+
+All that a step reads and writes lies on the device at fixed addresses, the number of the step
+included: the host only starts steps. On a GPU they are replays of one CUDA graph.
 """
 
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from pkd_kernels import TERMS, FlatAdam, discriminator_loss, generator_loss
-from torch import Tensor
+from pkd_kernels import (
+    TERMS,
+    FlatAdam,
+    discriminator_loss,
+    gather,
+    generator_loss,
+    unit_upstream,
+)
+from torch import Tensor, nn
 
+from pkd import graph
 from pkd.errors import UserError
 from pkd.models import GAN, Reconstruction, load_networks, network_tensors
 from pkd.structures import Structure
@@ -44,12 +55,6 @@ class NetworkLosses(NamedTuple):
     generator: Tensor  # (M,) what its generator minimises
     discriminator: Tensor | None  # (M,) what its discriminator minimises
     terms: Tensor  # (M, 6) for display
-
-    def row(self) -> Tensor:
-        """(M, 8) in the order of `LOSSES`."""
-        d = self.discriminator if self.discriminator is not None else self.generator.new_zeros(())
-        heads = torch.stack([self.generator.detach(), d.detach().expand_as(self.generator)], 1)
-        return torch.cat([heads, self.terms], 1)
 
 
 def network_losses(
@@ -97,6 +102,15 @@ class Trainer:
         betas: Adam's decay rates.
         objective: weights and reading of the losses.
         check: called between pieces of work; may raise to stop.
+        use_graph: on a GPU, capture the step as a CUDA graph.
+        told: called with the reason if it cannot be captured; steps run eagerly then.
+
+    Attributes:
+        order: (steps, N, M) int64 rows of this epoch's images, local to each class.
+        rates: (steps, M) learning rates of this epoch.
+        counter: (1,) int64, the step of the epoch that comes next.
+        steps_of: (M,) int64 steps of each member in an epoch; from there on it is idle.
+        history: (steps, M, networks, 8) losses of this epoch, in the order of `LOSSES`.
     """
 
     def __init__(
@@ -114,11 +128,14 @@ class Trainer:
         betas: tuple[float, float] = (0.5, 0.999),
         objective: Objective = Objective(),
         check: Callable[[], None] = lambda: None,
+        use_graph: bool = True,
+        told: Callable[[str], None] = lambda reason: None,
     ):
         self.structure, self.teacher, self.student = structure, teacher, student
         self.members, self.data, self.phase, self.batch_size = members, data, phase, batch_size
         self.lr, self.decay_epochs = lr, decay_epochs
         self.reduction = objective.reduction
+        self.use_graph, self.told = use_graph, told
         weights = torch.tensor(objective.weights).expand(len(members), len(TERMS))
         on = torch.tensor([[[1.0] * 3 + [0.0] * 3], [[0.0] * 3 + [1.0] * 3]])
         own, distill = weights * on  # (M, 6) each
@@ -142,27 +159,36 @@ class Trainer:
             stack=len(members),
             lr=lr,
             betas=betas,
+            main_grad=True,
         )
         for name, gan in networks.items():
             if gan is not None:
                 gan.train(name in structure.trained)
                 if name not in structure.trained:
-                    gan.zero_grad(set_to_none=True)  # the gradient buffer of an earlier phase
-        self.statistics = [b for gan in self.networks.values() for b in gan.buffers()]
-        self._all_active = True
-        self.cache = None
+                    for p in gan.parameters():
+                        p.grad = p.main_grad = None  # the buffer of an earlier phase
+        self.sources = [data.source]
         if structure.cached_teacher:
             with torch.no_grad():
-                self.cache = TeacherCache(teacher, data, check)
+                self.sources += TeacherCache(teacher, data, check).sources
         self.steps = tuple(size // batch_size for size in data.sizes)
-        self.history = torch.zeros(
-            max(self.steps), len(self.networks), len(members), len(LOSSES), device=device
-        )
+        m, length = len(members), max(self.steps)
+        self.order = torch.zeros(length, batch_size, m, dtype=torch.int64, device=device)
+        self.rates = torch.zeros(length, m, device=device)
+        self.history = torch.zeros(length, m, len(self.networks), len(LOSSES), device=device)
+        self.counter = torch.zeros(1, dtype=torch.int64, device=device)
+        self.steps_of = torch.tensor(self.steps, device=device)
+        self._absent = torch.zeros(m, 1, device=device)
+        # Running statistics (norm="batch") change in forward; those of idle models must not.
+        some_idle = len(set(self.steps)) > 1
+        self._idle_statistics = [b.view(m, -1) for b in self._statistics()] if some_idle else []
+        self._interval = 1
+        self._recent: list[float] = []
 
-    def losses(self, rows: Tensor) -> dict[str, NetworkLosses]:
-        """Losses of every trained network on the images of `rows` (N, M), local to each class."""
-        x = self.data.batch(rows + self.data.first)
-        target = self.cache.batch(rows + self.cache.first) if self.cache else None
+    def losses(self) -> dict[str, NetworkLosses]:
+        """Losses of every trained network on the images of the step that `counter` names."""
+        x, *cached = gather(self.sources, self.order, self.counter)
+        target = Reconstruction(*cached) if cached else None
         found = {}
         if self.structure.teacher:
             made, found["teacher"] = network_losses(
@@ -185,38 +211,73 @@ class Trainer:
 
         All come from the one forward pass, with the weights of before the step.
         """
-        generator = torch.cat([loss.generator for loss in losses.values()]).sum()
-        discriminators = [
-            loss.discriminator for loss in losses.values() if loss.discriminator is not None
-        ]
-        grads = torch.autograd.grad(
-            generator, self.generator_params, retain_graph=bool(discriminators)
-        )
+
+        def gradients(
+            totals: list[Tensor], params: list[nn.Parameter], last: bool
+        ) -> tuple[Tensor | None, ...]:
+            ones = [unit_upstream(total) for total in totals]
+            # None: what an op wrote into the optimizer's buffer itself.
+            return torch.autograd.grad(
+                totals, params, ones, retain_graph=not last, allow_unused=True
+            )
+
+        discriminators = [d for _, d, _ in losses.values() if d is not None]
+        generators = [loss.generator for loss in losses.values()]
+        grads = gradients(generators, self.generator_params, last=not discriminators)
         if discriminators:
-            total = torch.cat(discriminators).sum()
-            grads += torch.autograd.grad(total, self.discriminator_params)
+            grads += gradients(discriminators, self.discriminator_params, last=True)
         self.optimizer.set_grads(grads)
 
-    def step(self, rows: Tensor) -> Tensor:
-        """One update of every active model; returns the losses as (networks, M, 8)."""
-        with self._statistics_of_idle_models_kept():
-            losses = self.losses(rows)
-            self.set_grads(losses)
+    def step(self) -> None:
+        """One update of every active model, then on to the next step: on the device alone."""
+        active, rate = self.optimizer.active, self.optimizer.param_groups[0]["lr"]
+        torch.lt(self.counter, self.steps_of, out=active)
+        torch.index_select(self.rates, 0, self.counter, out=rate[None])
+        before = [statistic.clone() for statistic in self._idle_statistics]
+        losses = self.losses()
+        self.set_grads(losses)
         self.optimizer.step()
-        return torch.stack([loss.row() for loss in losses.values()])
+        for now, old in zip(self._idle_statistics, before, strict=True):
+            torch.where(active[:, None], now, old, out=now)
+        row = torch.cat([part for loss in losses.values() for part in self._columns(loss)], 1)
+        self.history.flatten(2).index_copy_(0, self.counter, row[None])
+        self.counter += 1
 
-    @contextmanager
-    def _statistics_of_idle_models_kept(self) -> Iterator[None]:
-        """Running statistics (norm="batch") change in forward, for idle members too: undo that."""
-        if self._all_active or not self.statistics:
-            yield
-            return
-        before = [buffer.clone() for buffer in self.statistics]
-        yield
-        active = self.optimizer.active[:, None]
-        for buffer, old in zip(self.statistics, before, strict=True):
-            now, old = buffer.view(len(active), -1), old.view(len(active), -1)
-            now.copy_(torch.where(active, now, old))
+    def _columns(self, loss: NetworkLosses) -> tuple[Tensor, ...]:
+        """(M, 1), (M, 1) and (M, 6), side by side in the order of `LOSSES`."""
+        generator, discriminator, terms = loss
+        judged = self._absent if discriminator is None else discriminator.detach()[:, None]
+        return generator.detach()[:, None], judged, terms
+
+    def advance(self) -> None:
+        """`step`, as a replay of its graph where there is one."""
+        (self._replay or self.step)()
+
+    @cached_property
+    def _replay(self) -> Callable[[], None] | None:
+        if not (self.use_graph and graph.available(self.counter.device)):
+            return None
+        try:
+            return graph.captured(self.step, self._changes(), self.counter)
+        except graph.NoGraph as reason:
+            self.told(str(reason))
+            return None
+
+    def _changes(self) -> list[Tensor]:
+        """All that one step leaves to the next."""
+        adam = self.optimizer
+        moments = (adam.flat, adam.exp_avg, adam.exp_avg_sq, adam.step_count)
+        now = (adam.active, adam.param_groups[0]["lr"], self.history, self.counter)
+        return [*moments, *now, *self._statistics()]
+
+    def _statistics(self) -> list[Tensor]:
+        return [buffer for gan in self.networks.values() for buffer in gan.buffers()]
+
+    def begin_epoch(self, epoch: int, start: int = 0) -> None:
+        """Let the next step be step `start` of an epoch."""
+        self.order.copy_(self.epoch_order(epoch))
+        self.rates.copy_(self.epoch_rates(epoch))
+        self.counter.fill_(start)
 
     def epoch_order(self, epoch: int) -> Tensor:
         """(steps, N, M) local rows: each member's own permutation, an incomplete batch dropped.
@@ -230,52 +291,49 @@ class Trainer:
         ):
             drawn = member.order(size, self.phase, epoch)
             order[:steps, :, k] = drawn[: steps * n].reshape(steps, n)
-        return torch.from_numpy(order).to(self.data.first.device)
+        return torch.from_numpy(order)
 
     def epoch_rates(self, epoch: int) -> Tensor:
         """(steps, M) learning rates; a member's fall with its own steps, whatever the others'."""
         steps = torch.tensor(self.steps, dtype=torch.float64)
         done = epoch + torch.arange(max(self.steps))[:, None] / steps  # epochs
         rates = self.lr * (1.0 - done / self.decay_epochs).clamp_min(0.0)
-        return rates.to(self.history)
+        return rates.to(self.history.dtype)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[int]:
         """Train an epoch from step `start`, yielding the steps done every quarter of a second.
 
         Raises:
-            UserError: a loss or weight is not finite, see `check_finite`.
+            UserError: a loss or weight is not finite, see `read_back`.
         """
-        order, rates = self.epoch_order(epoch), self.epoch_rates(epoch)
-        changes = {start, *self.steps}
-        reported, clock = start, time.monotonic()
-        for step in range(start, max(self.steps)):
-            if step in changes:
-                self._activate(step)
-            self.optimizer.param_groups[0]["lr"].copy_(rates[step])
-            self.history[step] = self.step(order[step])
-            now = time.monotonic()
-            if now - clock >= REPORT_SECONDS or step + 1 == max(self.steps):
-                self.check_finite(reported, step + 1, epoch)
-                yield step + 1
-                reported, clock = step + 1, time.monotonic()
+        self.begin_epoch(epoch, start)
+        done, length = start, max(self.steps)
+        while done < length:
+            clock, stop = time.monotonic(), min(done + self._interval, length)
+            for _ in range(done, stop):
+                self.advance()
+            self.read_back(done, stop, epoch)
+            pace = (time.monotonic() - clock) / (stop - done)
+            self._interval = max(1, round(REPORT_SECONDS / pace))
+            done = stop
+            yield done
 
-    def _activate(self, step: int) -> None:
-        active = [step < steps for steps in self.steps]
-        self.optimizer.active.copy_(torch.tensor(active))
-        self._all_active = all(active)
-
-    def check_finite(self, start: int, stop: int, epoch: int) -> None:
-        """Check the losses of steps [start, stop) and the weights after them.
+    def read_back(self, start: int, stop: int, epoch: int) -> None:
+        """Wait for the device; check the losses of steps [start, stop) and the weights after them.
 
         Raises:
             UserError: one is not finite; it names the member and the step.
         """
-        bad = ~self.history[start:stop].isfinite().all(3).all(1)  # [steps, M]
-        found = [(start + i, k) for i, k in bad.nonzero().tolist() if start + i < self.steps[k]]
+        ran = self._ran(start, stop)
+        bad = ran & ~self.history[start:stop].flatten(2).isfinite().all(2)  # [steps, M]
         # A sum is one cheap pass over weights of perhaps hundreds of megabytes.
-        if not found and not self.optimizer.flat.sum().isfinite():
-            bad = self._members_with_bad_weights()
-            found = [(min(stop, self.steps[k]) - 1, k) for k in bad]
+        fine = ~bad.any() & self.optimizer.flat.sum().isfinite()
+        recent = self.history[stop - 1, :, :, :2].mean(0).flatten()
+        fine, *self._recent = torch.cat([fine.to(recent)[None], recent]).tolist()
+        if fine:
+            return
+        found = [(start + i, k) for i, k in bad.nonzero().tolist()]
+        found += [(min(stop, self.steps[k]) - 1, k) for k in self._members_with_bad_weights()]
         if found:
             step, member = found[0][0], self.members[found[0][1]]
             raise UserError(
@@ -284,6 +342,10 @@ class Trainer:
                 "lower --lr"
             )
 
+    def _ran(self, start: int, stop: int) -> Tensor:
+        """(steps, M) which members were active in steps [start, stop)."""
+        return torch.arange(start, stop, device=self.counter.device)[:, None] < self.steps_of
+
     def _members_with_bad_weights(self) -> list[int]:
         params = self.generator_params + self.discriminator_params
         finite = [p.detach().view(len(self.members), -1).isfinite().all(1) for p in params]
@@ -291,21 +353,20 @@ class Trainer:
 
     def epoch_losses(self) -> dict[str, dict[str, list[float]]]:
         """Mean of every loss over the epoch just trained: {network: {loss: [one per member]}}."""
-        means = torch.stack(
-            [self.history[:steps, :, k].double().mean(0) for k, steps in enumerate(self.steps)]
-        ).tolist()  # [M, networks, 8]
+        ran = self._ran(0, len(self.history))[..., None, None]
+        total = torch.where(ran, self.history, 0).sum(0, dtype=torch.float64)  # [M, networks, 8]
+        means = (total / self.steps_of[:, None, None]).tolist()
         return {
             name: {loss: [row[i][j] for row in means] for j, loss in enumerate(LOSSES)}
             for i, name in enumerate(self.networks)
         }
 
-    def recent_losses(self, step: int) -> dict[str, float]:
-        """Mean over the stack of what each network minimised in the step before `step`."""
-        row = self.history[step - 1].mean(1)[:, :2].tolist()
+    def recent_losses(self) -> dict[str, float]:
+        """Mean over the stack of what each network minimised in the last step read back."""
+        names = [(name, short) for name in self.networks for short in "GD"]
         return {
             f"{name} {short}": value
-            for name, values in zip(self.networks, row, strict=True)
-            for short, value in zip("GD", values, strict=True)
+            for (name, short), value in zip(names, self._recent, strict=True)
             if short == "G" or self.adversarial[name]
         }
 

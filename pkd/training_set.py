@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from pkd_kernels import to_unit
+from pkd_kernels import gather
 from torch import Tensor
 
-from pkd.models import GAN, Reconstruction
+from pkd.models import GAN
 
 CACHE_BATCH = 64
 INITIALISATION, DATA_ORDER = 0, 1
@@ -73,11 +73,10 @@ class TrainSet:
         self.sizes = tuple(len(rows[member.normal_class]) for member in members)
         self.first = torch.tensor([int(starts[m.normal_class]) for m in members], device=device)
 
-    def batch(self, rows: Tensor) -> Tensor:
-        """Images of `rows` (N, M) of `images` as (N, M*C, 32, 32) float32 in [-1, 1]."""
-        n, m = rows.shape
-        images = self.images.index_select(0, rows.flatten())
-        return to_unit(images).view(n, m * images.shape[1], *images.shape[2:])
+    @property
+    def source(self) -> tuple[Tensor, Tensor]:
+        """Images and first rows, as `pkd_kernels.gather` takes them."""
+        return self.images, self.first
 
 
 class TeacherCache:
@@ -89,36 +88,25 @@ class TeacherCache:
         check: called between batches; may raise to stop.
 
     Attributes:
-        first: (M,) row of `outputs` at which each member's images begin.
+        sources: of z1, xh and z2 for `pkd_kernels.gather`: the outputs of all members, and (M,)
+            the row at which each member's begin.
     """
 
     def __init__(self, teacher: GAN, data: TrainSet, check: Callable[[], None]):
         device = data.first.device
         offsets = np.cumsum([0, *data.sizes])
-        self.first = torch.tensor(offsets[:-1], device=device)
-        channels = teacher.architecture.channels
-        shapes = [(teacher.architecture.latent,), (channels, *data.images.shape[2:])]
-        self.outputs = tuple(
-            torch.empty(int(offsets[-1]), *shapes[k], device=device) for k in (0, 1, 0)
-        )
-        sizes = torch.tensor(data.sizes, device=device)
+        first = torch.tensor(offsets[:-1], device=device)
+        latent, image = (teacher.architecture.latent,), data.images.shape[1:]
+        self.sources = [
+            (torch.empty(int(offsets[-1]), *shape, device=device), first)
+            for shape in (latent, image, latent)
+        ]
+        last = torch.tensor(data.sizes, device=device) - 1
+        step = torch.zeros(1, dtype=torch.int64, device=device)
         for begin in range(0, max(data.sizes), CACHE_BATCH):
             check()
             local = torch.arange(begin, min(begin + CACHE_BATCH, max(data.sizes)), device=device)
-            rows = torch.minimum(local[:, None], sizes - 1)  # smaller classes repeat their last
-            made = teacher.generator(data.batch(rows + data.first))
-            for store, output in zip(self.outputs, made, strict=True):
-                store[(rows + self.first).flatten()] = output.reshape(
-                    rows.numel(), *store.shape[1:]
-                )
-
-    def batch(self, rows: Tensor) -> Reconstruction:
-        """The outputs in `rows` (N, M) of this cache, laid out as the stack's own."""
-        n, m = rows.shape
-        flat = rows.flatten()
-        return Reconstruction(
-            *(
-                store.index_select(0, flat).view(n, m * store.shape[1], *store.shape[2:])
-                for store in self.outputs
-            )
-        )
+            rows = torch.minimum(local[:, None], last)  # smaller classes repeat their last
+            (x,) = gather([data.source], rows[None], step)
+            for (store, _), output in zip(self.sources, teacher.generator(x), strict=True):
+                store[(rows + first).flatten()] = output.reshape(rows.numel(), *store.shape[1:])

@@ -1,18 +1,24 @@
 """The ops of P-KDGAN's training step: they know tensors, nothing of GANs, files or loops."""
 
 from pkd_kernels.adam import FlatAdam
-from pkd_kernels.dispatch import adam_step, discriminator_loss, generator_loss, novelty_score
+from pkd_kernels.dispatch import (
+    adam_step,
+    conv_chain,
+    conv_chain_pair,
+    conv_norm_act,
+    discriminator_loss,
+    gather,
+    generator_loss,
+    novelty_score,
+)
 from pkd_kernels.reference import (
     ACTIVATIONS,
     NORM_EPS,
     TERMS,
     ConvLayer,
-    conv_chain,
-    conv_chain_pair,
-    conv_norm_act,
-    gather,
     to_unit,
 )
+from pkd_kernels.unit import unit_upstream
 
 __all__ = [
     "ACTIVATIONS",
@@ -29,4 +35,5 @@ __all__ = [
     "generator_loss",
     "novelty_score",
     "to_unit",
+    "unit_upstream",
 ]

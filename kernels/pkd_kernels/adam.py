@@ -21,6 +21,9 @@ class FlatAdam(torch.optim.Optimizer):
         lr: learning rate, for all models or one for each. The group's "lr" is a tensor (M,) on
             the device: write into it to change a rate. torch's schedulers do so for M = 1 only.
         betas, eps: as in torch.optim.Adam.
+        main_grad: set `p.main_grad`, else None, to the view that `p.grad` is. An op that knows it
+            writes the gradient there, over what was there, and returns None to autograd, which then
+            has nothing to copy or to add. For trainers that take each gradient once a step.
 
     Attributes:
         active: (M,) bool on the device; an inactive model keeps parameters, moments and step.
@@ -35,6 +38,7 @@ class FlatAdam(torch.optim.Optimizer):
         lr: float | Sequence[float] | Tensor = 0.002,
         betas: tuple[float, float] = (0.5, 0.999),
         eps: float = 1e-8,
+        main_grad: bool = False,
     ):
         params = list(params)
         for p in params:
@@ -56,6 +60,7 @@ class FlatAdam(torch.optim.Optimizer):
         views = (self._views(t) for t in (self.flat, self.exp_avg, self.exp_avg_sq))
         for p, grad, value, avg, avg_sq in zip(params, self._grads, *views, strict=True):
             p.data, p.grad = value, grad
+            p.main_grad = grad if main_grad else None  # an earlier optimizer's would be written to
             self.state[p] = {"step": self.step_count, "exp_avg": avg, "exp_avg_sq": avg_sq}
         self._addresses = [p.data_ptr() for p in params]
 
@@ -76,9 +81,18 @@ class FlatAdam(torch.optim.Optimizer):
         pieces = flat.split([p.numel() for p in params])
         return [piece.view(p.shape) for piece, p in zip(pieces, params, strict=True)]
 
-    def set_grads(self, grads: Sequence[Tensor]) -> None:
-        """Copy gradients, in the order of the parameters, into the flat buffer."""
-        torch.cat([g.reshape(-1) for g in grads], out=self.grad)
+    def set_grads(self, grads: Sequence[Tensor | None]) -> None:
+        """Copy gradients, in the order of the parameters, into the flat buffer.
+
+        None is a gradient that lies there already, see `main_grad`.
+        """
+        if all(g is not None for g in grads):
+            torch.cat([g.reshape(-1) for g in grads], out=self.grad)
+            return
+        pairs = [(v, g) for v, g in zip(self._grads, grads, strict=True) if g is not None]
+        if pairs:
+            views, given = zip(*pairs, strict=True)
+            torch._foreach_copy_(views, given)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Zero the gradients in place: they stay views of the flat buffer, never None."""
@@ -89,26 +103,22 @@ class FlatAdam(torch.optim.Optimizer):
         """Take one step with the gradients that lie in the flat buffer.
 
         Raises:
-            RuntimeError: a `p.grad` is no longer the view of the flat buffer.
+            RuntimeError: a `p.grad` or a parameter is no longer a view of its flat buffer. Under
+                torch.compile, which cannot compare addresses, nobody looks.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         group = self.param_groups[0]
-        for p, grad, address in zip(group["params"], self._grads, self._addresses, strict=True):
-            if p.grad is not grad:
-                raise RuntimeError(
-                    "a parameter's grad was replaced (set to None by another zero_grad?): FlatAdam "
-                    "reads only its own buffer; clear gradients with its zero_grad()"
-                )
-            if p.data_ptr() != address:
-                raise RuntimeError(
-                    "a parameter left the flat buffer (its module was converted, say by .to() or "
-                    ".double()?): convert modules first and make FlatAdam then"
-                )
+        params, flat = group["params"], self.flat
+        compiling = torch.compiler.is_compiling()
+        if compiling:  # it refuses a graph that reads parameters and writes what they are views of
+            flat = torch.cat([p.reshape(-1) for p in params])
+        else:
+            self._check_views()
         adam_step(
-            self.flat,
+            flat,
             self.grad,
             self.exp_avg,
             self.exp_avg_sq,
@@ -120,7 +130,23 @@ class FlatAdam(torch.optim.Optimizer):
             eps=group["eps"],
             arrivals=self._arrivals,
         )
+        if compiling:
+            torch._foreach_copy_(params, self._views(flat))
         return loss
+
+    def _check_views(self) -> None:
+        params = self.param_groups[0]["params"]
+        for p, grad, address in zip(params, self._grads, self._addresses, strict=True):
+            if p.grad is not grad:
+                raise RuntimeError(
+                    "a parameter's grad was replaced (set to None by another zero_grad?): FlatAdam "
+                    "reads only its own buffer; clear gradients with its zero_grad()"
+                )
+            if p.data_ptr() != address:
+                raise RuntimeError(
+                    "a parameter left the flat buffer (its module was converted, say by .to() or "
+                    ".double()?): convert modules first and make FlatAdam then"
+                )
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Copy a `state_dict` back, in place; a tensor of another shape raises ValueError."""

@@ -3,8 +3,9 @@
 `python -m pkd_kernels.aot` runs the launchers on tensors without storage, records what they pass
 to each kernel, compiles every distinct signature for sm_75 to sm_100 and prints a table of
 registers, shared memory and stack. Each is compiled twice: with every pointer at a multiple of 16
-bytes, and with none, as views may be. A stack means spills: the exit code is then 1. It needs no
-GPU, but must not run under TRITON_INTERPRET.
+bytes, and with none, as views may be; layers only so in the type that networks are trained in. A
+stack means spills: the exit code is then 1. It needs no GPU, but must not run under
+TRITON_INTERPRET.
 """
 
 import argparse
@@ -15,8 +16,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple
+from types import ModuleType
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
@@ -24,19 +28,27 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-OPS = ("generator_loss", "discriminator_loss", "novelty_score", "adam_step")
-MODULES = (*OPS, "upstream")
+from pkd_kernels.reference import ConvLayer
+
+OPS = ("generator_loss", "discriminator_loss", "novelty_score", "adam_step", "gather")
+MODULES = (*OPS, "conv_chain", "upstream")
 ARCHITECTURES = (75, 80, 90, 100)
+PROCESSES = 2
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # Pixels, latents and features of an image: those of the networks, and sizes no vector fits.
 SIZES = ((1024, 256, 64), (3072, 256, 4096), (35, 9, 17), (300, 9, 17))
 SIZES += ((3075, 257, 4099), (256, 256, 256), (1, 1, 1))
+# Widths of all networks in the type they train in; one network in the others.
+NETWORKS = [(torch.float32, w) for w in ((1, 2, 4), (2, 4, 8), (8, 16, 64), (64, 128, 256))]
+NETWORKS += [(dtype, (8, 16, 64)) for dtype in DTYPES if dtype != torch.float32]
 _POINTERS = {
     torch.float32: "*fp32",
     torch.float64: "*fp64",
     torch.bfloat16: "*bf16",
     torch.float16: "*fp16",
+    torch.int64: "*i64",
     torch.int32: "*i32",
+    torch.uint8: "*u8",
     torch.bool: "*i1",
 }
 
@@ -45,6 +57,7 @@ class Launch(NamedTuple):
     """A kernel with what the compiler knows of its arguments; equal launches compile alike."""
 
     op: str
+    kernel: str
     signature: tuple[tuple[str, str], ...]
     constants: tuple[tuple[str, object], ...]
     aligned: tuple[int, ...]
@@ -60,14 +73,20 @@ class Usage(NamedTuple):
     stack: int
 
 
+def kernels_of(module: ModuleType) -> dict[str, Any]:
+    """The kernels that a module launches, by name."""
+    return {name: value for name, value in vars(module).items() if name.endswith("_kernel")}
+
+
 def recorded_launches() -> list[Launch]:
     """Every distinct launch of every op, over types, reductions and sizes."""
     found: dict[Launch, None] = {}
 
-    def recorder(op: str, kernel):
+    def recorder(op: str, name: str, kernel):
         def record(*args, **keywords):
-            for aligned in (True, False):
-                found[_launch(op, kernel, args, keywords, aligned)] = None
+            usual = op != "conv_chain" or args[0].dtype == torch.float32
+            for aligned in (True, False) if usual else (True,):
+                found[_launch(op, name, kernel, args, keywords, aligned)] = None
 
         fake = mock.MagicMock()
         fake.__getitem__.return_value = record
@@ -75,8 +94,9 @@ def recorded_launches() -> list[Launch]:
 
     modules = [importlib.import_module(f"pkd_kernels.{op}") for op in MODULES]
     patches = [
-        mock.patch.object(module, "_kernel", recorder(op, module._kernel))
+        mock.patch.object(module, name, recorder(op, name, kernel))
         for op, module in zip(MODULES, modules, strict=True)
+        for name, kernel in kernels_of(module).items()
     ]
     for patch in patches:
         patch.start()
@@ -123,10 +143,56 @@ def _call_everything(modules: dict) -> Iterator[None]:
             betas=(0.5, 0.999),
             eps=1e-8,
         )
+        order = torch.empty(3, 1, 2, dtype=torch.int64, device="meta")
+        pixels = x.to(torch.uint8)
+        for rows in ([z1.detach(), tx, z2.detach(), pixels], [pixels]):
+            modules["gather"].launch(rows, [order[0, 0]] * len(rows), order, order[0, 0, :1], dtype)
         yield
+    yield from _call_networks(modules["conv_chain"])
 
 
-def _launch(op: str, kernel, args: tuple, keywords: dict, pointers_aligned: bool) -> Launch:
+def _call_networks(module: ModuleType) -> Iterator[None]:
+    """A generator's twelve layers and a discriminator's four, forward and backward."""
+    for dtype, widths in NETWORKS:
+
+        def parameter(*shape: int, dtype=dtype) -> torch.Tensor:
+            return torch.empty(shape, dtype=dtype, device="meta", requires_grad=True)
+
+        def layer(inputs, outputs, norm, *form, parameter=parameter):
+            sizes = (inputs, outputs) if form[2] else (outputs, inputs)
+            affine = [parameter(outputs) for _ in range(2)] if norm else [None, None]
+            return ConvLayer(parameter(*sizes, 4, 4), *affine, *form)
+
+        def encoder(image, a, b, c, outputs, layer=layer):
+            down = (2, 1, False, "leaky_relu")
+            pairs = ((image, a), (a, b), (b, c))
+            return [layer(i, o, True, *down) for i, o in pairs] + [
+                layer(c, outputs, False, 1, 0, False, "none")
+            ]
+
+        def decoder(latent, a, b, c, image, layer=layer):
+            up = (2, 1, True, "relu")
+            hidden = [layer(i, o, True, *up) for i, o in ((c, b), (b, a))]
+            root = layer(latent, c, True, 1, 0, True, "relu")
+            return [root, *hidden, layer(a, image, False, 2, 1, True, "tanh")]
+
+        image = 3 if widths[0] in (8, 64) else 1
+        first, second = (encoder(image, *widths, 256) for _ in range(2))
+        layers = first + decoder(256, *widths, image) + second
+        for batch in (1, 2):
+            x = torch.empty(batch, image, 32, 32, dtype=dtype, device="meta")
+            outputs = module.conv_chain(x, layers, taps=(3, 7, 11))
+            torch.autograd.backward(outputs, [torch.empty_like(y) for y in outputs])
+            fake = x.clone().requires_grad_()
+            pair = module.conv_chain_pair(x, fake, encoder(image, *widths, 1), tap=2)
+            judged = [y for y in pair if y.requires_grad]
+            torch.autograd.backward(judged, [torch.empty_like(y) for y in judged])
+            yield
+
+
+def _launch(
+    op: str, name: str, kernel, args: tuple, keywords: dict, pointers_aligned: bool
+) -> Launch:
     """What the just-in-time compiler would make of a call: it specialises on 1 and on 16 | n."""
     signature, aligned = {}, []
     names = {parameter.name for parameter in kernel.params}
@@ -144,12 +210,14 @@ def _launch(op: str, kernel, args: tuple, keywords: dict, pointers_aligned: bool
             if value % 16 == 0 and not parameter.do_not_specialize:
                 aligned.append(i)
     signature |= dict.fromkeys(constants, "constexpr")
-    return Launch(op, tuple(signature.items()), tuple(constants.items()), tuple(aligned), options)
+    return Launch(
+        op, name, tuple(signature.items()), tuple(constants.items()), tuple(aligned), options
+    )
 
 
 def compile_launch(launch: Launch, architecture: int) -> Usage:
     """Compile for one architecture, say 90, and read what the machine code takes."""
-    kernel = importlib.import_module(f"pkd_kernels.{launch.op}")._kernel
+    kernel = getattr(importlib.import_module(f"pkd_kernels.{launch.op}"), launch.kernel)
     source = ASTSource(
         kernel,
         signature=dict(launch.signature),
@@ -181,22 +249,28 @@ def main() -> int:
         sys.exit("pkd_kernels.aot compiles: unset TRITON_INTERPRET")
     print(f"{'kernel':20} {'type':5} {'constants':42} align warps   sm  registers  shared  stack")
     spilled = False
-    for launch in recorded_launches():
-        constants = " ".join(
-            f"{k}={v:.6g}" if isinstance(v, float) else f"{k}={v}" for k, v in launch.constants
-        )
-        warps = dict(launch.options)["num_warps"]
-        alignment = 16 if 0 in launch.aligned else 1
-        for architecture in ARCHITECTURES:
-            use = compile_launch(launch, architecture)
+    launches, architectures = zip(
+        *itertools.product(recorded_launches(), ARCHITECTURES), strict=True
+    )
+    with ProcessPoolExecutor(PROCESSES, get_context("spawn")) as pool:
+        uses = pool.map(compile_launch, launches, architectures, chunksize=8)
+        for launch, use in zip(launches, uses, strict=True):
             spilled |= use.stack > 0
-            print(
-                f"{launch.op:20} {launch.signature[0][1]:5} {constants:42.42} "
-                f"{alignment:5} {warps:5} {use.architecture:5} {use.registers:10} {use.shared:7} "
-                f"{use.stack:6}" + ("  SPILLS" if use.stack else ""),
-                flush=True,
-            )
+            print(_row(launch, use), flush=True)
     return int(spilled)
+
+
+def _row(launch: Launch, use: Usage) -> str:
+    constants = " ".join(
+        f"{k}={v:.6g}" if isinstance(v, float) else f"{k}={v}" for k, v in launch.constants
+    )
+    kernel = launch.op + launch.kernel.removesuffix("_kernel")
+    alignment = 16 if 0 in launch.aligned else 1
+    return (
+        f"{kernel:20} {launch.signature[0][1]:5} {constants:42.42} "
+        f"{alignment:5} {dict(launch.options)['num_warps']:5} {use.architecture:5} "
+        f"{use.registers:10} {use.shared:7} {use.stack:6}" + ("  SPILLS" if use.stack else "")
+    )
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pkd_kernels.opaque import once_differentiable, opaque
 from pkd_kernels.reference import accumulator, check_pair
-from pkd_kernels.upstream import scale
+from pkd_kernels.upstream import gradients, save_gradients
 
 BLOCK, NUM_WARPS = 256, 4
 
@@ -108,21 +108,15 @@ class _DiscriminatorLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits_real, logits_fake, stack):
         loss, grads = launch(logits_real, logits_fake, stack)
-        ctx.save_for_backward(grads)
-        ctx.stack, ctx.shape = stack, logits_real.shape
-        ctx.dtypes = logits_real.dtype, logits_fake.dtype
+        rows = logits_real.shape[0] * stack
+        segments = [2 * rows, logits_real.numel() // rows, 0, 0, 0, 0]
+        save_gradients(ctx, grads, (logits_real, logits_fake), segments, stack)
         return loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx, upstream):
-        (saved,) = ctx.saved_tensors
-        rows = 2 * ctx.shape[0] * ctx.stack
-        segments = [rows, saved.numel() // rows, 0, 0, 0, 0]
-        dtype = ctx.dtypes[0] if len(set(ctx.dtypes)) == 1 else saved.dtype
-        pair = scale(saved, upstream, segments, ctx.stack, dtype).chunk(2)
-        real, fake = (g.view(ctx.shape).to(own) for g, own in zip(pair, ctx.dtypes, strict=True))
-        return real, fake, None
+        return *gradients(ctx, upstream), None
 
 
 def discriminator_loss(logits_real: Tensor, logits_fake: Tensor, *, stack: int = 1) -> Tensor:

@@ -53,10 +53,10 @@ def uses_triton(tensor: Tensor) -> bool:
     return True
 
 
-def _dispatched(name: str) -> Callable:
+def _dispatched(name: str, module: str = "") -> Callable:
     definition = getattr(reference, name)
     # The module is loaded now: later its name would replace the op's in the package.
-    kernel = getattr(import_module(f"pkd_kernels.{name}"), name) if triton else None
+    kernel = getattr(import_module(f"pkd_kernels.{module or name}"), name) if triton else None
 
     @wraps(definition)
     def op(*args, **kwargs):
@@ -72,3 +72,7 @@ generator_loss = _dispatched("generator_loss")
 discriminator_loss = _dispatched("discriminator_loss")
 novelty_score = _dispatched("novelty_score")
 adam_step = _dispatched("adam_step")
+conv_chain = _dispatched("conv_chain")
+conv_chain_pair = _dispatched("conv_chain_pair", "conv_chain")
+conv_norm_act = _dispatched("conv_norm_act", "conv_chain")
+gather = _dispatched("gather")

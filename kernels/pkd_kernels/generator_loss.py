@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pkd_kernels.opaque import once_differentiable, opaque
 from pkd_kernels.reference import TERMS, accumulator, check_generator_inputs
-from pkd_kernels.upstream import scale
+from pkd_kernels.upstream import gradients, save_gradients
 
 VALUES = len(TERMS) + 1  # and their weighted total
 # Elements of a model's largest tensor up to: (elements in a block, warps of a program).
@@ -266,10 +266,11 @@ class _GeneratorLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, xh, z1, z2, f_real, f_fake, t1, tx, t2, weights, norm, stack):
         values, grads = launch(x, xh, z1, z2, f_real, f_fake, t1, tx, t2, weights, norm, stack)
-        ctx.save_for_backward(grads)
-        ctx.stack = stack
         leaves = [t for t in (xh, z1, z2, f_fake) if t is not None]
-        ctx.shapes, ctx.dtypes = [t.shape for t in leaves], [t.dtype for t in leaves]
+        rows = xh.shape[0] * stack
+        feature = 0 if f_fake is None else f_fake.numel() // rows
+        segments = [rows, xh.numel() // rows, 2 * rows, z1.numel() // rows, rows, feature]
+        save_gradients(ctx, grads, leaves, segments, stack)
         # Detached, so that autograd does not take them for views, which refuse `total += other`.
         total, terms = values[-1].detach(), values[:-1].T.detach()
         ctx.mark_non_differentiable(terms)
@@ -281,17 +282,7 @@ class _GeneratorLoss(torch.autograd.Function):
     def backward(ctx, upstream, _):
         if upstream is None:
             return (None,) * 12
-        (saved,) = ctx.saved_tensors
-        counts = [shape.numel() for shape in ctx.shapes]
-        image, latent, _, feature = counts if len(counts) == 4 else (*counts, 0)
-        rows = ctx.shapes[0][0] * ctx.stack
-        segments = [rows, image // rows, 2 * rows, latent // rows, rows, feature // rows]
-        dtype = ctx.dtypes[0] if len(set(ctx.dtypes)) == 1 else saved.dtype
-        pieces = scale(saved, upstream, segments, ctx.stack, dtype).split(counts)
-        xh, z1, z2, *features = (
-            g.view(shape).to(own)
-            for g, shape, own in zip(pieces, ctx.shapes, ctx.dtypes, strict=True)
-        )
+        xh, z1, z2, *features = gradients(ctx, upstream)
         f_fake = features[0] if features else None
         return None, xh, z1, z2, None, f_fake, None, None, None, None, None, None
 

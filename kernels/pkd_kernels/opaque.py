@@ -38,7 +38,7 @@ def once_differentiable(backward: Callable) -> Callable:
     def checked(ctx, *upstream):
         if torch.is_grad_enabled():
             raise RuntimeError(
-                "the fused losses can be differentiated once: no backward with create_graph=True"
+                "the fused ops can be differentiated once: no backward with create_graph=True"
             )
         return backward(ctx, *upstream)
 

@@ -7,12 +7,14 @@ is an ordinary network. Nothing here mixes two models, and nothing mixes two ima
 
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import groupby
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.optim.adam import adam
+
+from pkd_kernels.opaque import opaque
 
 TERMS = ("con", "enc", "adv", "k1", "kx", "k2")
 NORM_EPS = 1e-5
@@ -154,16 +156,55 @@ def _convolve(
     channels = weight.shape[0] if transposed else weight.shape[1] * stack
     shared = x.shape[1] != channels
     if padding == 0 and height == (1 if transposed else 4) and not shared:
-        # Between a 4x4 map and a single pixel a convolution is one matrix a model; on a CPU a
-        # batched product is faster there than a grouped convolution.
-        matrix = weight.view(stack, weight.shape[0] // stack, -1)  # [M, Co, Ci*16] | [M, Ci, Co*16]
-        rows = x.reshape(n, stack, -1).transpose(0, 1)  # [M, N, Ci*16] | [M, N, Ci]
-        y = torch.bmm(rows, matrix if transposed else matrix.transpose(1, 2))
+        rows = x.reshape(n, stack, -1).transpose(0, 1)
+        y = _PointProduct.apply(rows, weight, transposed)
         size = 4 if transposed else 1
         return y.transpose(0, 1).reshape(n, -1, size, size)
     groups = 1 if shared else stack
     convolve = F.conv_transpose2d if transposed else F.conv2d
     return convolve(x, weight, stride=stride, padding=padding, groups=groups)
+
+
+class _PointProduct(torch.autograd.Function):
+    """Between a 4x4 map (B channels) and a pixel (S) a convolution is one matrix W a model.
+
+    On a CPU a batched product is faster there than a grouped convolution. It is a Function for the
+    gradient to W alone: autograd's would be laid out unlike the weight and copied, and of these
+    matrices, nearly all of a small network's parameters, a `main_grad` spares a copy more.
+
+    rows [M, N, B*16] or, up, [M, N, S]; weight [M*S, B, 4, 4] -> [M, N, S] or, up, [M, N, B*16].
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(rows: Tensor, weight: Tensor, up: bool) -> Tensor:
+        matrix = weight.view(rows.shape[0], -1, 16 * weight.shape[1])  # [M, S, B*16]
+        return torch.bmm(rows, matrix if up else matrix.transpose(1, 2))
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        rows, weight, ctx.up = inputs
+        ctx.save_for_backward(rows, weight)
+        ctx.buffer = getattr(weight, "main_grad", None)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        rows, weight = ctx.saved_tensors
+        rows_grad = weight_grad = None
+        if ctx.needs_input_grad[0]:
+            matrix = weight.view(rows.shape[0], -1, 16 * weight.shape[1])
+            rows_grad = torch.bmm(grad, matrix.transpose(1, 2) if ctx.up else matrix)
+        if ctx.needs_input_grad[1]:
+            small, big = (rows, grad) if ctx.up else (grad, rows)
+            # An outer product has nothing to sum, and a multiplication is faster than bmm there.
+            outer = torch.mul if rows.shape[1] == 1 else torch.bmm
+            if ctx.buffer is None:
+                weight_grad = outer(small.transpose(1, 2), big).view(weight.shape)
+            else:
+                out = ctx.buffer.view(rows.shape[0], small.shape[2], -1)
+                outer(small.transpose(1, 2), big, out=out)
+        return rows_grad, weight_grad, None
 
 
 def generator_loss(
@@ -242,7 +283,7 @@ def _distance(a: Tensor, b: Tensor, order: int, reduction: str, on: Tensor) -> T
     difference = (a - b).reshape(a.shape[0], len(on), -1)  # [N, M, F]
     difference = torch.where(on[:, None], difference, 0)
     if reduction == "mean":
-        return (difference.abs() if order == 1 else difference.square()).mean((0, 2))
+        return (difference.abs() if order == 1 else difference * difference).mean((0, 2))
     return torch.linalg.vector_norm(difference, order, dim=2).mean(0)
 
 
@@ -378,44 +419,55 @@ def adam_step(
             belongs to one optimizer; None makes one for this call. Not used here.
     """
     check_adam_inputs(param, grad, exp_avg, exp_avg_sq, step, sizes)
-    # Models that share rate and count take the step together: nearly always all of them at once.
-    groups: dict[tuple[float, float], list[int]] = {}
-    for m, (on, rate, count) in enumerate(
-        zip(active.tolist(), lr.tolist(), step.tolist(), strict=True)
-    ):
+    update(param, grad, exp_avg, exp_avg_sq, step, lr, active, list(sizes), *betas, eps)
+
+
+@opaque(fake=lambda *args: None, mutates=("param", "exp_avg", "exp_avg_sq", "step"))
+def update(
+    param: Tensor,
+    grad: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    step: Tensor,
+    lr: Tensor,
+    active: Tensor,
+    sizes: list[int],
+    beta1: float,
+    beta2: float,
+    eps: float,
+) -> None:
+    """What `adam_step` does; torch.compile could not trace that rates and counts are read."""
+    # Neighbours that share everything go together: nearly always all of them at once.
+    models = zip(active.tolist(), lr.tolist(), step.tolist(), strict=True)
+    runs = [(key, len(list(run))) for key, run in groupby(models)]
+    lengths = _lengths(tuple(sizes), tuple(length for _, length in runs))
+    counts = [step.new_tensor(count + 1) for (_, _, count), _ in runs]
+    pieces = [t.split(lengths) for t in (param, grad, exp_avg, exp_avg_sq)]
+    pieces.append(counts * (len(lengths) // len(runs)))  # by parameter, then by run
+    by_rate: dict[float, list[int]] = {}
+    for i, ((on, rate, _), _) in enumerate(runs):
         if on:
-            groups.setdefault((rate, count), []).append(m)
-    for (rate, count), members in groups.items():
-        ranges = _ranges(tuple(sizes), step.numel(), tuple(members))
-        views = [[t[a:b] for a, b in ranges] for t in (param, grad, exp_avg, exp_avg_sq)]
-        adam(
-            *views,
+            by_rate.setdefault(rate, []).append(i)
+    for rate, own in by_rate.items():
+        *flat, after = ([t for i in own for t in split[i :: len(runs)]] for split in pieces)
+        torch._fused_adam_(
+            *flat,
             max_exp_avg_sqs=[],
-            state_steps=[step.new_tensor(count) for _ in ranges],
-            fused=True,
-            amsgrad=False,
-            beta1=betas[0],
-            beta2=betas[1],
+            state_steps=after,
             lr=rate,
+            beta1=beta1,
+            beta2=beta2,
             weight_decay=0.0,
             eps=eps,
+            amsgrad=False,
             maximize=False,
         )
     step += active
 
 
 @lru_cache(maxsize=1024)
-def _ranges(
-    sizes: tuple[int, ...], stack: int, members: tuple[int, ...]
-) -> tuple[tuple[int, int], ...]:
-    """The stretches of the flat buffer that belong to `members`, neighbours merged."""
-    ranges: list[tuple[int, int]] = []
-    offset = 0
-    for size in sizes:
-        for m in members:
-            start, stop = offset + m * size, offset + (m + 1) * size
-            if ranges and ranges[-1][1] == start:
-                start = ranges.pop()[0]
-            ranges.append((start, stop))
-        offset += stack * size
-    return tuple(ranges)
+def _lengths(sizes: tuple[int, ...], runs: tuple[int, ...]) -> list[int]:
+    """Lengths of the stretches of the flat buffer that hold one parameter of one run of models."""
+    if len(runs) == 1:
+        return [runs[0] * sum(sizes)]
+    return [size * run for size in sizes for run in runs]

@@ -2,8 +2,11 @@
 
 Forward leaves dL_m/dv for every value v of model m in one flat buffer; backward is u_m dL_m/dv, u_m
 the gradient that arrives at model m's loss. It is read on the device: comparing it with 1 first
-would make the host wait.
+would make the host wait. `unit_upstream` is known to be 1 by being that very tensor: then backward
+is the buffer itself.
 """
+
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -11,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pkd_kernels.opaque import opaque
+from pkd_kernels.unit import is_unit
 
 BLOCK, NUM_WARPS = 1024, 4
 
@@ -91,3 +95,35 @@ def scale(
         num_warps=NUM_WARPS,
     )
     return out
+
+
+def save_gradients(
+    ctx, grads: Tensor, leaves: Sequence[Tensor], segments: list[int], stack: int
+) -> None:
+    """Keep for `gradients` the flat gradients of leaves, laid out as `scale` says.
+
+    Views of them are saved too, not made in backward: of a gradient that nobody else holds autograd
+    makes the leaf's `grad`, and adds the next one into it. A retained graph has to survive that.
+    """
+    pieces = grads.split([t.numel() for t in leaves])
+    views = (piece.view(t.shape) for piece, t in zip(pieces, leaves, strict=True))
+    ctx.save_for_backward(grads, *views)
+    ctx.dtypes = [t.dtype for t in leaves]
+    ctx.segments, ctx.stack = segments, stack
+
+
+def gradients(ctx, upstream: Tensor) -> Sequence[Tensor]:
+    """Gradients of the leaves, times the upstream gradient, each of its leaf's type.
+
+    `unit_upstream` takes no launch, unless gradients are saved in a wider type than a leaf's.
+    """
+    saved, *views = ctx.saved_tensors
+    if is_unit(upstream) and all(dtype == saved.dtype for dtype in ctx.dtypes):
+        return views
+    dtype = ctx.dtypes[0] if len(set(ctx.dtypes)) == 1 else saved.dtype
+    scaled = scale(saved, upstream, ctx.segments, ctx.stack, dtype)
+    pieces = scaled.split([view.numel() for view in views])
+    return [
+        piece.view(view.shape).to(own)
+        for piece, view, own in zip(pieces, views, ctx.dtypes, strict=True)
+    ]

@@ -144,6 +144,67 @@ def test_parameters_and_gradients_are_views_of_the_flat_buffers(device):
     assert all((p.grad == 1).all() for p in params)
 
 
+def test_gradients_that_lie_in_the_buffer_are_not_copied(device):
+    ours = FlatAdam(parameters(device=device), stack=STACK)
+    first, second = gradients(0, device=device)
+    with measured() as traffic:
+        ours.set_grads([first, second])
+        assert traffic.launches == ["aten.cat"]
+        ours.set_grads([None, None])
+        assert len(traffic.launches) == 1
+        ours.set_grads([None, 2 * second])
+        assert traffic.launches[1:] == ["aten.mul", "aten._foreach_copy_"]
+    assert torch.equal(ours.grad, torch.cat([first.reshape(-1), 2 * second.reshape(-1)]))
+    with pytest.raises(ValueError):
+        ours.set_grads([None])
+
+
+class WritesMainGrad(torch.autograd.Function):
+    """weight * x, the weight's gradient going where `main_grad` says."""
+
+    @staticmethod
+    def forward(ctx, weight, x):
+        ctx.weight = weight
+        ctx.save_for_backward(x)
+        return weight * x
+
+    @staticmethod
+    def backward(ctx, upstream):
+        (x,) = ctx.saved_tensors
+        if ctx.weight.main_grad is None:
+            return upstream * x, None
+        torch.mul(upstream, x, out=ctx.weight.main_grad)
+        return None, None
+
+
+def test_an_op_may_write_a_gradient_where_the_optimizer_reads_it(device):
+    """Beside a parameter whose op does not; twice, because what was there is replaced."""
+
+    def trained(main_grad: bool) -> FlatAdam:
+        params = parameters(device=device)
+        ours = FlatAdam(params, stack=STACK, main_grad=main_grad)
+        for step in range(2):
+            x, y = gradients(step, device=device)
+            loss = WritesMainGrad.apply(params[0], x).square().sum() + (params[1] * y).sum()
+            grads = torch.autograd.grad(loss, params, allow_unused=True)
+            assert (grads[0] is None) == main_grad and grads[1] is not None
+            ours.set_grads(grads)
+            ours.step()
+        return ours
+
+    ours, plain = trained(True), trained(False)
+    assert torch.equal(ours.grad, plain.grad)
+    assert torch.equal(ours.flat, plain.flat)
+
+
+def test_main_grad_is_the_view_of_the_latest_optimizer_or_none(device):
+    params = parameters(device=device)
+    first = FlatAdam(params, stack=STACK, main_grad=True)
+    assert all(p.main_grad is p.grad and p.grad._base is first.grad for p in params)
+    FlatAdam(params, stack=STACK)
+    assert all(p.main_grad is None for p in params)
+
+
 def test_a_replaced_gradient_is_refused(device):
     params = parameters(device=device)
     ours = FlatAdam(params, stack=STACK)

@@ -28,13 +28,25 @@ def test_no_kernel_spills(rows):
 
 
 def test_every_kernel_type_and_architecture_is_there(rows):
-    for kernel in ("generator_loss", "discriminator_loss", "novelty_score", "adam_step"):
+    kernels = ("generator_loss", "discriminator_loss", "novelty_score", "adam_step", "gather")
+    for kernel in kernels:
         for dtype in ("*fp32", "*fp64", "*bf16", "*fp16"):
             mine = [row for row in rows if row[:2] == [kernel, dtype]]
             compiled = {(int(row[-6]), int(row[-4])) for row in mine}
             assert compiled == set(itertools.product((1, 16), ARCHITECTURES))
+    for kernel in ("conv_chain_forward", "conv_chain_backward", "conv_chain_output"):
+        for dtype in ("*fp32", "*fp64", "*bf16", "*fp16"):
+            mine = [row for row in rows if row[:2] == [kernel, dtype]]
+            compiled = {(int(row[-6]), int(row[-4])) for row in mine}
+            alignments = (1, 16) if dtype == "*fp32" else (16,)
+            assert compiled == set(itertools.product(alignments, ARCHITECTURES))
+    directions = {word for row in rows for word in row if word.startswith("UP=")}
+    assert directions == {"UP=False", "UP=True"}
+    sides = {word for row in rows for word in row if word.startswith("SIDE=")}
+    assert sides == {"SIDE=1", "SIDE=4", "SIDE=8", "SIDE=16"}
     scaled = {row[1] for row in rows if row[0] == "upstream"}
     assert scaled == {"*fp32", "*fp64"}
+    assert "*u8" in {row[1] for row in rows if row[0] == "gather"}
     norms = {word for row in rows if row[0] == "generator_loss" for word in row if "NORM" in word}
     assert norms == {"NORM=False", "NORM=True"}
     blocks = {word for row in rows if row[0] == "generator_loss" for word in row if "BLOCK" in word}

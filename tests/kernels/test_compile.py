@@ -1,10 +1,25 @@
 """torch.compile sees the ops as single operators: one graph, the same numbers."""
 
+import os
+import shutil
+
+import pytest
 import torch
 from cases import Sizes, make_inputs
-from pkd_kernels import FlatAdam, adam_step, discriminator_loss, generator_loss, novelty_score
+from pkd_kernels import (
+    FlatAdam,
+    adam_step,
+    discriminator_loss,
+    dispatch,
+    generator_loss,
+    novelty_score,
+)
 
 SIZES = Sizes(2, 3, 8, 4, 5)
+NEEDS_COMPILER = pytest.mark.skipif(
+    shutil.which(os.environ.get("CXX", "g++")) is None, reason="needs a C++ compiler"
+)
+BACKENDS = ["aot_eager", pytest.param("inductor", marks=NEEDS_COMPILER)]
 
 
 def losses(x, xh, z1, z2, f_real, f_fake, t1, tx, t2, weights, real, fake):
@@ -49,3 +64,41 @@ def test_adam_compiles_into_one_graph(device):
     got = torch.compile(step, fullgraph=True, backend="aot_eager")(*copies)
     assert torch.equal(got, expected)
     assert all(torch.equal(a, b) for a, b in zip(state, copies, strict=True))
+
+
+@pytest.fixture(params=["kernel", "definition"])
+def path(request, device, monkeypatch) -> str:
+    """Device; the kernel runs there or the definition does."""
+    if request.param == "definition":
+        monkeypatch.setattr(dispatch, "BACKEND", "reference")
+    return device
+
+
+def steps(path: str, backend: str | None, reads: bool) -> list[torch.Tensor]:
+    """Three steps of FlatAdam; what the parameters give before and after each, if that is read."""
+    torch.manual_seed(0)
+    module = torch.nn.Linear(4, 3).to(path)
+    optimizer = FlatAdam(module.parameters(), lr=0.1)
+    x, *grads = (torch.randn(shape, device=path) for shape in ((5, 4), (3, 4), (3,)))
+
+    def step() -> list[torch.Tensor]:
+        before = [module(x)] if reads else []
+        optimizer.set_grads(grads)
+        optimizer.step()
+        return [*before, *([module(x)] if reads else [])]
+
+    if backend:
+        step = torch.compile(step, fullgraph=True, backend=backend)
+    outputs = [t.detach().clone() for _ in range(3) for t in step()]
+    moments = optimizer.exp_avg, optimizer.exp_avg_sq, optimizer.step_count
+    return [*outputs, module.weight.detach(), optimizer.flat, *moments]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("reads", [False, True])
+def test_flat_adam_compiles_into_one_graph(path, backend, reads):
+    """Also a graph that reads the parameters, which share the buffer that is written."""
+    expected = steps(path, None, reads)
+    torch._dynamo.reset()
+    for a, b in zip(steps(path, backend, reads), expected, strict=True):
+        torch.testing.assert_close(a, b)

@@ -3,17 +3,18 @@
 import pytest
 import torch
 from cases import Sizes, make_inputs
-from pkd_kernels import FlatAdam, discriminator_loss, dispatch, generator_loss
+from pkd_kernels import FlatAdam, discriminator_loss, dispatch, generator_loss, unit_upstream
 
 from bench.problems import captured
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("upstream", [torch.ones_like, unit_upstream])
 @pytest.mark.parametrize("reduction", ["mean", "norm"])
 @pytest.mark.parametrize(
     "sizes", [Sizes(1, 1, 3072, 256, 1024), Sizes(2, 30, 1024, 256, 64)], ids=str
 )
-def test_replays_equal_eager(monkeypatch, sizes, reduction):
+def test_replays_equal_eager(monkeypatch, sizes, reduction, upstream):
     monkeypatch.setattr(dispatch, "BACKEND", "triton")
     inputs = make_inputs(sizes, torch.float32, "cuda")
     shape = inputs.xh.shape
@@ -38,7 +39,8 @@ def test_replays_equal_eager(monkeypatch, sizes, reduction):
                 stack=sizes.stack,
             )
             d_loss = discriminator_loss(xh, inputs.x, stack=sizes.stack)
-            (grad,) = torch.autograd.grad(total.sum() + d_loss.sum(), parameter)
+            losses = [total, d_loss]
+            (grad,) = torch.autograd.grad(losses, parameter, [upstream(t) for t in losses])
             optimizer.set_grads([grad])
             optimizer.step()
             return total.detach(), terms, d_loss.detach()

@@ -81,9 +81,10 @@ def test_environment_variable():
 def test_works_without_triton():
     code = (
         "import sys; sys.modules['triton'] = None\n"
-        "import torch, pkd_kernels as k; z = torch.zeros(1, 4); print(k.novelty_score(z, z))"
+        "import torch, pkd_kernels as k; z = torch.zeros(1, 4); print(k.novelty_score(z, z))\n"
+        "print(k.unit_upstream(z))"
     )
-    assert run(code) == "tensor([[0.]])\n"
+    assert run(code) == "tensor([[0.]])\ntensor([[1., 1., 1., 1.]])\n"
 
 
 def test_import_touches_no_driver():
@@ -96,6 +97,7 @@ def test_import_touches_no_driver():
 
 
 def test_exports_are_the_dispatched_functions():
-    for name in ("generator_loss", "discriminator_loss", "novelty_score", "adam_step"):
+    names = ("generator_loss", "discriminator_loss", "novelty_score", "adam_step", "gather")
+    for name in names:
         assert getattr(pkd_kernels, name) is getattr(dispatch, name)
         assert "Args:" in getattr(pkd_kernels, name).__doc__

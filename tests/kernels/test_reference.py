@@ -449,26 +449,29 @@ def adam_oracle(param, grad, m, v, step, lr):
     param -= lr * m_hat / (np.sqrt(v_hat) + EPS)
 
 
-def test_adam_step_is_the_published_algorithm():
+@pytest.mark.parametrize(
+    ("rates", "active"),
+    [((0.5, 0.25, 0.125), (1, 1, 0)), ((0.5, 0.5, 0.5), (1, 1, 1)), ((0.5, 0.25, 0.5), (1, 0, 1))],
+)
+def test_adam_step_is_the_published_algorithm(rates, active):
+    """Of models that have taken as many steps as others, or not, at the same rate, or not."""
     sizes = (4, 1, 7)
     param, grad = randn(36), randn(36, seed=1)
     exp_avg, exp_avg_sq = torch.zeros_like(param), torch.zeros_like(param)
-    step, lr = torch.tensor([0.0, 5.0, 0.0]), torch.tensor([0.5, 0.25, 0.125])
-    active = torch.tensor([True, True, False])
+    taken = [0, 5, 0]
+    step, lr, on = torch.tensor(taken).float(), torch.tensor(rates), torch.tensor(active).bool()
     expected = [t.clone().numpy() for t in (param, grad, exp_avg, exp_avg_sq)]
     model = np.concatenate([np.repeat(range(STACK), size) for size in sizes])
     for count in range(1, 4):
-        adam_step(
-            param, grad, exp_avg, exp_avg_sq, step, lr, active, sizes=sizes, betas=BETAS, eps=EPS
-        )
-        for k in (0, 1):
+        adam_step(param, grad, exp_avg, exp_avg_sq, step, lr, on, sizes=sizes, betas=BETAS, eps=EPS)
+        for k in np.flatnonzero(active):
             own = [e[model == k] for e in expected]
-            adam_oracle(*own, count + (5 if k else 0), lr[k].item())
+            adam_oracle(*own, count + taken[k], rates[k])
             for e, o in zip(expected, own, strict=True):
                 e[model == k] = o
     for found, wanted in zip((param, grad, exp_avg, exp_avg_sq), expected, strict=True):
         np.testing.assert_allclose(found, wanted, rtol=1e-12, atol=1e-15)
-    assert step.tolist() == [3, 8, 0]
+    assert step.tolist() == [t + 3 * a for t, a in zip(taken, active, strict=True)]
 
 
 def test_a_zero_gradient_moves_nothing():

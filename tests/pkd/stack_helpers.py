@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from pkd_kernels import gather
 from torch import Tensor
 
 from pkd.models import GAN, Architecture
@@ -17,11 +18,13 @@ MEMBERS = (Member(0, 5), Member(3, 1), Member(1, 5))
 SIZES = {0: 13, 1: 20, 3: 17}
 
 
-def train_set(members: Sequence[Member] = MEMBERS, limit: int | None = None) -> TrainSet:
+def train_set(
+    members: Sequence[Member] = MEMBERS, limit: int | None = None, device: str = "cpu"
+) -> TrainSet:
     labels = np.random.default_rng(0).permutation(np.repeat(list(SIZES), list(SIZES.values())))
     generator = torch.Generator().manual_seed(1)
     images = torch.randint(256, (len(labels), 1, 32, 32), generator=generator, dtype=torch.uint8)
-    return TrainSet(images, labels, members, limit)
+    return TrainSet(images, labels, members, limit, device)
 
 
 def make_networks(
@@ -72,9 +75,21 @@ def member_tensors(
     return {key: value.view(stack, -1)[member] for key, value in tensors.items()}
 
 
+def next_rows(trainer: Trainer, rows: Tensor) -> Trainer:
+    """Let the next step see local `rows` (N, M), and every member take part in it."""
+    trainer.order, trainer.counter = rows[None], torch.zeros_like(trainer.counter)
+    trainer.rates[0] = trainer.lr
+    return trainer
+
+
+def batch(data: TrainSet, rows: Tensor) -> Tensor:
+    """Images of local `rows` (N, M) as the members see them."""
+    return gather([data.source], rows[None], torch.zeros(1, dtype=torch.int64))[0]
+
+
 def gradients(trainer: Trainer, rows: Tensor) -> dict[str, dict[str, Tensor]]:
     """Of every parameter on local `rows` (N, M), by network; zero where nothing trains it."""
-    trainer.set_grads(trainer.losses(rows))
+    trainer.set_grads(next_rows(trainer, rows).losses())
     return {
         name: {
             key: torch.zeros_like(p) if p.grad is None else p.grad.clone()

@@ -16,7 +16,7 @@ from image_helpers import picture, product_photos, save
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from pkd import cli, datasets, schedule
+from pkd import cli, datasets, graph, schedule
 from pkd.cli import main
 from pkd.runs import RunFolder
 from pkd.schedule import Run
@@ -186,6 +186,21 @@ def test_every_structure_and_option_trains_to_the_end(settings, tmp_path):
     assert {path.stem for path in (tmp_path / "run" / "checkpoints").iterdir()} == set(phases)
 
 
+@pytest.mark.parametrize("asked", [True, False])
+def test_where_no_graph_can_be_had_a_run_says_so_once_and_trains(
+    asked, tmp_path, monkeypatch, capsys
+):
+    def refuse(*_):
+        raise graph.NoGraph("driver too old")
+
+    monkeypatch.setattr(graph, "available", lambda device: True)
+    monkeypatch.setattr(graph, "captured", refuse)
+    asking = () if asked else ("--no-graph",)
+    assert main(["train", *TINY, *asking, "--out", str(tmp_path / "run")]) == 0
+    assert capsys.readouterr().out.count("no CUDA graph (driver too old)") == asked
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["graph"] == asked
+
+
 def started_config(monkeypatch, *argv):
     """The resolved configuration that `pkd train argv` would train with."""
     found = []
@@ -207,6 +222,16 @@ def test_flags_and_yaml_override_a_preset_and_later_flags_the_yaml(monkeypatch, 
     config = started_config(monkeypatch, "--config", str(file), "--teacher-epochs", "4")
     assert (config["batch_size"], config["teacher_epochs"]) == (1, 4)
     assert (config["normal_class"], config["structure"]) == ("3", "2")
+
+
+def test_a_switch_is_set_by_its_name_its_negation_or_a_value(monkeypatch, tmp_path):
+    file = tmp_path / "settings.yaml"
+    file.write_text("graph: false\n")
+    cases = {(): True, ("--graph",): True, ("--no-graph",): False, ("--graph", "false"): False}
+    cases |= {("--config", str(file)): False, ("--config", str(file), "--graph"): True}
+    for argv, value in cases.items():
+        assert started_config(monkeypatch, *argv)["graph"] == value
+    assert started_config(monkeypatch, "--no-norm-first")["norm_first"] is False
 
 
 def test_default_folder_of_a_run_is_below_runs(monkeypatch, tmp_path):
@@ -467,13 +492,12 @@ def test_weights_that_turn_bad_never_replace_a_good_checkpoint(
     """The second member's weights overflow in the last step of an epoch, after finite losses."""
     step, steps = Trainer.step, []
 
-    def poisoned(trainer, rows):
-        losses = step(trainer, rows)
+    def poisoned(trainer):
+        step(trainer)
         steps.append(1)
         if len(steps) == 5 * epochs:
             weight = trainer.generator_params[0]
             weight.data.view(2, -1)[1, 0] = float("inf")
-        return losses
 
     monkeypatch.setattr(Trainer, "step", poisoned)
     run = tmp_path / "run"

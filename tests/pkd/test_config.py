@@ -180,6 +180,7 @@ def test_a_configuration_survives_its_file():
         ({"student_widths": "8-16"}, "--student-widths"),
         ({"betas": [0.5]}, "betas"),
         ({"seeds": [1]}, "--seeds"),
+        ({"graph": "perhaps"}, "--graph"),
         ({"structure": "5"}, "structure"),
     ],
 )

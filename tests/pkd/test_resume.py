@@ -166,6 +166,7 @@ def assert_no_half_file(folder):
         (("--checkpoint-every", "0"), 5),
         (("--checkpoint-every", "0", "--norm", "batch", "--structure", "4"), 3),
         (("--checkpoint-every", "0.1"), 3),
+        (("--checkpoint-every", "0", "--stack", "1"), 5),
     ],
 )
 def test_killed_at_random_moments_and_resumed_ends_with_the_same_bits(
@@ -200,11 +201,17 @@ def test_killed_at_operations_on_its_files_and_resumed_ends_with_the_same_bits(
     assert_same_files(pkd.run, whole.run)
 
 
-@pytest.mark.parametrize(("number", "every"), [(signal.SIGINT, "1000"), (signal.SIGTERM, "0")])
+@pytest.mark.parametrize(
+    ("number", "settings"),
+    [
+        (signal.SIGINT, ("--checkpoint-every", "1000")),
+        (signal.SIGTERM, ("--checkpoint-every", "0")),
+        (signal.SIGINT, ("--checkpoint-every", "1000", "--stack", "1")),
+    ],
+)
 def test_stopped_by_a_signal_keeps_a_checkpoint_and_resumes_to_the_same_bits(
-    number, every, tmp_path, undisturbed
+    number, settings, tmp_path, undisturbed
 ):
-    settings = ("--checkpoint-every", every)
     whole, _, operations = undisturbed(*settings)
     pkd = Pkd(tmp_path, *settings)
     # the first half: later there may be nothing left to stop

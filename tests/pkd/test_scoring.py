@@ -46,7 +46,7 @@ def test_scores_do_not_depend_on_batch_size_neighbours_or_order(norm, batch, mon
     generator = trained_generator(norm)
     expected = novelty_scores(generator, images(), len(SEEDS))
     assert (expected.std(0) > 1e-2 * expected.mean(0)).all()
-    monkeypatch.setattr("pkd.scoring.SCORE_BATCH", batch)
+    monkeypatch.setattr("pkd.scoring.SCORED_AT_ONCE", batch * len(SEEDS))
     order = np.random.default_rng(0).permutation(11)
     shuffled = novelty_scores(generator, images()[order], len(SEEDS))
     np.testing.assert_allclose(shuffled, expected[order], rtol=1e-4)
@@ -73,7 +73,7 @@ def test_scoring_leaves_the_generator_as_it_was(norm, training):
 
 
 def test_scoring_can_be_stopped_between_batches(monkeypatch):
-    monkeypatch.setattr("pkd.scoring.SCORE_BATCH", 4)
+    monkeypatch.setattr("pkd.scoring.SCORED_AT_ONCE", 4 * len(SEEDS))
     asked = []
 
     def check():
@@ -83,6 +83,15 @@ def test_scoring_can_be_stopped_between_batches(monkeypatch):
 
     with pytest.raises(KeyboardInterrupt):
         novelty_scores(trained_generator("instance"), images(), len(SEEDS), check)
+
+
+@pytest.mark.parametrize(("at_once", "sizes"), [(12, [4, 4, 3]), (100, [11]), (2, [1] * 11)])
+def test_one_pass_over_the_images_serves_all_models(at_once, sizes, monkeypatch):
+    monkeypatch.setattr("pkd.scoring.SCORED_AT_ONCE", at_once)
+    generator, seen = trained_generator("instance"), []
+    generator.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape))
+    novelty_scores(generator, images(), len(SEEDS))
+    assert seen == [(n, 1, 32, 32) for n in sizes]
 
 
 def test_auc_by_hand():

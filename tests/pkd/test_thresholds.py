@@ -63,12 +63,3 @@ def test_each_model_scores_its_own_images_as_in_a_pass_over_all(norm):
         assert found[k].dtype == np.float64
         np.testing.assert_allclose(found[k], expected[part, k], rtol=1e-5)
     assert generator.training
-
-
-def test_scoring_can_be_stopped():
-    def stop():
-        raise KeyboardInterrupt
-
-    images = torch.zeros(2, 1, 32, 32, dtype=torch.uint8)
-    with pytest.raises(KeyboardInterrupt):
-        own_scores(make_networks()["student"].generator, [images] * len(MEMBERS), stop)

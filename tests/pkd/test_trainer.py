@@ -7,15 +7,18 @@ into steps.
 import numpy as np
 import pytest
 import torch
+from pkd_kernels import gather
 from stack_helpers import (
     MEMBERS,
     SIZES,
     STRUCTURES,
     WIDTHS,
+    batch,
     gradients,
     make_networks,
     make_trainer,
     member_tensors,
+    next_rows,
     tensors_of,
     train,
     train_set,
@@ -66,7 +69,7 @@ def assert_member_equals(stack, k, single):
     )
     steps = single.steps[0]
     assert stack.steps[k] == steps
-    torch.testing.assert_close(stack.history[:steps, :, k], single.history[:, :, 0], **CLOSE)
+    torch.testing.assert_close(stack.history[:steps, k], single.history[:, 0], **CLOSE)
     for network, losses in single.epoch_losses().items():
         for loss, (value,) in losses.items():
             assert stack.epoch_losses()[network][loss][k] == pytest.approx(value, abs=1e-10)
@@ -192,9 +195,8 @@ def test_stacked_gradients_are_vmap_of_the_single_models_gradient(reduction):
     def by_model(tensor):  # [N, M*C, ...] to [M, N, C, ...]
         return tensor.view(len(ROWS), m, -1, *tensor.shape[2:]).transpose(0, 1)
 
-    x = by_model(trainer.data.batch(ROWS + trainer.data.first))
-    cached = trainer.cache.batch(ROWS + trainer.cache.first)
-    target = [by_model(t) for t in cached]
+    x, *cached = gather(trainer.sources, trainer.order, trainer.counter)
+    x, target = by_model(x), [by_model(t) for t in cached]
     target[0], target[2] = (t.reshape(m, len(ROWS), -1) for t in (target[0], target[2]))
     state = {
         f"gan.{k}": p.detach().view(m, p.shape[0] // m, *p.shape[1:])
@@ -279,7 +281,7 @@ def test_the_discriminator_loss_leaves_generators_unchanged(structure):
     """With every generator term off a step moves the discriminators alone."""
     trainer = make_trainer(structure, objective=Objective((0.0,) * 6))
     before = tensors_of(trainer)
-    trainer.step(ROWS)
+    next_rows(trainer, ROWS).step()
     trained = learning_by_their_own_losses(structure)
     for key, value in tensors_of(trainer).items():
         network, part = key.split(".")[:2]
@@ -320,17 +322,6 @@ def test_a_teacher_is_trained_without_any_student():
 SHARING = (Member(0, 0), Member(1, 0), Member(0, 1), Member(3, 7))
 
 
-class LiveTeacher:
-    """Stands in for the cache: runs the teacher on the images of the rows asked for."""
-
-    def __init__(self, teacher, data):
-        self.teacher, self.data, self.first = teacher, data, data.first
-
-    @torch.no_grad()
-    def batch(self, rows):
-        return self.teacher.generator(self.data.batch(rows))
-
-
 @pytest.mark.parametrize("norm", ["instance", "batch"])
 @pytest.mark.parametrize("cache_batch", [1, 8, 64])
 def test_the_cached_teacher_is_the_live_teacher_for_every_image(norm, cache_batch, monkeypatch):
@@ -338,29 +329,36 @@ def test_the_cached_teacher_is_the_live_teacher_for_every_image(norm, cache_batc
     monkeypatch.setattr("pkd.training_set.CACHE_BATCH", cache_batch)
     data = train_set(SHARING)
     teacher = train(make_trainer(TEACHER, SHARING, norm=norm, data=data), 1).teacher.eval()
-    live = LiveTeacher(teacher, data)
+    sizes = torch.tensor(data.sizes)
+    order = torch.minimum(torch.arange(max(data.sizes))[:, None], sizes - 1)[:, None]
     with torch.no_grad():
-        cache = TeacherCache(teacher, data, lambda: None)
-    assert sum(data.sizes) == len(cache.outputs[0])
-    for step in range(max(data.sizes)):
-        rows = torch.tensor([[min(step, size - 1) for size in data.sizes]])
-        for found, expected in zip(
-            cache.batch(rows + cache.first), live.batch(rows + live.first), strict=True
-        ):
-            torch.testing.assert_close(found, expected, **CLOSE)
+        sources = TeacherCache(teacher, data, lambda: None).sources
+        assert {len(outputs) for outputs, _ in sources} == {sum(data.sizes)}
+        for step in range(max(data.sizes)):
+            live = teacher.generator(batch(data, order[step]))
+            cached = gather(sources, order, torch.tensor([step]))
+            for found, expected in zip(cached, live, strict=True):
+                torch.testing.assert_close(found, expected, **CLOSE)
 
 
 @pytest.mark.parametrize("norm", ["instance", "batch"])
 @pytest.mark.parametrize("number", [1, 2])
-def test_training_with_the_cached_teacher_is_training_with_the_live_one(number, norm):
+def test_training_with_the_cached_teacher_is_training_with_the_live_one(number, norm, monkeypatch):
     cached, live = (make_trainer(KDGAN[number], SHARING, norm=norm, batch_size=2) for _ in range(2))
-    live.cache = LiveTeacher(live.teacher, live.data)
-    assert_tensors_close(tensors_of(train(cached, 3)), tensors_of(train(live, 3)))
+    train(cached, 3)
+
+    def gather_live(sources, order, step):
+        (x,) = gather(sources[:1], order, step)
+        with torch.no_grad():
+            return x, *live.teacher.generator(x)
+
+    monkeypatch.setattr("pkd.trainer.gather", gather_live)
+    assert_tensors_close(tensors_of(train(live, 3)), tensors_of(cached))
 
 
 @pytest.mark.parametrize("number", KDGAN)
 def test_only_a_frozen_teacher_is_cached(number):
-    assert (make_trainer(KDGAN[number]).cache is not None) == (number in (1, 2))
+    assert (len(make_trainer(KDGAN[number]).sources) == 4) == (number in (1, 2))
 
 
 def test_filling_the_cache_can_be_stopped():
@@ -437,19 +435,17 @@ def test_a_batch_holds_each_members_own_class_scaled_to_plus_minus_one():
     images = torch.tensor([0, 51, 102, 204, 255], dtype=torch.uint8)[:, None, None, None]
     data = type(train_set())(images.expand(-1, 1, 32, 32), labels, [Member(1, 0), Member(0, 0)])
     assert data.sizes == (2, 2)
-    batch = data.batch(torch.tensor([[0, 1], [1, 0]]) + data.first)
-    assert batch.shape == (2, 2, 32, 32)
+    x = batch(data, torch.tensor([[0, 1], [1, 0]]))
+    assert x.shape == (2, 2, 32, 32)
     expected = [[-1.0, 0.6], [-0.2, -0.6]]
-    np.testing.assert_allclose(batch[:, :, 31, 0], expected, atol=1e-6)
+    np.testing.assert_allclose(x[:, :, 31, 0], expected, atol=1e-6)
 
 
 def test_a_limit_takes_the_first_images_of_each_class():
     everything, limited = train_set(), train_set(limit=15)
     assert limited.sizes == (13, 15, 15)
     rows = torch.tensor([[12, 14, 14], [0, 0, 0]])
-    assert torch.equal(
-        limited.batch(rows + limited.first), everything.batch(rows + everything.first)
-    )
+    assert torch.equal(batch(limited, rows), batch(everything, rows))
 
 
 def spoil(trainer, member, value=float("nan")):
@@ -463,14 +459,13 @@ def spoil_at(trainer, spoiled_step, member, *, after):
     """Have a member spoiled just before or just after a step."""
     step, taken = trainer.step, []
 
-    def spoiling_step(rows):
+    def spoiling_step():
         if len(taken) == spoiled_step and not after:
             spoil(trainer, member)
-        losses = step(rows)
+        step()
         if len(taken) == spoiled_step and after:
             spoil(trainer, member)
-        taken.append(rows)
-        return losses
+        taken.append(None)
 
     trainer.step = spoiling_step
 
@@ -538,11 +533,11 @@ def test_weights_that_a_members_own_last_step_spoils_are_noticed():
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_losses_of_a_member_that_is_done_are_not_checked(value):
     trainer = make_trainer(KDGAN[2])
-    trainer.history[trainer.steps[0] :, :, 0] = value
-    trainer.check_finite(0, max(trainer.steps), 0)
+    trainer.history[trainer.steps[0] :, 0] = value
+    trainer.read_back(0, max(trainer.steps), 0)
     trainer.history[trainer.steps[0] - 1, 0, 0, 3] = value
     with pytest.raises(UserError, match=complaint(0, trainer.steps[0] - 1, "epoch 1")):
-        trainer.check_finite(0, max(trainer.steps), 0)
+        trainer.read_back(0, max(trainer.steps), 0)
 
 
 @pytest.mark.parametrize("norm", ["instance", "batch"])
@@ -552,7 +547,7 @@ def test_a_member_that_is_not_finite_disturbs_no_other(structure, norm):
     spoil(spoiled, 0)
     for trainer in (spoiled, clean):
         for _ in range(3):
-            trainer.step(ROWS)
+            next_rows(trainer, ROWS).step()
     for k in (1, 2):
         assert_tensors_equal(
             member_tensors(tensors_of(spoiled), k), member_tensors(tensors_of(clean), k)
@@ -629,13 +624,13 @@ def test_losses_shown_are_those_of_the_step_and_switched_off_terms_are_zero():
         assert (columns[off] == 0).all()
     total = columns["k1"] + columns["kx"] + columns["k2"]
     torch.testing.assert_close(columns["generator"], total, **CLOSE)
-    shown = trainer.recent_losses(20)  # of a discriminator that is not trained, nothing
-    assert shown == {"student G": pytest.approx(trainer.history[19, 0, :, 0].mean().item())}
+    shown = trainer.recent_losses()  # of a discriminator that is not trained, nothing
+    assert shown == {"student G": pytest.approx(trainer.history[19, :, 0, 0].mean().item())}
 
 
 def test_mean_losses_of_an_epoch_leave_idle_steps_out():
     trainer = make_trainer(KDGAN[2])
     list(trainer.epoch(0))
-    trainer.history[13:, :, 0] = float("nan")
+    trainer.history[13:, 0] = float("nan")
     found = trainer.epoch_losses()["student"]["generator"]
     assert found[0] == pytest.approx(trainer.history[:13, 0, 0, 0].mean().item())

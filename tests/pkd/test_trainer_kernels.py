@@ -6,6 +6,7 @@ import pytest
 import torch
 from pkd_kernels import dispatch
 from stack_helpers import MEMBERS, STRUCTURES, make_trainer, tensors_of
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import pkd.trainer
 from bench.counting import measured
@@ -21,9 +22,10 @@ KERNELS = {"generator_loss", "discriminator_loss", "upstream", "adam_step"}
 
 def trained(trainer: Trainer) -> dict[str, torch.Tensor]:
     """Weights after a few steps, and the losses of each."""
-    order = trainer.epoch_order(0)
-    losses = [trainer.step(order[step]) for step in range(STEPS)]
-    return tensors_of(trainer) | {"losses": torch.stack(losses)}
+    trainer.begin_epoch(0)
+    for _ in range(STEPS):
+        trainer.step()
+    return tensors_of(trainer) | {"losses": trainer.history[:STEPS]}
 
 
 @pytest.fixture
@@ -57,7 +59,7 @@ def test_trained_through_kernels_equals_trained_through_definitions(
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=0, atol=1e-10)
     with measured() as traffic:
-        trainer.step(trainer.epoch_order(0)[STEPS])
+        trainer.step()
     kernels = Counter(name for name in traffic.launches if name in KERNELS)
     assert kernels == {
         "generator_loss": networks,
@@ -72,5 +74,25 @@ def test_the_losses_copy_nothing(monkeypatch, inside_ops, members):
     """One launch each, also of logits that are views of a stack's."""
     monkeypatch.setattr(dispatch, "BACKEND", "triton")
     trainer = make_trainer(STRUCTURES["KDGAN-2"], members)
-    trainer.losses(trainer.epoch_order(0)[0])
+    trainer.losses()
     assert inside_ops == ["generator_loss", "discriminator_loss"]
+
+
+class NoHostReads(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        assert name not in ("_local_scalar_dense", "nonzero", "equal", "is_nonzero"), name
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("structure", STRUCTURES.values(), ids=STRUCTURES)
+def test_a_step_through_kernels_reads_nothing_on_the_host(monkeypatch, structure):
+    """Adam included, which on the reference path does."""
+    monkeypatch.setattr(dispatch, "BACKEND", "triton")
+    trainer = make_trainer(structure)
+    trainer.begin_epoch(0)
+    monkeypatch.setattr(torch.Tensor, "tolist", pytest.fail)
+    with NoHostReads():
+        trainer.step()
+        with pytest.raises(AssertionError, match="_local_scalar_dense"):
+            trainer.counter.item()

@@ -1,0 +1,193 @@
+"""A run in several stacks is the run in one; how many models fit is found by measuring."""
+
+import json
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from pkd import schedule
+from pkd.cli import main
+from pkd.config import TrainConfig
+from pkd.models import GAN, Architecture
+from pkd.runs import RunFolder
+from pkd.schedule import Interrupted, Run, load_dataset, members_of, start
+from pkd.stacks import largest_stack, part_of, put_back, stacks_of
+
+SETTINGS = (
+    *("--normal-class", "0,1", "--seeds", "2", "--device", "cpu", "--latent", "8"),
+    *("--teacher-widths", "2-4-8", "--student-widths", "1-2-4", "--max-train-images", "10"),
+    *("--teacher-epochs", "2", "--step1-epochs", "2", "--step2-epochs", "1", "--batch-size", "2"),
+)
+
+
+@pytest.mark.parametrize(
+    ("members", "size", "sizes"),
+    [(5, None, [5]), (5, 9, [5]), (5, 5, [5]), (5, 2, [2, 2, 1]), (4, 2, [2, 2]), (2, 1, [1, 1])],
+)
+def test_members_are_split_into_the_largest_stacks_allowed(members, size, sizes):
+    found = [list(range(members))[stack] for stack in stacks_of(members, size)]
+    assert [len(part) for part in found] == sizes
+    assert [member for part in found for member in part] == list(range(members))
+
+
+@pytest.mark.parametrize("norm", ["instance", "batch"])
+def test_a_part_of_a_stack_is_the_stack_of_its_models_and_goes_back_to_its_place(norm):
+    architecture, seeds = Architecture(3, (2, 4, 8), 8, norm), [3, 1, 4, 1, 5]
+    whole, expected = GAN(architecture, seeds), GAN(architecture, seeds[1:3]).state_dict()
+    part = part_of(whole, slice(1, 3))
+    assert [k for k, v in part.state_dict().items() if not torch.equal(v, expected[k])] == []
+    before = {k: v.clone() for k, v in whole.state_dict().items()}
+    for tensor in part.state_dict().values():
+        tensor.fill_(7)
+    put_back({"student": part}, {"student": whole, "teacher": None}, slice(1, 3))
+    for key, value in whole.state_dict().items():
+        found, old = value.view(5, -1), before[key].view(5, -1)
+        assert (found[1:3] == 7).all()
+        assert torch.equal(found[[0, 3, 4]], old[[0, 3, 4]])
+
+
+@pytest.mark.parametrize(
+    ("free", "size"), [(0, 1), (1000, 1), (1299, 1), (1300, 2), (3999, 10), (4000, 11)]
+)
+def test_the_largest_stack_follows_from_what_a_further_model_needs(free, size):
+    """A model needs 300 bytes, and whatever is there only once another 700."""
+    assert largest_stack(lambda count: 700 + 300 * count, free) == size
+
+
+def test_models_that_need_no_memory_all_fit():
+    assert largest_stack(lambda count: 700, 10**6) > 10**5
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Stack size -> finished run, in float64 so that rounding stays rounding."""
+    folder = tmp_path_factory.mktemp("runs")
+    torch.set_default_dtype(torch.float64)
+    try:
+        for size in ("4", "3", "1"):
+            argv = ["train", *SETTINGS, "--stack", size, "--out", str(folder / size)]
+            assert main(argv) == 0
+    finally:
+        torch.set_default_dtype(torch.float32)
+    return {size: folder / size for size in ("4", "3", "1")}
+
+
+@pytest.mark.parametrize("size", ["3", "1"])
+def test_a_run_in_several_stacks_trains_what_it_trains_in_one(size, runs):
+    for path in (runs["4"] / "checkpoints").iterdir():
+        found = load_file(runs[size] / "checkpoints" / path.name)
+        for key, value in load_file(path).items():
+            torch.testing.assert_close(found[key], value, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("size", ["3", "1"])
+def test_a_run_in_several_stacks_reports_what_it_reports_in_one(size, runs):
+    def lines(folder):
+        return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+    for found, expected in zip(lines(runs[size]), lines(runs["4"]), strict=True):
+        assert found["auc"] == pytest.approx(expected["auc"], abs=1e-6)
+        for network, losses in expected["losses"].items():
+            for loss, values in losses.items():
+                assert found["losses"][network][loss] == pytest.approx(values, abs=1e-9)
+    found, expected = (json.loads((runs[k] / "results.json").read_text()) for k in (size, "4"))
+    for phase, auc in expected["mean_auc"].items():
+        assert found["mean_auc"][phase] == pytest.approx(auc, abs=1e-6)
+    for own, other in zip(found["members"], expected["members"], strict=True):
+        assert own["threshold"] == pytest.approx(other["threshold"], abs=1e-6)
+    assert set(found["seconds"]) == set(expected["seconds"])
+    assert (runs[size] / "curves.png").exists()
+
+
+def test_a_run_in_several_stacks_is_evaluated_stack_by_stack(runs):
+    folder = RunFolder.open(runs["3"])
+    run = Run(folder)
+    for phase in run.phases:
+        run.load_phase(phase)
+        found = run.evaluate(phase.judged)
+        assert found == pytest.approx(folder.progress.auc[phase.name], abs=1e-3)  # in float32
+
+
+def test_the_user_is_told_of_several_stacks(tmp_path, capsys):
+    assert main(["train", *SETTINGS, "--stack", "3", "--out", str(tmp_path / "run")]) == 0
+    assert capsys.readouterr().out.count("4 models in stacks of 3 + 1, one after the other") == 1
+
+
+def test_stopped_between_two_stacks_nothing_of_the_first_is_trained_again(tmp_path):
+    """While the second one's teacher outputs are computed there is no checkpoint of it yet."""
+    config = dict(zip(*[iter(SETTINGS)] * 2, strict=True))
+    config = {k.removeprefix("--").replace("-", "_"): v for k, v in config.items()}
+    numbers = {k: int(v) if v.isdigit() else v for k, v in config.items()}
+    folder, _ = start(TrainConfig(**numbers, stack=3), tmp_path / "run")
+    finished = []
+
+    def check():
+        progress = folder.progress
+        if progress.phase == 1 and progress.epoch == 2:  # of step 1, by the first stack
+            finished.append(progress)
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        Run(folder, check=check).train()
+    assert (finished[0].stack, finished[0].step) == (0, 0)
+    folder.release()
+    folder = RunFolder.resume(tmp_path / "run")
+    steps = []
+
+    class Steps(schedule.Reporter):
+        def begin(self, phase, steps_in_all, done):
+            steps.append((phase.name, steps_in_all, done))
+
+    Run(folder, Steps()).train()
+    assert steps == [
+        ("step1", 10, 10),
+        ("step1", 10, 0),
+        ("step2", 5, 0),
+        ("step2", 5, 0),
+    ]
+
+
+@pytest.fixture
+def gpu_of(monkeypatch):
+    """gpu_of(free): a GPU with that much free memory, where a model needs 10 MiB and all 5."""
+
+    def install(free):
+        gpu = torch.device("cuda")
+        monkeypatch.setattr(TrainConfig, "torch_device", lambda config: gpu)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, free))
+        monkeypatch.setattr(
+            schedule, "training_memory", lambda _, __, members: (5 + 10 * len(members)) * 2**20
+        )
+
+    return install
+
+
+@pytest.mark.parametrize(("mebibytes", "stack"), [(19, 1), (50, 3), (131, 9), (10**6, None)])
+def test_stacks_are_as_large_as_the_gpus_memory_allows(mebibytes, stack, gpu_of, tmp_path):
+    """Ten models; a fifth of the memory is left free."""
+    gpu_of(mebibytes * 2**20)
+    narrow = {"teacher_widths": "2-4-8", "student_widths": "1-2-4", "latent": 8}
+    folder, _ = start(TrainConfig(**narrow), tmp_path / "run")
+    folder.release()
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["stack"] == stack
+
+
+def test_a_stack_that_the_user_chose_is_not_measured(gpu_of, tmp_path, monkeypatch):
+    gpu_of(10**9)
+    monkeypatch.setattr(schedule, "training_memory", pytest.fail)
+    folder, _ = start(TrainConfig(student_widths="1-2-4", stack=7), tmp_path / "run")
+    folder.release()
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["stack"] == 7
+
+
+@pytest.mark.gpu
+def test_memory_measured_for_two_models_tells_that_of_eight():
+    config = TrainConfig(device="cuda").resolved()
+    dataset = load_dataset(config)
+    members = members_of(config, dataset)
+    one, two, eight = (
+        schedule.training_memory(config, dataset, members[:count]) for count in (1, 2, 8)
+    )
+    assert eight == pytest.approx(one + 7 * (two - one), rel=0.1)
