@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pkd import datasets
-from pkd.config import DatasetName, Phase, TrainConfig
+from pkd.config import Phase, PublishedName, TrainConfig
 from pkd.cost import table4
 from pkd.errors import UserError
 from pkd.parsing import Parser, add_settings
@@ -66,7 +66,7 @@ def build_parser() -> tuple[Parser, dict[str, Callable[[Namespace], int]]]:
     cost_parser = Parser(description="Parameters and FLOPs as in the paper's Table 4.")
 
     data_parser = Parser(description="Show, verify and download the files of a data set.")
-    data_parser.add_argument("dataset", type=DatasetName)
+    data_parser.add_argument("dataset", type=PublishedName)
     data_parser.add_argument("--data-dir", type=Path | None, help="folder of the files")
     data_parser.add_argument("--download", action="store_true", help="fetch missing files")
 
@@ -84,13 +84,14 @@ def run_train(args: Namespace) -> int:
             raise UserError(
                 "--resume takes every setting from the run folder's config.yaml: give no other flag"
             )
-        folder = RunFolder.resume(args.resume)
+        folder, dataset = RunFolder.resume(args.resume), None
     else:
-        folder = start(TrainConfig(**settings), args.out)
+        folder, dataset = start(TrainConfig(**settings), args.out)
     console.print(f"run folder: {folder.path}", soft_wrap=True)
     try:
         with StopRequest() as stop, ProgressBar() as bar:
-            run = Run(folder, bar, stop.check)
+            run = Run(folder, bar, stop.check, dataset)
+            tell_left_out(run.dataset)
             results = run.train()
     except Interrupted:
         command = f"pkd train --resume {shlex.quote(str(folder.path))}"
@@ -101,6 +102,14 @@ def run_train(args: Namespace) -> int:
     print_auc(results)
     console.print(f"run folder: {folder.path}", soft_wrap=True)
     return 0
+
+
+def tell_left_out(dataset: datasets.Dataset) -> None:
+    """Count and name the files that --skip-bad left out."""
+    if dataset.left_out:
+        console.print(f"unreadable files left out: {len(dataset.left_out)}")
+        for path in dataset.left_out:
+            console.print(f"  {path}", soft_wrap=True)
 
 
 class ProgressBar(Reporter):
@@ -174,6 +183,7 @@ def run_evaluate(args: Namespace) -> int:
     folder = RunFolder.open(args.run)
     moved = {"data_dir": args.data_dir} if args.data_dir else {}
     run = Run(folder, device=args.device, **moved)
+    tell_left_out(run.dataset)
     if not folder.progress.phase:
         resume = f"pkd train --resume {shlex.quote(str(args.run))}"
         raise UserError(f"{args.run} has no finished phase yet: continue it with {resume}")

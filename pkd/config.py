@@ -3,16 +3,20 @@
 import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 
 from pkd.cost import PAPER_STUDENTS
 from pkd.errors import UserError
-from pkd.models import Architecture
+from pkd.models import IMAGE_SIZES, Architecture
 from pkd.structures import PHASE_NAMES, SCHEDULES, TEACHER, Structure
+from pkd.thresholds import CONTAMINATION
 
-DatasetName = Literal["digits", "mnist", "fashion_mnist", "cifar10"]
+PublishedName = Literal["digits", "mnist", "fashion_mnist", "cifar10"]
+OwnName = Literal["folder", "npz"]
+DatasetName = Literal[PublishedName, OwnName]
+OWN_DATA = get_args(OwnName)
 StructureName = Literal["1", "2", "3", "4", "progressive-23", "progressive-24"]
 
 QUICK = {
@@ -22,13 +26,19 @@ QUICK = {
     "step2_epochs": 2,
     "batch_size": 8,
     "max_train_images": 1000,
+    "held_out": 0.1,
     "lr": 0.0005,  # a few hundred steps end better with this, falling, than with the paper's
     "lr_schedule": "linear",
 }
 
 
-def preset_defaults(preset: str, dataset: str) -> dict[str, Any]:
-    """The defaults that a preset stands for; flags given explicitly override them."""
+def preset_defaults(preset: str, dataset: str, images: int | None = None) -> dict[str, Any]:
+    """The defaults that a preset stands for; flags given explicitly override them.
+
+    Args:
+        images: to train on. Of fewer than 1,000 "quick" makes more epochs, as many steps as of
+            1,000; None leaves its epochs as they are.
+    """
     if preset == "paper":
         widths = PAPER_STUDENTS.get(dataset, PAPER_STUDENTS["mnist"])[1]
         epochs = {f"{phase}_epochs": 500 for phase in PHASE_NAMES}
@@ -37,9 +47,14 @@ def preset_defaults(preset: str, dataset: str) -> dict[str, Any]:
             "batch_size": 1,
             "lr": 0.002,
             "lr_schedule": "constant",
+            "held_out": 0.02,  # the paper trains on all images
             **epochs,
         }
-    return QUICK
+    if images is None:
+        return QUICK
+    stretch = max(1.0, QUICK["max_train_images"] / images)
+    epochs = {f"{phase}_epochs": round(QUICK[f"{phase}_epochs"] * stretch) for phase in PHASE_NAMES}
+    return QUICK | epochs | {"batch_size": min(QUICK["batch_size"], images)}
 
 
 @dataclass(frozen=True)
@@ -47,8 +62,10 @@ class TrainConfig:
     """Settings of one training run.
 
     Args:
-        dataset: data set to train on.
-        data_dir: folder with the data set's files; default $PKD_DATA_DIR, then a cache folder.
+        dataset: data set to train on; "folder" and "npz" are your own images.
+        data_dir: folder with the data set's files; default $PKD_DATA_DIR, then a cache folder. Of
+            "folder" the folder with train/good and test, of "npz" the file.
+        skip_bad: leave unreadable files of a folder out.
         normal_class: "all", a class number, or several as "1,5"; each is one model of the stack.
         seeds: repeats of each class, seeds 0 to SEEDS-1, trained as further models of the stack.
         structure: KDGAN-1 to -4, or the two steps of P-KDGAN-II-(2)(3) or -(2)(4).
@@ -62,6 +79,12 @@ class TrainConfig:
         batch_size: images a step and model; default by preset.
         max_train_images: use only the first N training images of each class, all where it has
             fewer; default by preset.
+        image_size: height and width that images are brought to: 16, 32, 64 or 128.
+        channels: 1 for grey, 3 for RGB; default as the images are, of a folder RGB if any training
+            image is in colour.
+        held_out: share of each class's training images held out of training, which the threshold
+            of novelty comes from; default by preset.
+        contamination: share of normal images that the threshold lets be called novel.
         lr: Adam's learning rate; default by preset.
         lr_schedule: keep the rate, or let it fall linearly to 0 in each phase; default by preset.
         betas: Adam's decay rates.
@@ -80,6 +103,7 @@ class TrainConfig:
 
     dataset: DatasetName = "digits"
     data_dir: str | None = None
+    skip_bad: bool = False
     normal_class: str = "all"
     seeds: int = 1
     structure: StructureName = "progressive-23"
@@ -91,6 +115,10 @@ class TrainConfig:
     step2_epochs: int | None = None
     batch_size: int | None = None
     max_train_images: int | None = None
+    image_size: int = 32
+    channels: int | None = None
+    held_out: float | None = None
+    contamination: float = CONTAMINATION
     lr: float | None = None
     lr_schedule: Literal["constant", "linear"] | None = None
     betas: tuple[float, float] = (0.5, 0.999)
@@ -104,13 +132,16 @@ class TrainConfig:
     graph: bool = True
     checkpoint_every: float = 60.0
 
-    def resolved(self) -> "TrainConfig":
+    def resolved(self, images: int | None = None) -> "TrainConfig":
         """This configuration with the preset's values filled in, checked.
+
+        Args:
+            images: see `preset_defaults`.
 
         Raises:
             UserError: a value that no training could use.
         """
-        defaults = preset_defaults(self.preset, self.dataset)
+        defaults = preset_defaults(self.preset, self.dataset, images)
         missing = {k: v for k, v in defaults.items() if getattr(self, k) is None}
         if self.data_dir:
             missing["data_dir"] = str(Path(self.data_dir).expanduser().absolute())
@@ -120,6 +151,10 @@ class TrainConfig:
 
     def check(self) -> None:
         """Raise UserError naming the flag of a value that no training could use."""
+        for name, hint in get_type_hints(TrainConfig).items():
+            if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
+                choices = ", ".join(get_args(hint))
+                raise UserError(f"{flag(name)} is {getattr(self, name)!r}; choose one of {choices}")
         counts = ("seeds", "teacher_epochs", "step1_epochs", "step2_epochs", "batch_size")
         for name in (*counts, "latent", "max_train_images", "stack"):
             value = getattr(self, name)
@@ -136,6 +171,17 @@ class TrainConfig:
             raise UserError(f"--weights is {self.weights}, but each must be finite and at least 0")
         if not self.checkpoint_every >= 0:
             raise UserError(f"--checkpoint-every is {self.checkpoint_every}, but counts seconds")
+        if self.image_size not in IMAGE_SIZES:
+            sizes = ", ".join(map(str, IMAGE_SIZES))
+            raise UserError(f"--image-size is {self.image_size}, but must be one of {sizes}")
+        if self.channels not in (None, 1, 3):
+            raise UserError(f"--channels is {self.channels}, but must be 1 (grey) or 3 (RGB)")
+        if not 0 < self.held_out < 1:
+            raise UserError(
+                f"--held-out is {self.held_out}, but must lie between 0 and 1, e.g. 0.1"
+            )
+        if not 0 < self.contamination <= 0.5:
+            raise UserError(f"--contamination is {self.contamination}, but must lie in (0, 0.5]")
         parse_widths("teacher_widths", self.teacher_widths)
         parse_widths("student_widths", self.student_widths)
 
@@ -143,7 +189,9 @@ class TrainConfig:
         """Architecture of "teacher" or "student" for images of `channels`."""
         name = f"{network}_widths"
         widths = parse_widths(name, getattr(self, name))
-        return Architecture(channels, widths, self.latent, self.norm, self.norm_first)
+        return Architecture(
+            channels, widths, self.latent, self.norm, self.norm_first, self.image_size
+        )
 
     def phases(self) -> list["Phase"]:
         """The phases of this run in order: the teacher's own training, then one step or two."""

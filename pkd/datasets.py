@@ -4,6 +4,7 @@ Loading reads and verifies local files and never touches the network; only `down
 """
 
 import hashlib
+import math
 import os
 import shlex
 import tarfile
@@ -26,6 +27,7 @@ from pkd.errors import UserError
 
 DATASETS = ("digits", *SOURCES)
 
+RESIZE_VALUES = 3 * 2**20  # float32 of one chunk: 12 MB
 OK, MISSING, DIFFERS, UNREADABLE = "ok", "missing", "checksum differs", "unreadable"
 
 
@@ -34,10 +36,11 @@ class Dataset:
     """A labelled data set in its own image size.
 
     Attributes:
-        name: one of DATASETS.
+        name: one of DATASETS, or of the user's own: "folder" or "npz".
         classes: human names, index = label.
         train_images, test_images: (n, C, H, W) uint8.
         train_labels, test_labels: (n,) int64 in 0..len(classes) - 1.
+        left_out: files that could not be read and that the user wants left out.
     """
 
     name: str
@@ -46,6 +49,7 @@ class Dataset:
     train_labels: np.ndarray
     test_images: np.ndarray
     test_labels: np.ndarray
+    left_out: tuple[Path, ...] = ()
 
     @cached_property
     def digest(self) -> str:
@@ -141,6 +145,9 @@ def download(name: str, data_dir: Path | str | None = None) -> list[FileStatus]:
 def resize(images: np.ndarray, size: int = 32) -> torch.Tensor:
     """Bilinear resize, rounded; a copy where the size is right already.
 
+    A smaller image averages over all pixels of the larger one (a triangle as wide as the step), as
+    image libraries do; otherwise most pixels of a photo would not count.
+
     Args:
         images: (n, C, H, W) uint8.
         size: the new height and width.
@@ -151,10 +158,10 @@ def resize(images: np.ndarray, size: int = 32) -> torch.Tensor:
     if images.shape[-2:] == (size, size):
         return torch.from_numpy(images.copy())
     out = torch.empty((*images.shape[:2], size, size), dtype=torch.uint8)
-    chunk = 1024  # float32 images of one chunk at a time: some 12 MB for CIFAR-10
+    chunk = max(1, RESIZE_VALUES // math.prod(images.shape[1:]))
     for start in range(0, len(images), chunk):
         part = torch.from_numpy(images[start : start + chunk].astype(np.float32))
-        scaled = F.interpolate(part, size=(size, size), mode="bilinear", align_corners=False)
+        scaled = F.interpolate(part, size=(size, size), mode="bilinear", antialias=True)
         out[start : start + chunk] = scaled.round_().clamp_(0, 255)
     return out
 

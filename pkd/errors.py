@@ -1,4 +1,4 @@
-"""The one error type a user sees."""
+"""The errors a user sees."""
 
 
 class UserError(Exception):
@@ -6,3 +6,7 @@ class UserError(Exception):
 
     The command line prints it without a traceback and exits with code 2.
     """
+
+
+class InputError(UserError, ValueError):
+    """Images or parameters that cannot be used; a ValueError, as scikit-learn has it."""

@@ -1,13 +1,14 @@
 """GANomaly networks: encoder-decoder-encoder generator and discriminator, M of them as one stack.
 
-Layers after the paper's Table 1 and DCGAN: 4x4 convolutions without bias on 32x32 images, three
+Layers after the paper's Table 1 and DCGAN: 4x4 convolutions without bias on images of 32x32, three
 stride-2 stages to a 4x4 map, one 4x4 convolution to a single pixel; the decoder is the mirror.
+Other image sizes take fewer or more stages, as DCGAN does.
 Tensors and parameters of a stack are laid out model-major, see `pkd_kernels.reference`.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import accumulate
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import torch
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 from pkd.errors import UserError
 
-IMAGE_SIZE = 32
+IMAGE_SIZES = (16, 32, 64, 128)
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,12 @@ class Architecture:
 
     Attributes:
         channels: of the images, 1 or 3.
-        widths: channels of the three stages, e.g. (64, 128, 256).
+        widths: channels of the three stages of 32x32 images, e.g. (64, 128, 256).
         latent: size of z1 and z2.
         norm: "instance" (statistics of one image, in training and in scoring) or "batch"
             (statistics of the batch in training, running ones in scoring).
         norm_first: whether the first encoder convolution is normalised, as in Table 1.
+        image_size: height and width of the images, one of IMAGE_SIZES.
     """
 
     channels: int
@@ -44,6 +46,14 @@ class Architecture:
     latent: int = 256
     norm: str = "instance"
     norm_first: bool = True
+    image_size: int = 32
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """Channels of each stride-2 stage down to 4x4: `widths`, then doubling as DCGAN's do."""
+        count = self.image_size.bit_length() - 3
+        last = self.widths[-1]
+        return (*self.widths, *(last << k for k in range(1, count - 2)))[:count]
 
 
 @dataclass(frozen=True)
@@ -72,24 +82,25 @@ class LayerPlan:
 
 def encoder_plan(architecture: Architecture, outputs: int) -> list[LayerPlan]:
     """Image to a pixel of `outputs` channels: an encoder, or a discriminator with one output."""
-    a, b, c = architecture.widths
-    return [
-        LayerPlan(architecture.channels, a, 32, 16, architecture.norm_first, "leaky_relu"),
-        LayerPlan(a, b, 16, 8, True, "leaky_relu"),
-        LayerPlan(b, c, 8, 4, True, "leaky_relu"),
-        LayerPlan(c, outputs, 4, 1, False, "none"),
-    ]
+    channels = (architecture.channels, *architecture.stages)
+    size = architecture.image_size
+    first, *stages = (
+        LayerPlan(inputs, made, size >> k, size >> k + 1, True, "leaky_relu")
+        for k, (inputs, made) in enumerate(pairwise(channels))
+    )
+    first = replace(first, normalised=architecture.norm_first)
+    return [first, *stages, LayerPlan(channels[-1], outputs, 4, 1, False, "none")]
 
 
 def decoder_plan(architecture: Architecture) -> list[LayerPlan]:
     """Latent pixel to image in [-1, 1]."""
-    a, b, c = architecture.widths
-    return [
-        LayerPlan(architecture.latent, c, 1, 4, True, "relu"),
-        LayerPlan(c, b, 4, 8, True, "relu"),
-        LayerPlan(b, a, 8, 16, True, "relu"),
-        LayerPlan(a, architecture.channels, 16, 32, False, "tanh"),
-    ]
+    channels = (*reversed(architecture.stages), architecture.channels)
+    *stages, last = (
+        LayerPlan(inputs, made, 4 << k, 8 << k, True, "relu")
+        for k, (inputs, made) in enumerate(pairwise(channels))
+    )
+    first = LayerPlan(architecture.latent, channels[0], 1, 4, True, "relu")
+    return [first, *stages, replace(last, normalised=False, activation="tanh")]
 
 
 class Layer(nn.Module):
@@ -163,7 +174,7 @@ class Reconstruction(NamedTuple):
     """What a generator makes of images x: z1 = G_E(x), xh = G_D(z1), z2 = G_R(xh)."""
 
     z1: Tensor  # (N, M*latent)
-    xh: Tensor  # (N, M*C, 32, 32) in [-1, 1]
+    xh: Tensor  # (N, M*C, H, W) in [-1, 1]
     z2: Tensor  # (N, M*latent)
 
 
@@ -172,13 +183,14 @@ class Generator(nn.Module):
 
     def __init__(self, architecture: Architecture, stack: int = 1):
         super().__init__()
+        self.architecture = architecture
         norm, latent = architecture.norm, architecture.latent
         self.encoder = _layers(encoder_plan(architecture, latent), stack, norm)
         self.decoder = _layers(decoder_plan(architecture), stack, norm)
         self.reencoder = _layers(encoder_plan(architecture, latent), stack, norm)
 
     def forward(self, x: Tensor) -> Reconstruction:
-        """x: (N, M*C, 32, 32), or (N, C, 32, 32) for all models alike, in [-1, 1]."""
+        """x: (N, M*C, H, W), or (N, C, H, W) for all models alike, in [-1, 1]."""
         parts = (self.encoder, self.decoder, self.reencoder)
         taps = [end - 1 for end in accumulate(map(len, parts))]
         z1, xh, z2 = _outputs([layer for part in parts for layer in part], x, taps)
@@ -205,7 +217,7 @@ class Discriminator(nn.Module):
         self.one_call = architecture.norm == "instance"
 
     def forward(self, x: Tensor, xh: Tensor) -> Judgement:
-        """x, xh: (N, M*C, 32, 32)."""
+        """x, xh: (N, M*C, H, W)."""
         layers, tap = [*self.features, self.classifier], len(self.features) - 1
         if self.one_call:
             ops = [layer.op() for layer in layers]

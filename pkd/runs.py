@@ -3,7 +3,8 @@
     config.yaml                  every setting, presets resolved
     progress.json                where training stands and which tensors belong to it
     metrics.jsonl                a line an epoch: losses and AUC of every member
-    checkpoints/<phase>.safetensors       networks as a finished phase left them
+    checkpoints/<phase>.safetensors       networks as a finished phase left them, and their scores
+                                          of the held-out images, `held_out.<member>`
     checkpoints/progress-<n>.safetensors  networks, optimizer and losses within a phase
     results.json, curves.png     at the end
 
@@ -23,8 +24,8 @@ from typing import Any
 import torch
 import yaml
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from pkd.errors import UserError
@@ -216,7 +217,7 @@ class RunFolder:
         self._commit(progress)
 
     def save_phase(self, name: str, tensors: dict[str, Tensor], progress: Progress) -> None:
-        """Keep the networks of a finished phase; `progress` stands at the next one's beginning."""
+        """Keep the tensors of a finished phase; `progress` stands at the next one's beginning."""
         progress.tensors = None
         self._save_tensors(f"{name}.safetensors", tensors)
         self._commit(progress)
@@ -247,11 +248,17 @@ class RunFolder:
         for half in (*self.path.glob(".*.tmp"), *self.checkpoints.glob(".*.tmp")):
             half.unlink()
 
-    def load_tensors(self, name: str) -> dict[str, Tensor]:
-        """Tensors of a checkpoint; UserError if it is missing, damaged or not finite."""
+    def load_tensors(self, name: str, prefix: str = "") -> dict[str, Tensor]:
+        """Tensors of a checkpoint, by the beginning of their names.
+
+        Raises:
+            UserError: it is missing, damaged or not finite.
+        """
         path = self.checkpoints / name
         try:
-            tensors = load_file(path)
+            with safe_open(path, "pt") as file:
+                names = [key for key in file.keys() if key.startswith(prefix)]  # noqa: SIM118
+                tensors = {key: file.get_tensor(key) for key in names}
         except (OSError, SafetensorError) as error:
             raise UserError(
                 f"checkpoint {path} cannot be read ({error}), it is missing or truncated: "

@@ -18,17 +18,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from pkd import datasets
-from pkd.config import Phase, TrainConfig, parse_classes
+from pkd import datasets, own_data
+from pkd.config import OWN_DATA, Phase, TrainConfig, parse_classes
 from pkd.cost import cost
 from pkd.curves import plot_curves
 from pkd.errors import UserError
 from pkd.hardware import device_name
-from pkd.models import GAN, IMAGE_SIZE, load_networks, network_tensors
+from pkd.models import GAN, load_networks, network_tensors
 from pkd.parsing import config_from
 from pkd.runs import Progress, RunFolder, write_atomically
 from pkd.scoring import auc_by_member, novelty_scores
 from pkd.stacks import largest_stack, part_of, put_back, stacks_of
+from pkd.thresholds import hold_out, own_scores, threshold
 from pkd.trainer import Objective, Trainer
 from pkd.training_set import Member, TrainSet
 
@@ -89,6 +90,7 @@ class Run:
         folder: created, or opened and perhaps half done.
         reporter: told of the progress.
         check: called often; may raise Interrupted.
+        dataset: the run's images, where they are loaded already.
         changes: settings that differ from the folder's config.yaml.
 
     Attributes:
@@ -103,6 +105,7 @@ class Run:
         folder: RunFolder,
         reporter: Reporter | None = None,
         check: Callable[[], None] = lambda: None,
+        dataset: datasets.Dataset | None = None,
         **changes: Any,
     ):
         self.folder, self.reporter, self.check = folder, reporter or Reporter(), check
@@ -113,11 +116,12 @@ class Run:
         torch.backends.cudnn.allow_tf32 = False  # full float32, as on a CPU
         self.versions = {name: version(name) for name in PACKAGES}
         self.phases = config.phases()
-        self.dataset = load_dataset(config)
+        self.dataset = dataset or load_dataset(config)
         self.members = members_of(config, self.dataset)
         self.stacks = stacks_of(len(self.members), config.stack)
         home = self.device if len(self.stacks) == 1 else torch.device("cpu")
-        self.test_images = datasets.resize(self.dataset.test_images, IMAGE_SIZE).to(self.device)
+        test_images = datasets.resize(self.dataset.test_images, config.image_size)
+        self.test_images = test_images.to(self.device)
         channels = self.test_images.shape[1]
         self.networks = make_networks(config, self.members, channels, home)
         self._check_progress()
@@ -129,8 +133,11 @@ class Run:
             self.load_phase(phase)
         if progress.phase < len(self.phases):
             config = self.config
-            images = datasets.resize(self.dataset.train_images, IMAGE_SIZE)
+            images = datasets.resize(self.dataset.train_images, config.image_size)
             labels, limit = self.dataset.train_labels, config.max_train_images
+            held = hold_out(labels, config.held_out)
+            held_out = [images[held & (labels == m.normal_class)] for m in self.members]
+            images, labels = images[~held], labels[~held]
             if len(self.stacks) > 1:
                 sizes = " + ".join(str(stack.stop - stack.start) for stack in self.stacks)
                 self.reporter.note(
@@ -141,7 +148,7 @@ class Run:
                 return TrainSet(images, labels, self.members[stack], limit, self.device)
 
             for number in range(progress.phase, len(self.phases)):
-                self._train_phase(number, data_of)
+                self._train_phase(number, data_of, held_out)
         elif (written := self.folder.results()) is not None:
             return written  # with the hardware and versions of the machine that trained
         write_atomically(
@@ -198,6 +205,14 @@ class Run:
                 )
         return auc_by_member(scores, self.dataset.test_labels[::stride], members)
 
+    def _curve_stride(self) -> int:
+        """Take every so-manieth test image for curves; all, if some would miss a normal class."""
+        labels = self.dataset.test_labels
+        stride = max(1, len(labels) // CURVE_IMAGES)
+        taken = labels[::stride]
+        normal = [(taken == member.normal_class).any() for member in self.members]
+        return stride if all(normal) and (taken != taken[0]).any() else 1
+
     def _check_progress(self) -> None:
         """UserError if progress.json speaks of another run than config.yaml."""
         progress = self.folder.progress
@@ -234,14 +249,26 @@ class Run:
         self.use_graph = False
         self.reporter.note(f"no CUDA graph ({reason}): steps run kernel by kernel, more slowly")
 
-    def _train_phase(self, number: int, data_of: Callable[[slice], TrainSet]) -> None:
-        """Train what is left of a phase, one stack after the other."""
+    def _train_phase(
+        self,
+        number: int,
+        data_of: Callable[[slice], TrainSet],
+        held_out: list[torch.Tensor],
+    ) -> None:
+        """Train what is left of a phase, one stack after the other, and score what is held out."""
         phase = self.phases[number]
         for index in range(self.folder.progress.stack, len(self.stacks)):
             progress = self._train_stack(number, index, data_of(self.stacks[index]))
         progress.phase, progress.stack, progress.epoch = number + 1, 0, 0
         progress.auc = progress.auc | {phase.name: self.folder.metrics[-1]["auc"]}
-        self.folder.save_phase(phase.name, network_tensors(self._trained(phase)), progress)
+        scores = [
+            own
+            for stack in self.stacks
+            for own in own_scores(self._on_device(stack)[phase.judged].generator, held_out[stack])
+        ]
+        tensors = network_tensors(self._trained(phase))
+        tensors |= {f"held_out.{k}": torch.from_numpy(own) for k, own in enumerate(scores)}
+        self.folder.save_phase(phase.name, tensors, progress)
 
     def _train_stack(self, number: int, index: int, data: TrainSet) -> Progress:
         """Train a stack through a phase; returns the progress then reached.
@@ -294,7 +321,7 @@ class Run:
                         checkpoint()
                         saved = time.monotonic()
                 last = progress.epoch + 1 == phase.epochs
-                stride = 1 if last else max(1, len(self.test_images) // CURVE_IMAGES)
+                stride = 1 if last else self._curve_stride()
                 auc = self._evaluate(networks, stack, phase.judged, stride)
                 record = {
                     "phase": phase.name,
@@ -316,12 +343,36 @@ class Run:
         progress.seconds = progress.seconds | {phase.name: clock.seconds()}
         return progress
 
+    def held_out_scores(self, phase: str) -> list[np.ndarray]:
+        """Scores (n,) of each member's held-out images by the network that a finished phase judged.
+
+        Raises:
+            UserError: its checkpoint is damaged, or has no such scores.
+        """
+        name = f"{phase}.safetensors"
+        tensors = self.folder.load_tensors(name, "held_out.")
+        if len(tensors) != len(self.members):
+            raise UserError(
+                f"checkpoint {self.folder.checkpoints / name} has scores of held-out images for "
+                f"{len(tensors)} of {len(self.members)} models: restore it from a copy, or train "
+                "again in a new folder"
+            )
+        return [tensors[f"held_out.{k}"].numpy() for k in range(len(tensors))]
+
     def results(self, auc: dict[str, list[float]]) -> dict[str, Any]:
         """What results.json holds, for the AUC of each member after each phase."""
         config = self.config
+        thresholds = {
+            phase: [threshold(own, config.contamination) for own in self.held_out_scores(phase)]
+            for phase in auc
+        }
         return {
             "dataset": config.dataset,
             "data_sha256": self.dataset.digest,
+            "classes": list(self.dataset.classes),
+            "left_out": len(self.dataset.left_out),
+            "channels": self.test_images.shape[1],
+            "image_size": config.image_size,
             "config": config.as_dict(),
             "members": [
                 {
@@ -329,6 +380,7 @@ class Run:
                     "class_name": self.dataset.classes[member.normal_class],
                     "seed": member.seed,
                     "auc": {phase: values[k] for phase, values in auc.items()},
+                    "threshold": {phase: values[k] for phase, values in thresholds.items()},
                 }
                 for k, member in enumerate(self.members)
             ],
@@ -424,7 +476,7 @@ def training_memory(
     """Bytes of GPU memory that a stack needs, measured in a step of each phase."""
     device, before = config.torch_device(), torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    images = datasets.resize(dataset.train_images, IMAGE_SIZE)
+    images = datasets.resize(dataset.train_images, config.image_size)
     data = TrainSet(images, dataset.train_labels, members, config.max_train_images, device)
     networks = make_networks(config, members, images.shape[1], device)
     for number in range(len(config.phases())):
@@ -436,8 +488,46 @@ def training_memory(
 
 
 def load_dataset(config: TrainConfig) -> datasets.Dataset:
-    """The data set of a run; UserError if its files are missing or damaged."""
-    return datasets.load(config.dataset, Path(config.data_dir) if config.data_dir else None)
+    """The data set of a run; UserError if its files are missing or damaged, or in other colours."""
+    name, place = config.dataset, Path(config.data_dir) if config.data_dir else None
+    if name in OWN_DATA and place is None:
+        what = "a folder with train/good and test" if name == "folder" else "an .npz file"
+        raise UserError(f"--dataset {name} needs --data-dir: {what}")
+    if name == "folder":
+        dataset = own_data.load_folder(place, config.image_size, config.channels, config.skip_bad)
+    else:
+        dataset = own_data.load_npz(place) if name == "npz" else datasets.load(name, place)
+    channels = dataset.train_images.shape[1]
+    if config.channels not in (None, channels):
+        raise UserError(
+            f"{name} has images of {channels} channel{'s' * (channels > 1)}, but --channels (or "
+            f"config.yaml's) is {config.channels}: convert the images"
+        )
+    return dataset
+
+
+def class_sizes(config: TrainConfig, dataset: datasets.Dataset) -> dict[int, int]:
+    """Images of each normal class to train on: without those held out, and as many as are used.
+
+    Of the user's own data "all" means the classes that have training images.
+
+    Raises:
+        UserError: a class cannot be trained or tested on.
+    """
+    labels = dataset.train_labels
+    every = config.dataset in OWN_DATA and config.normal_class == "all"
+    classes = np.unique(labels) if every else parse_classes(config.normal_class, dataset.classes)
+    used = labels[~hold_out(labels, config.held_out)]
+    sizes = {int(k): int((used == k).sum()) for k in classes}
+    for k, size in sizes.items():
+        if not (labels == k).any() or not (dataset.test_labels == k).any():
+            raise UserError(f"{config.dataset} has no images of class {k}: choose another class")
+        if size == 0:
+            raise UserError(
+                f"class {k} {dataset.classes[k]} has {(labels == k).sum()} training images, and "
+                f"--held-out {config.held_out} leaves none to train on: it takes at least two"
+            )
+    return {k: min(size, config.max_train_images or size) for k, size in sizes.items()}
 
 
 def members_of(config: TrainConfig, dataset: datasets.Dataset) -> list[Member]:
@@ -445,26 +535,22 @@ def members_of(config: TrainConfig, dataset: datasets.Dataset) -> list[Member]:
 
     All classes of seed 0, then all of seed 1, and so on.
     """
-    classes = parse_classes(config.normal_class, dataset.classes)
-    for k in classes:
-        images = int((dataset.train_labels == k).sum())
-        used = min(images, config.max_train_images or images)
-        if images == 0 or not (dataset.test_labels == k).any():
-            raise UserError(f"{config.dataset} has no images of class {k}: choose another class")
-        if config.batch_size > used:
+    sizes = class_sizes(config, dataset)
+    for k, size in sizes.items():
+        if config.batch_size > size:
             raise UserError(
-                f"--batch-size {config.batch_size} is larger than class {k} with its {used} "
-                f"training images: choose at most {used}"
+                f"--batch-size {config.batch_size} is larger than class {k} with its {size} "
+                f"training images: choose at most {size}"
             )
     if (dataset.test_labels == dataset.test_labels[0]).all():
         raise UserError(f"the test split of {config.dataset} has only one class: nothing is novel")
-    return [Member(k, seed) for seed in range(config.seeds) for k in classes]
+    return [Member(k, seed) for seed in range(config.seeds) for k in sizes]
 
 
 def check_memory(config: TrainConfig, dataset: datasets.Dataset) -> None:
     """UserError if not even the weights, gradients and moments of the networks can fit."""
     channels = dataset.train_images.shape[1]
-    members = config.seeds * len(parse_classes(config.normal_class, dataset.classes))
+    members = config.seeds * len(class_sizes(config, dataset))
     on_gpu = config.torch_device().type == "cuda"  # where stacks are as small as need be
     stack = min(config.stack or (1 if on_gpu else members), members)
     weights = max(cost(config.architecture(name, channels)).parameters for name in NETWORKS)
@@ -481,13 +567,17 @@ def check_memory(config: TrainConfig, dataset: datasets.Dataset) -> None:
         )
 
 
-def start(config: TrainConfig, out: Path | None) -> RunFolder:
+def start(config: TrainConfig, out: Path | None) -> tuple[RunFolder, datasets.Dataset]:
     """Check a configuration against its data, then begin a run folder for it."""
-    config = config.resolved()
-    config.torch_device()
-    dataset = load_dataset(config)
-    check_memory(config, dataset)
-    members = members_of(config, dataset)
-    config = replace(config, stack=fitting_stack(config, dataset, members))
+    resolved = config.resolved()
+    resolved.torch_device()
+    dataset = load_dataset(resolved)
+    config = replace(config, channels=dataset.train_images.shape[1])
+    few = min(class_sizes(resolved, dataset).values()) if config.dataset in OWN_DATA else None
+    resolved = config.resolved(few)
+    check_memory(resolved, dataset)
+    members = members_of(resolved, dataset)
+    resolved = replace(resolved, stack=fitting_stack(resolved, dataset, members))
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    return RunFolder.create(out or Path("runs") / f"{config.dataset}-{stamp}", config.as_dict())
+    out = out or Path("runs") / f"{config.dataset}-{stamp}"
+    return RunFolder.create(out, resolved.as_dict()), dataset

@@ -12,11 +12,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from image_helpers import picture, product_photos, save
+from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from pkd import cli, datasets, graph, schedule
 from pkd.cli import main
 from pkd.runs import RunFolder
 from pkd.schedule import Run
+from pkd.thresholds import threshold
 from pkd.trainer import Trainer
 
 TINY = (
@@ -84,6 +88,20 @@ def test_results_name_every_member_and_its_auc(finished):
         assert all(0 <= value <= 1 for value in values)
         assert results["mean_auc"][phase] == pytest.approx(sum(values) / 4)
     assert list(results["std_auc"]) == list(results["mean_auc"]) == PHASES
+
+
+def test_results_hold_what_scoring_new_images_needs(finished):
+    """A threshold for each member and network, from scores of held-out images that are kept."""
+    results = json.loads((finished / "results.json").read_text())
+    assert (results["image_size"], results["channels"], results["left_out"]) == (32, 1, 0)
+    assert results["classes"] == [str(k) for k in range(10)]
+    run = Run(RunFolder.open(finished), device="cpu")
+    labels = run.dataset.train_labels
+    for phase in PHASES:
+        scores = run.held_out_scores(phase)
+        for member, own in zip(results["members"], scores, strict=True):
+            assert len(own) == np.ceil(0.1 * (labels == member["normal_class"]).sum())
+            assert member["threshold"][phase] == threshold(own, 0.05)
 
 
 def test_metrics_hold_a_line_an_epoch_for_all_members(finished):
@@ -435,6 +453,15 @@ def test_a_damaged_run_folder_is_left_alone(command, name, damage, words, refuse
     refused([*command, copy], *words, str(copy), unchanged=copy)
 
 
+def test_a_checkpoint_without_scores_of_held_out_images_is_refused(refused, copy):
+    """As another version of pkd has left it."""
+    path = copy / "checkpoints" / "step1.safetensors"
+    tensors = {k: v for k, v in load_file(path).items() if not k.startswith("held_out")}
+    save_file(tensors, path)
+    words = ("step1.safetensors", "held-out images for 0 of 4", "restore")
+    refused(["evaluate", copy], *words, unchanged=copy)
+
+
 def test_evaluate_needs_a_finished_phase(refused, tmp_path, finished):
     config = (finished / "config.yaml").read_bytes()
     (tmp_path / "config.yaml").write_bytes(config)
@@ -503,3 +530,169 @@ def test_a_full_disk_is_named_and_the_run_resumes(refused, tmp_path, monkeypatch
     monkeypatch.setattr(Path, "write_bytes", write)
     assert main(["train", "--resume", str(run)]) == 0
     assert not list(run.rglob(".*.tmp"))
+
+
+OWN = (
+    *("--device", "cpu", "--latent", "8", "--teacher-widths", "2-4-8", "--student-widths", "1-2-4"),
+    *("--teacher-epochs", "1", "--step1-epochs", "1", "--step2-epochs", "1", "--image-size", "16"),
+)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    return product_photos(tmp_path / "photos")
+
+
+def train_on(dataset, place, out, *settings):
+    argv = ["train", "--dataset", dataset, "--data-dir", place, *OWN, *settings, "--out", out]
+    return [str(a) for a in argv]
+
+
+def test_own_photos_are_trained_on_and_evaluated(photos, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert main(train_on("folder", photos, out)) == 0
+    results = json.loads((out / "results.json").read_text())
+    assert results["classes"] == ["good", "scratch"]
+    assert (results["image_size"], results["channels"]) == (16, 1)
+    (member,) = results["members"]
+    assert (member["normal_class"], member["class_name"]) == (0, "good")
+    assert list(member["auc"]) == list(member["threshold"]) == PHASES
+    assert results["config"]["batch_size"] == 8
+    capsys.readouterr()
+    assert main(["evaluate", str(out)]) == 0
+    rows = table_rows(capsys.readouterr().out)
+    auc = [f"{member['auc'][phase]:.4f}" for phase in PHASES]
+    assert rows[1] == ["0 good", "0", *auc]
+    moved = photos.rename(tmp_path / "moved")
+    assert main(["evaluate", str(out), "--data-dir", str(moved)]) == 0
+
+
+def test_photos_in_colour_train_a_network_of_three_channels(photos, tmp_path):
+    save(picture(0, 40, colour=True), photos / "train" / "good" / "colour.jpg")
+    assert main(train_on("folder", photos, tmp_path / "run", "--seeds", "2")) == 0
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["channels"] == 3
+    assert len(results["members"]) == 2
+
+
+def test_a_run_keeps_its_channels_whatever_images_come_later(photos, tmp_path):
+    out = tmp_path / "run"
+    assert main(train_on("folder", photos, out)) == 0
+    assert yaml.safe_load((out / "config.yaml").read_text())["channels"] == 1
+    save(picture(0, 40, colour=True), photos / "train" / "good" / "colour.jpg")
+    assert main(["evaluate", str(out)]) == 0
+    assert main(train_on("folder", photos, tmp_path / "grey", "--channels", "1")) == 0
+
+
+def test_arrays_of_other_channels_than_the_run_are_refused(tmp_path, refused):
+    for name, shape in (("grey", (8, 20, 20)), ("rgb", (8, 20, 20, 3))):
+        images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+        arrays = {"train_images": images, "test_images": images, "test_labels": np.arange(8) % 2}
+        np.savez(tmp_path / f"{name}.npz", **arrays)
+    out = tmp_path / "run"
+    assert main(train_on("npz", tmp_path / "grey.npz", out)) == 0
+    words = ("npz has images of 3 channels", "config.yaml's) is 1: convert")
+    refused(["evaluate", out, "--data-dir", tmp_path / "rgb.npz"], *words, unchanged=tmp_path)
+    argv = train_on("npz", tmp_path / "grey.npz", tmp_path / "other", "--channels", "3")
+    refused(argv, "npz has images of 1 channel,", "is 3", unchanged=tmp_path)
+
+
+@pytest.mark.parametrize("size", ["32", "64"])
+def test_own_arrays_are_trained_on_every_class_that_has_training_images(size, tmp_path):
+    rng = np.random.default_rng(0)
+    np.savez(
+        tmp_path / "data.npz",
+        train_images=rng.random((30, 20, 24, 3)),
+        train_labels=np.repeat([0, 2], 15),
+        test_images=rng.random((12, 20, 24, 3)),
+        test_labels=np.arange(12) % 3,
+        classes=np.array(["nut", "dust", "bolt"]),
+    )
+    argv = train_on("npz", tmp_path / "data.npz", tmp_path / "run", "--image-size", size)
+    assert main(argv) == 0
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert [member["class_name"] for member in results["members"]] == ["nut", "bolt"]
+    assert (results["image_size"], results["channels"]) == (int(size), 3)
+
+
+def test_few_own_images_are_trained_on_for_more_epochs(photos, monkeypatch):
+    config = started_config(
+        monkeypatch, "--dataset", "folder", "--data-dir", str(photos), "--step2-epochs", "5"
+    )
+    assert (config["teacher_epochs"], config["step2_epochs"]) == (400, 5)  # of 10 images
+    assert config["batch_size"] == 8
+    argv = ("--dataset", "folder", "--data-dir", str(photos), "--max-train-images", "5")
+    config = started_config(monkeypatch, *argv)
+    assert (config["teacher_epochs"], config["batch_size"]) == (800, 5)
+
+
+def test_unreadable_photos_are_left_out_with_a_count(photos, tmp_path, capsys, refused):
+    bad = photos / "train" / "good" / "003.png"
+    bad.write_text("no image")
+    argv = train_on("folder", photos, tmp_path / "run")
+    refused(argv, bad, "1 image cannot be read", "--skip-bad", unchanged=tmp_path)
+    assert main([*argv, "--skip-bad"]) == 0
+    said = capsys.readouterr().out
+    assert "unreadable files left out: 1\n" in said
+    assert str(bad) in said
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["left_out"] == 1
+    assert main(["evaluate", str(tmp_path / "run")]) == 0
+
+
+def test_of_identical_images_everything_stays_finite(tmp_path):
+    images = np.full((12, 20, 20), 90, np.uint8)
+    labels = np.arange(12) % 2
+    np.savez(tmp_path / "data.npz", train_images=images, test_images=images, test_labels=labels)
+    assert main(train_on("npz", tmp_path / "data.npz", tmp_path / "run")) == 0
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    (member,) = results["members"]
+    assert list(member["auc"].values()) == [0.5] * 3
+    assert np.isfinite(list(member["threshold"].values())).all()
+
+
+def test_curves_never_miss_a_class_however_rare(tmp_path, monkeypatch):
+    monkeypatch.setattr(schedule, "CURVE_IMAGES", 4)
+    images = np.random.default_rng(0).integers(0, 256, (40, 20, 20), np.uint8)
+    labels = np.ones(40, np.int64)
+    labels[3] = 0
+    np.savez(tmp_path / "data.npz", train_images=images, test_images=images, test_labels=labels)
+    argv = train_on("npz", tmp_path / "data.npz", tmp_path / "run", "--teacher-epochs", "2")
+    assert main(argv) == 0
+    lines = [json.loads(row) for row in (tmp_path / "run" / "metrics.jsonl").open()]
+    assert all(np.isfinite(line["auc"]).all() for line in lines)
+    assert lines[0]["test_images"] == 40
+
+
+def test_own_data_must_be_named(refused, tmp_path):
+    words = ("--dataset folder needs --data-dir", "train/good")
+    refused(["train", "--dataset", "folder", "--out", tmp_path / "run"], *words)
+    refused(["train", "--dataset", "npz", "--out", tmp_path / "run"], "--data-dir: an .npz file")
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_training_photo_is_not_enough(refused, tmp_path):
+    photos = product_photos(tmp_path / "photos", train=1)
+    words = ("class 0 good has 1 training images", "at least two")
+    refused(train_on("folder", photos, tmp_path / "run"), *words, unchanged=tmp_path)
+
+
+def test_an_image_bomb_is_refused(photos, refused, tmp_path, monkeypatch):
+    save(picture(0, 60), photos / "test" / "scratch" / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    words = ("bomb.png", "decompression bomb", "--skip-bad")
+    refused(train_on("folder", photos, tmp_path / "run"), *words, unchanged=tmp_path)
+
+
+def test_a_run_folder_of_another_version_is_named(refused, copy):
+    config = yaml.safe_load((copy / "config.yaml").read_text())
+    del config["image_size"]
+    (copy / "config.yaml").write_text(yaml.safe_dump(config))
+    for command in (["evaluate"], ["train", "--resume"]):
+        refused([*command, copy], "another version", "no image_size", unchanged=copy)
+
+
+def test_an_output_that_cannot_be_written_is_named(photos, refused, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    words = ("cannot be written", "another folder")
+    refused(train_on("folder", photos, tmp_path / "file" / "run"), *words, unchanged=tmp_path)

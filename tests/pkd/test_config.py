@@ -44,6 +44,24 @@ def test_what_is_given_overrides_the_preset(preset):
     assert config.step1_epochs == TrainConfig(preset=preset).resolved().step1_epochs
 
 
+@pytest.mark.parametrize(
+    ("images", "epochs", "batch_size"),
+    [
+        *((images, [4, 10, 2], 8) for images in (None, 5000, 1000)),
+        (300, [13, 33, 7], 8),
+        (3, [1333, 3333, 667], 3),
+    ],
+)
+def test_preset_quick_makes_more_epochs_of_few_images(images, epochs, batch_size):
+    config = TrainConfig().resolved(images)
+    assert [phase.epochs for phase in config.phases()] == epochs
+    assert config.batch_size == batch_size
+    given = TrainConfig(teacher_epochs=7, batch_size=9).resolved(images)
+    assert (given.teacher_epochs, given.batch_size) == (7, 9)
+    paper = TrainConfig(preset="paper")
+    assert paper.resolved(images) == paper.resolved()
+
+
 def test_resolving_twice_is_resolving_once():
     config = TrainConfig(dataset="mnist", preset="paper", data_dir="files").resolved()
     assert config.resolved() == config
@@ -96,6 +114,11 @@ def test_learning_rate_is_positive_and_finite_also_in_single_precision(lr):
         *(("betas", betas) for betas in ((0.5, 1.0), (-0.1, 0.9), (float("nan"), 0.9))),
         ("weights", (1.0, 1.0, 1.0, 1.0, 1.0, -1.0)),
         ("weights", (float("inf"), 1.0, 1.0, 1.0, 1.0, 1.0)),
+        *(("image_size", size) for size in (0, 8, 33, 256)),
+        *(("channels", count) for count in (0, 2, 4)),
+        *(("held_out", share) for share in (0.0, 1.0, -0.1, float("nan"))),
+        *(("contamination", share) for share in (0.0, 0.51, float("nan"))),
+        *(("device", "tpu"), ("dataset", "imagenet"), ("structure", "5")),
         ("checkpoint_every", -1.0),
         ("checkpoint_every", float("nan")),
     ],

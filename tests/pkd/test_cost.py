@@ -16,6 +16,7 @@ ARCHITECTURES = [
     *(Architecture(row[0], row[1]) for row in PAPER_STUDENTS.values()),
     Architecture(1, (8, 16, 64), latent=32, norm="batch"),
     Architecture(3, (3, 5, 7), latent=1, norm_first=False),
+    *(Architecture(1, (3, 5, 7), latent=9, image_size=size) for size in (16, 64, 128)),
 ]
 
 
@@ -60,7 +61,7 @@ def test_multiply_adds_are_those_that_torch_counts_in_the_real_generator(archite
     generator = Generator(architecture)
     for p in generator.parameters():
         torch.nn.init.ones_(p)
-    images = torch.zeros(1, architecture.channels, 32, 32)
+    images = torch.zeros(1, architecture.channels, *[architecture.image_size] * 2)
     norm = "group_norm" if architecture.norm == "instance" else "batch_norm"
     with (
         FlopCounterMode(display=False) as counter,

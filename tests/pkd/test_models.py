@@ -5,7 +5,7 @@ import torch
 from stack_helpers import MEMBERS, make_networks
 
 from pkd.errors import UserError
-from pkd.models import GAN, Architecture, load_networks, network_tensors
+from pkd.models import GAN, IMAGE_SIZES, Architecture, load_networks, network_tensors
 
 pytestmark = pytest.mark.usefixtures("double_precision")
 
@@ -26,6 +26,34 @@ def block(tensor, m):
 def columns(tensor, m):
     """Model m's share of activations (N, M*C, ...)."""
     return tensor.chunk(len(SEEDS), 1)[m]
+
+
+@pytest.mark.parametrize(
+    ("size", "stages"),
+    [(16, (2, 5)), (32, (2, 5, 7)), (64, (2, 5, 7, 14)), (128, (2, 5, 7, 14, 28))],
+)
+def test_larger_images_take_further_stages_of_doubled_width(size, stages):
+    architecture = Architecture(3, (2, 5, 7), 4, image_size=size)
+    assert architecture.stages == stages
+    gan = GAN(architecture, SEEDS)
+    x = torch.rand(2, len(SEEDS) * 3, size, size) * 2 - 1
+    z1, xh, z2 = gan.generator(x)
+    assert z1.shape == z2.shape == (2, len(SEEDS) * 4)
+    assert xh.shape == x.shape
+    assert xh.abs().max() <= 1
+    assert gan.discriminator(x, xh).f_real.shape == (2, len(SEEDS) * stages[-1], 4, 4)
+
+
+@pytest.mark.parametrize("size", IMAGE_SIZES)
+def test_the_decoder_mirrors_the_encoder_at_every_size(size):
+    generator = GAN(Architecture(1, (2, 5, 7), 4, image_size=size), [0]).generator
+    down = [(p.plan.inputs, p.plan.size_in) for p in generator.encoder]
+    up = [(p.plan.outputs, p.plan.size_out) for p in generator.decoder]
+    assert down == up[::-1]
+    assert [layer.plan.normalised for layer in generator.encoder] == [True] * (len(down) - 1) + [
+        False
+    ]
+    assert [layer.plan.activation for layer in generator.decoder][-2:] == ["relu", "tanh"]
 
 
 @pytest.mark.parametrize("norm", ["instance", "batch"])

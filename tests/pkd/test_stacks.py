@@ -95,6 +95,8 @@ def test_a_run_in_several_stacks_reports_what_it_reports_in_one(size, runs):
     found, expected = (json.loads((runs[k] / "results.json").read_text()) for k in (size, "4"))
     for phase, auc in expected["mean_auc"].items():
         assert found["mean_auc"][phase] == pytest.approx(auc, abs=1e-6)
+    for own, other in zip(found["members"], expected["members"], strict=True):
+        assert own["threshold"] == pytest.approx(other["threshold"], abs=1e-6)
     assert set(found["seconds"]) == set(expected["seconds"])
     assert (runs[size] / "curves.png").exists()
 
@@ -118,7 +120,7 @@ def test_stopped_between_two_stacks_nothing_of_the_first_is_trained_again(tmp_pa
     config = dict(zip(*[iter(SETTINGS)] * 2, strict=True))
     config = {k.removeprefix("--").replace("-", "_"): v for k, v in config.items()}
     numbers = {k: int(v) if v.isdigit() else v for k, v in config.items()}
-    folder = start(TrainConfig(**numbers, stack=3), tmp_path / "run")
+    folder, _ = start(TrainConfig(**numbers, stack=3), tmp_path / "run")
     finished = []
 
     def check():
@@ -167,14 +169,16 @@ def test_stacks_are_as_large_as_the_gpus_memory_allows(mebibytes, stack, gpu_of,
     """Ten models; a fifth of the memory is left free."""
     gpu_of(mebibytes * 2**20)
     narrow = {"teacher_widths": "2-4-8", "student_widths": "1-2-4", "latent": 8}
-    start(TrainConfig(**narrow), tmp_path / "run").release()
+    folder, _ = start(TrainConfig(**narrow), tmp_path / "run")
+    folder.release()
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["stack"] == stack
 
 
 def test_a_stack_that_the_user_chose_is_not_measured(gpu_of, tmp_path, monkeypatch):
     gpu_of(10**9)
     monkeypatch.setattr(schedule, "training_memory", pytest.fail)
-    start(TrainConfig(student_widths="1-2-4", stack=7), tmp_path / "run").release()
+    folder, _ = start(TrainConfig(student_widths="1-2-4", stack=7), tmp_path / "run")
+    folder.release()
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["stack"] == 7
 
 

@@ -1,0 +1,257 @@
+"""`pkd.Detector`: the student of P-KDGAN as a scikit-learn outlier estimator."""
+
+import copy
+import math
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from numbers import Real
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, OutlierMixin
+from sklearn.utils import check_array, check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor
+
+from pkd.config import TrainConfig
+from pkd.datasets import resize
+from pkd.errors import InputError, UserError
+from pkd.images import channels_first, pixel_range, to_bytes
+from pkd.models import GAN, Generator
+from pkd.schedule import make_networks, phase_trainer
+from pkd.thresholds import CONTAMINATION, hold_out, own_scores, threshold
+from pkd.training_set import Member, TrainSet
+
+CHUNK = 1024  # images brought to 256 levels at a time
+# Parameters of Detector that are settings of a training run, under the same names.
+SETTINGS = (
+    *("preset", "structure", "image_size", "held_out", "latent", "lr", "batch_size", "device"),
+    *("teacher_epochs", "step1_epochs", "step2_epochs"),
+)
+
+
+class Detector(OutlierMixin, BaseEstimator):
+    """One-class novelty detector for images: trained on normal ones, scores any.
+
+    `fit` trains a large teacher and distils it into a small student (P-KDGAN-I and -II, Algorithm 1
+    of the paper); the student does the scoring. The threshold comes from training images that are
+    held out. An image's score depends on nothing but that image: scores are computed in float64 and
+    rounded to float32, so that not even the order of sums in a batch can turn a verdict.
+
+    X is (n, H, W) or (n, 1, H, W) grey, (n, 3, H, W) or (n, H, W, 3) RGB, or flattened, see
+    `image_shape`; of any size. Pixels are kept in 256 levels.
+
+    Args:
+        contamination: share in (0, 0.5] of normal images that the threshold lets be called novel;
+            "auto" is 0.05.
+        image_size: height and width that images are brought to, bilinearly: 16, 32, 64 or 128.
+        image_shape: (H, W), (C, H, W) or (H, W, C) of flattened images (n, pixels); one size may
+            be -1.
+        pixel_range: values of black and white. None: (0, 255) for uint8; otherwise (0, 1) if the
+            training images lie within, else their least and largest. What lies beyond is clipped.
+        held_out: share in (0, 1) of the images given to `fit` that the threshold comes from and
+            that nothing is trained on.
+        preset: "quick" for a laptop, or "paper": batch 1, 500 epochs a phase.
+        structure: which losses train what in the two steps, see `pkd train --help`.
+        teacher_widths: channels of the teacher's stages.
+        student_widths: channels of the student's stages; None takes the preset's.
+        teacher_epochs, step1_epochs, step2_epochs: of each phase; None takes the preset's, more
+            for fewer than 1,000 images.
+        batch_size: images a step, at most as many as there are; None takes the preset's.
+        lr: Adam's learning rate; None takes the preset's.
+        latent: size of the latent vectors.
+        device: "auto" takes a GPU if there is one; or "cpu", "cuda".
+        random_state: seed of first weights, data order and the choice of what is held out.
+
+    Attributes:
+        student_: generator that scores, on the CPU.
+        teacher_: the teacher's generator, on the CPU. Scoring does without it: `del
+            detector.teacher_` before pickling makes a small file.
+        threshold_: novelty score beyond which an image is novel.
+        offset_: -threshold_, scikit-learn's sign.
+        held_out_: (n,) bool, the training images that the threshold comes from.
+        decision_scores_: (n,) novelty scores of the training images, higher is more novel.
+        labels_: (n,) 1 for training images beyond the threshold, 0 for the rest.
+        pixel_range_: values of black and white.
+        n_channels_: 1 or 3.
+        n_features_in_: values in an image.
+
+    Raises:
+        InputError (a ValueError): images or parameters that cannot be used.
+    """
+
+    def __init__(
+        self,
+        *,
+        contamination: float | str = "auto",
+        image_size: int = 32,
+        image_shape: Sequence[int] | None = None,
+        pixel_range: tuple[float, float] | None = None,
+        held_out: float = 0.1,
+        preset: str = "quick",
+        structure: str = "progressive-23",
+        teacher_widths: tuple[int, int, int] = (64, 128, 256),
+        student_widths: tuple[int, int, int] | None = None,
+        teacher_epochs: int | None = None,
+        step1_epochs: int | None = None,
+        step2_epochs: int | None = None,
+        batch_size: int | None = None,
+        lr: float | None = None,
+        latent: int = 256,
+        device: str = "auto",
+        random_state: int | np.random.RandomState | None = None,
+    ):
+        self.contamination = contamination
+        self.image_size = image_size
+        self.image_shape = image_shape
+        self.pixel_range = pixel_range
+        self.held_out = held_out
+        self.preset = preset
+        self.structure = structure
+        self.teacher_widths = teacher_widths
+        self.student_widths = student_widths
+        self.teacher_epochs = teacher_epochs
+        self.step1_epochs = step1_epochs
+        self.step2_epochs = step2_epochs
+        self.batch_size = batch_size
+        self.lr = lr
+        self.latent = latent
+        self.device = device
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: Any = None) -> "Detector":  # noqa: N803
+        """Train teacher and student on normal images and set the threshold; y is ignored."""
+        images = channels_first(self._checked(X, fitting=True), self.image_shape)
+        span = self._span(images)
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        with _parameters_named():
+            config = self._config().resolved()
+            held_out = hold_out(np.zeros(len(images), np.int64), config.held_out, seed)
+            if held_out.all():
+                raise InputError(f"held_out={self.held_out} leaves none of {len(images)} images")
+            small = _resized(images, span, config.image_size)
+            networks = _train(self._config(), small[~held_out], seed)
+        self.student_, self.teacher_ = (_kept(networks[name]) for name in ("student", "teacher"))
+        self.n_channels_, self.n_features_in_ = images.shape[1], math.prod(images.shape[1:])
+        self.pixel_range_, self.held_out_ = span, held_out
+        self.decision_scores_ = self._scores(small)
+        self.threshold_ = threshold(self.decision_scores_[held_out], config.contamination)
+        self.offset_ = -self.threshold_
+        self.labels_ = (self.decision_scores_ > self.threshold_).astype(int)
+        return self
+
+    def score_samples(self, X: Any) -> np.ndarray:  # noqa: N803
+        """(n,) float64, minus the mean square of z1 - z2 (Eq. 3): higher is more normal."""
+        check_is_fitted(self)
+        images = channels_first(self._checked(X, fitting=False), self.image_shape)
+        if images.shape[1] != self.n_channels_:
+            raise InputError(
+                f"X has images of {images.shape[1]} channels, but this Detector was fitted on "
+                f"{self.n_channels_}: convert them to {'grey' if self.n_channels_ == 1 else 'RGB'}"
+            )
+        size = self.student_.architecture.image_size
+        return -self._scores(_resized(images, self.pixel_range_, size))
+
+    def decision_function(self, X: Any) -> np.ndarray:  # noqa: N803
+        """(n,) `score_samples` minus `offset_`: negative is novel."""
+        return self.score_samples(X) - self.offset_
+
+    def predict(self, X: Any) -> np.ndarray:  # noqa: N803
+        """(n,) +1 for normal images, -1 for novel ones."""
+        return np.where(self.decision_function(X) >= 0, 1, -1)
+
+    def predict_proba(self, X: Any) -> np.ndarray:  # noqa: N803
+        """(n, 2) for normal and novel: score / (score + threshold) is novel, 0.5 at the threshold.
+
+        It grows with the score, but is not calibrated: how many novel images will come is unknown.
+        """
+        scores = -self.score_samples(X)
+        total = scores + self.threshold_
+        novel = np.divide(scores, total, out=np.full_like(scores, 0.5), where=total > 0)
+        return np.stack([1 - novel, novel], 1)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.three_d_array = True
+        return tags
+
+    def _checked(self, X: Any, fitting: bool) -> np.ndarray:  # noqa: N803
+        """X as an array of finite numbers, of as many features as before where it is flattened."""
+        least = 2 if fitting else 1  # one to train on, one for the threshold
+        if np.ndim(np.asarray(X)) <= 2:
+            return validate_data(self, X, reset=fitting, ensure_min_samples=least)
+        return check_array(X, ensure_2d=False, allow_nd=True, ensure_min_samples=least)
+
+    def _span(self, images: np.ndarray) -> tuple[float, float]:
+        if self.pixel_range is None:
+            return pixel_range(images)
+        low, high = self.pixel_range
+        if not -np.inf < low < high < np.inf:
+            raise InputError(f"pixel_range is {self.pixel_range}, but must be (black, white)")
+        return float(low), float(high)
+
+    def _config(self) -> TrainConfig:
+        """The settings of a run with these parameters."""
+        auto = self.contamination == "auto"
+        if not auto and not isinstance(self.contamination, Real):
+            raise InputError(f"contamination is {self.contamination!r}, but must be 'auto' or real")
+        widths = {
+            name: "-".join(map(str, value)) if value is not None else None
+            for name, value in (("teacher", self.teacher_widths), ("student", self.student_widths))
+        }
+        return TrainConfig(
+            **{name: getattr(self, name) for name in SETTINGS},
+            teacher_widths=widths["teacher"],
+            student_widths=widths["student"],
+            contamination=CONTAMINATION if auto else self.contamination,
+        )
+
+    def _scores(self, images: Tensor) -> np.ndarray:
+        """(n,) novelty of images of the right size, higher is more novel."""
+        with _parameters_named():
+            device = self._config().torch_device()
+        student = copy.deepcopy(self.student_).double().to(device)
+        (scores,) = own_scores(student, [images])
+        return scores.astype(np.float32).astype(np.float64)
+
+
+def _resized(images: np.ndarray, span: tuple[float, float], size: int) -> Tensor:
+    """(n, C, size, size) uint8 of images (n, C, H, W), span[0] black and span[1] white."""
+    parts = (images[k : k + CHUNK] for k in range(0, len(images), CHUNK))
+    return torch.cat([resize(to_bytes(part, span), size) for part in parts])
+
+
+def _train(config: TrainConfig, images: Tensor, seed: int) -> dict[str, GAN]:
+    """Teacher and student after all phases on images (n, C, H, W) uint8."""
+    config = config.resolved(len(images))
+    config = replace(config, batch_size=min(config.batch_size, len(images)))
+    members = [Member(0, seed)]
+    device = config.torch_device()
+    data = TrainSet(images, np.zeros(len(images), np.int64), members, device=device)
+    networks = make_networks(config, members, images.shape[1], device)
+    for number, phase in enumerate(config.phases()):
+        trainer = phase_trainer(config, number, networks, members, data)
+        for epoch in range(phase.epochs):
+            for _ in trainer.epoch(epoch):
+                pass
+    return networks
+
+
+def _kept(gan: GAN) -> Generator:
+    """The generator on the CPU, its parameters no longer parts of an optimizer's one buffer."""
+    kept = Generator(gan.architecture).requires_grad_(False).eval()
+    kept.load_state_dict(gan.generator.state_dict())
+    return kept
+
+
+@contextmanager
+def _parameters_named() -> Iterator[None]:
+    """Let messages that name flags name parameters instead."""
+    try:
+        yield
+    except UserError as error:
+        message = re.sub(r"--([a-z][a-z0-9-]*)", lambda m: m[1].replace("-", "_"), str(error))
+        raise InputError(message) from error

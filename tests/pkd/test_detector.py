@@ -1,0 +1,360 @@
+"""`pkd.Detector`: scikit-learn's and PyOD's conventions, every form of image, every refusal."""
+
+import copy
+import pickle
+import subprocess
+import sys
+import warnings
+
+import joblib
+import numpy as np
+import pytest
+import torch
+from joblib.externals.loky import get_reusable_executor
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+from sklearn.utils.estimator_checks import check_estimator
+
+import pkd
+from pkd import Detector
+from pkd.errors import InputError
+from pkd.thresholds import threshold
+
+TINY = {
+    "image_size": 16,
+    "teacher_widths": (2, 4, 4),
+    "student_widths": (1, 2, 2),
+    "latent": 4,
+    "teacher_epochs": 1,
+    "step1_epochs": 1,
+    "step2_epochs": 1,
+    "random_state": 0,
+    "device": "cpu",
+}
+
+
+def images(n=30, channels=0, side=12, seed=0):
+    """n images (n, side, side), or of `channels` (n, channels, side, side), uint8."""
+    shape = (n, channels, side, side) if channels else (n, side, side)
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    return Detector(**TINY).fit(images())
+
+
+EXPECTED_FAILURES = dict.fromkeys(
+    ("check_outliers_train", "check_outliers_fit_predict"),
+    "contamination is met by images held out of training, not by all training images",
+)
+
+
+def test_scikit_learn_finds_an_estimator_as_it_should_be():
+    """Its checks give tables of any width: image_shape=(1, -1) takes a row for an image."""
+    detector = Detector(**TINY | {"image_shape": (1, -1), "batch_size": 64})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        results = check_estimator(
+            detector, expected_failed_checks=EXPECTED_FAILURES, on_skip=None, on_fail="raise"
+        )
+    failed = {row["check_name"] for row in results if row["status"] == "xfail"}
+    assert failed == set(EXPECTED_FAILURES)
+    assert len(results) > 40
+
+
+def test_importing_the_package_stays_light_until_a_detector_is_asked_for():
+    code = "import pkd, sys; assert 'torch' not in sys.modules; pkd.Detector; sys.modules['torch']"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    with pytest.raises(AttributeError, match="'pkd' has no attribute 'detector_of_lies'"):
+        _ = pkd.detector_of_lies
+
+
+def test_a_detector_tells_novel_from_normal():
+    rng = np.random.default_rng(0)
+    normal = rng.integers(0, 40, (80, 16, 16), dtype=np.uint8)
+    normal[:, 4:12, 4:12] += 180
+    novel = rng.integers(0, 40, (40, 16, 16), dtype=np.uint8)
+    novel[:, :, 2:6] += 180
+    settings = {"teacher_widths": (8, 16, 16), "student_widths": (4, 8, 8), "lr": 0.002}
+    epochs = {"teacher_epochs": 8, "step1_epochs": 12, "step2_epochs": 4}
+    detector = Detector(**TINY | settings | epochs, held_out=0.3, contamination=0.1)
+    detector.fit(normal[:60])
+    test, y = np.concatenate([normal[60:], novel]), np.repeat([1, -1], [20, 40])
+    assert roc_auc_score(y, detector.score_samples(test)) > 0.95
+    assert (detector.predict(novel) == -1).mean() > 0.9
+    assert (detector.predict(normal[60:]) == 1).mean() > 0.7
+
+
+def test_attributes_follow_the_words_of_scikit_learn_and_pyod(fitted):
+    x = images(20, seed=1)
+    scores = fitted.score_samples(x)
+    assert scores.shape == (20,)
+    assert scores.dtype == np.float64
+    assert (scores <= 0).all()
+    np.testing.assert_array_equal(fitted.decision_function(x), scores - fitted.offset_)
+    np.testing.assert_array_equal(fitted.predict(x), np.where(scores >= fitted.offset_, 1, -1))
+    assert fitted.threshold_ == -fitted.offset_
+    training = fitted.decision_scores_
+    np.testing.assert_array_equal(training, -fitted.score_samples(images()))
+    np.testing.assert_array_equal(fitted.labels_, training > fitted.threshold_)
+    assert fitted.n_features_in_ == 144
+    assert fitted.teacher_.architecture.widths == (2, 4, 4)
+    assert fitted.student_.architecture.widths == (1, 2, 2)
+
+
+def test_probabilities_grow_with_novelty_from_a_half_at_the_threshold(fitted):
+    x = images(20, seed=1)
+    normal, novel = fitted.predict_proba(x).T
+    np.testing.assert_allclose(normal + novel, 1)
+    np.testing.assert_array_equal(novel > 0.5, fitted.predict(x) == -1)
+    assert (np.argsort(novel) == np.argsort(-fitted.score_samples(x))).all()
+    at = np.argmin(abs(fitted.decision_scores_ - fitted.threshold_))
+    assert fitted.predict_proba(images()[at : at + 1])[0, 1] == 0.5
+
+
+@pytest.mark.parametrize("held_out", [0.1, 0.5])
+@pytest.mark.parametrize("contamination", ["auto", 0.2])
+def test_the_threshold_comes_from_the_images_held_out(held_out, contamination):
+    detector = Detector(**TINY, held_out=held_out, contamination=contamination).fit(images())
+    assert detector.held_out_.sum() == 30 * held_out
+    held = detector.decision_scores_[detector.held_out_]
+    share = 0.05 if contamination == "auto" else contamination
+    assert detector.threshold_ == threshold(held, share)
+
+
+def test_nothing_trains_on_images_that_are_held_out(fitted):
+    x = images()
+    x[fitted.held_out_] = 255 - x[fitted.held_out_]
+    other = Detector(**TINY).fit(x)
+    np.testing.assert_array_equal(other.held_out_, fitted.held_out_)
+    fresh = images(5, seed=2)
+    np.testing.assert_array_equal(other.score_samples(fresh), fitted.score_samples(fresh))
+
+
+def test_scores_depend_on_no_neighbour_no_order_and_no_batch_size(fitted):
+    x = images(150, seed=3)
+    scores = fitted.score_samples(x)
+    for rows in (slice(7, 8), slice(3, 12), slice(None, None, -1), slice(1, 150, 2)):
+        np.testing.assert_array_equal(fitted.score_samples(x[rows]), scores[rows])
+    among = np.concatenate([x[:5], np.full_like(x[:90], 255)])
+    np.testing.assert_array_equal(fitted.score_samples(among)[:5], scores[:5])
+
+
+def test_the_random_state_decides_on_everything_and_leaves_that_of_others_alone():
+    x = images()
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    runs = [
+        Detector(**TINY | {"random_state": seed}).fit(x).decision_scores_
+        for seed in (0, 0, 1, np.random.RandomState(0))
+    ]
+    assert torch.equal(torch.get_rng_state(), before[0])
+    np.testing.assert_array_equal(np.random.get_state()[1], before[1])
+    np.testing.assert_array_equal(runs[0], runs[1])
+    np.testing.assert_array_equal(runs[0], runs[3])
+    assert (runs[0] != runs[2]).any()
+
+
+@pytest.mark.parametrize("layout", ["(n, C, H, W)", "(n, H, W, C)", "flat", "float", "int", "list"])
+def test_the_same_images_in_another_form_are_scored_the_same(layout, fitted):
+    x, detector = images(6, seed=4), copy.copy(fitted)
+    if layout == "flat":
+        detector.set_params(image_shape=(12, 12))
+    given = {
+        "(n, C, H, W)": x[:, None],
+        "(n, H, W, C)": x[..., None],
+        "flat": x.reshape(6, -1),
+        "float": x.astype(np.float32),
+        "int": x.astype(np.int64),
+        "list": x.tolist(),
+    }[layout]
+    np.testing.assert_array_equal(detector.score_samples(given), fitted.score_samples(x))
+
+
+@pytest.mark.parametrize("size", [16, 32, 64])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_any_number_of_channels_and_any_size_are_fitted_and_scored(channels, size):
+    detector = Detector(**TINY | {"image_size": size}).fit(images(9, channels, 40))
+    assert detector.n_channels_ == channels
+    assert detector.student_.architecture.image_size == size
+    for side in (10, 40, 100):
+        assert np.isfinite(detector.score_samples(images(3, channels, side))).all()
+
+
+def test_the_range_of_pixels_is_that_of_the_training_images():
+    x = images(20, seed=5)
+    reference = Detector(**TINY).fit(x)
+    unit = Detector(**TINY).fit(x / 255)
+    assert (reference.pixel_range_, unit.pixel_range_) == ((0, 255), (0, 1))
+    np.testing.assert_array_equal(unit.decision_scores_, reference.decision_scores_)
+    given = Detector(**TINY, pixel_range=(-255, 255)).fit(x * 2.0 - 255)
+    np.testing.assert_array_equal(given.decision_scores_, reference.decision_scores_)
+    assert Detector(**TINY).fit(x / 10 - 3).pixel_range_ == ((x / 10 - 3).min(), (x / 10 - 3).max())
+
+
+@pytest.mark.parametrize("value", [0, 7, 255])
+def test_of_identical_images_scores_stay_finite_and_all_are_normal(value):
+    x = np.full((10, 12, 12), value, np.uint8)
+    detector = Detector(**TINY).fit(x)
+    assert np.isfinite(detector.decision_scores_).all()
+    assert (detector.predict(x) == 1).all()
+    assert np.isfinite(detector.predict_proba(np.concatenate([x, images(5)]))).all()
+
+
+def test_two_images_are_enough_one_is_not():
+    assert Detector(**TINY).fit(images(2)).held_out_.sum() == 1
+    for x in (images(1), images(1).reshape(1, -1)):
+        with pytest.raises(ValueError, match="1 sample"):
+            Detector(**TINY, image_shape=(12, 12)).fit(x)
+
+
+def test_parameters_are_stored_untouched_and_cloned():
+    given = {"teacher_widths": [2, 4, 4], "image_shape": [1, -1], "pixel_range": [0, 9]}
+    detector = Detector(**TINY | given)
+    for name, value in given.items():
+        assert getattr(detector, name) is value
+    before = copy.deepcopy(detector.get_params())
+    detector.fit(np.arange(40.0).reshape(4, 10) % 10)
+    assert detector.get_params() == before
+    assert clone(detector).get_params() == before
+    assert not hasattr(clone(detector), "student_")
+
+
+@pytest.mark.parametrize("store", ["pickle", "joblib", "deepcopy"])
+def test_a_fitted_detector_is_stored_and_scores_the_same(store, fitted, tmp_path):
+    if store == "pickle":
+        stored = pickle.loads(pickle.dumps(fitted))
+    elif store == "joblib":
+        joblib.dump(fitted, tmp_path / "detector.joblib")
+        stored = joblib.load(tmp_path / "detector.joblib")
+    else:
+        stored = copy.deepcopy(fitted)
+    x = images(5, seed=6)
+    np.testing.assert_array_equal(stored.decision_function(x), fitted.decision_function(x))
+
+
+def test_without_its_teacher_a_detector_is_small_and_scores_the_same(fitted):
+    """No more is stored than the numbers of the student: nothing of an optimizer's buffer."""
+    small = copy.deepcopy(fitted)
+    del small.teacher_
+    x = images(5, seed=6)
+    np.testing.assert_array_equal(small.score_samples(x), fitted.score_samples(x))
+    numbers = [
+        4 * sum(p.numel() for p in d.parameters()) for d in (small.student_, fitted.teacher_)
+    ]
+    assert len(pickle.dumps(small)) < numbers[0] + 40_000
+    assert len(pickle.dumps(fitted)) - len(pickle.dumps(small)) < numbers[1] + 40_000
+
+
+def test_a_detector_ends_a_pipeline():
+    x = images().reshape(30, -1) / 255
+    steps = FunctionTransformer(np.sqrt), Detector(**TINY, image_shape=(12, 12))
+    pipeline = make_pipeline(*steps).fit(x)
+    alone = Detector(**TINY, image_shape=(12, 12)).fit(np.sqrt(x))
+    np.testing.assert_array_equal(pipeline.score_samples(x), alone.score_samples(np.sqrt(x)))
+    assert set(pipeline.predict(x)) <= {-1, 1}
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2])
+def test_a_grid_search_compares_settings(n_jobs):
+    x, y = (
+        np.concatenate([images(20), np.zeros((6, 12, 12), np.uint8)]),
+        np.repeat([1, -1], [20, 6]),
+    )
+    folds = [(np.arange(12), np.arange(12, 26)), (np.arange(8, 20), np.r_[:8, 20:26])]
+    grid = {"latent": [2, 4], "student_widths": [(1, 2, 2), (2, 2, 2)]}
+    search = GridSearchCV(
+        Detector(**TINY), grid, scoring="roc_auc", cv=folds, n_jobs=n_jobs, error_score="raise"
+    )
+    try:
+        search.fit(x, y)
+    finally:
+        get_reusable_executor().shutdown()
+    assert np.isfinite(search.cv_results_["mean_test_score"]).all()
+    assert len(search.cv_results_["params"]) == 4
+    assert search.best_estimator_.predict(x).shape == (26,)
+
+
+NAN, INF = images().astype(float), images().astype(float)
+NAN[2, 3, 3], INF[4, 5, 5] = np.nan, np.inf
+BAD = {
+    "nan": (NAN, {}, "NaN"),
+    "inf": (INF, {}, "infinity"),
+    "none": (images(0), {}, "0 sample"),
+    "flat": (images().reshape(30, -1), {}, "image_shape=\\(H, W\\)"),
+    "shape": (images().reshape(30, -1), {"image_shape": (5, 5)}, "image_shape=\\(5, 5\\)"),
+    "four channels": (images(9, 4), {}, "1 channel \\(grey\\) or 3"),
+    "texts": (np.full((3, 4, 4), "a"), {}, "numeric|numbers|convert"),
+    "contamination": (images(), {"contamination": 0.6}, "contamination is 0.6.*0.5"),
+    "contamination 0": (images(), {"contamination": 0}, "contamination is 0"),
+    "contamination text": (images(), {"contamination": "high"}, "'high', but must be 'auto'"),
+    "held out": (images(), {"held_out": 1.5}, "held_out is 1.5"),
+    "all held out": (images(), {"held_out": 0.99}, "held_out=0.99 leaves none of 30"),
+    "size": (images(), {"image_size": 33}, "image_size is 33.*16, 32, 64, 128"),
+    "widths": (images(), {"teacher_widths": (1, 2)}, "teacher_widths is '1-2'"),
+    "structure": (images(), {"structure": "5"}, "structure is '5'.*progressive-23"),
+    "preset": (images(), {"preset": "slow"}, "preset is 'slow'.*quick"),
+    "device": (images(), {"device": "tpu"}, "device is 'tpu'.*cuda"),
+    "range": (images(), {"pixel_range": (1, 1)}, r"\(black, white\)"),
+    "lr": (images(), {"lr": 0.0}, "lr is 0.0"),
+    "diverging": (images(), {"lr": 1e30}, "no longer finite.* lower lr"),
+}
+
+
+@pytest.mark.parametrize(("x", "changes", "words"), BAD.values(), ids=BAD)
+def test_what_cannot_be_fitted_is_a_value_error_that_names_the_parameter(x, changes, words):
+    detector = Detector(**TINY | changes)
+    with pytest.raises(ValueError, match=words) as caught:
+        detector.fit(x)
+    assert "--" not in str(caught.value)
+    assert not hasattr(detector, "threshold_")
+
+
+def test_a_fit_that_fails_leaves_the_one_before(fitted):
+    detector, x = copy.deepcopy(fitted), images(5, seed=6)
+    detector.set_params(lr=1e30)
+    with pytest.raises(InputError, match="no longer finite"):
+        detector.fit(images(10, 3) / 255)
+    np.testing.assert_array_equal(detector.score_samples(x), fitted.score_samples(x))
+
+
+def test_a_fitted_detector_scores_with_the_size_it_was_fitted_with(fitted):
+    detector, x = copy.copy(fitted).set_params(image_size=64), images(5, seed=6)
+    np.testing.assert_array_equal(detector.score_samples(x), fitted.score_samples(x))
+
+
+@pytest.mark.gpu
+def test_a_gpu_scores_as_a_cpu_does(fitted):
+    x = images(20, seed=6)
+    on_gpu = copy.copy(fitted).set_params(device="cuda")
+    np.testing.assert_allclose(on_gpu.score_samples(x), fitted.score_samples(x), rtol=1e-6)
+    detector = Detector(**TINY | {"device": "cuda"}).fit(images())
+    assert all(p.device.type == "cpu" for p in detector.student_.parameters())
+    stored = pickle.loads(pickle.dumps(detector)).set_params(device="cpu")
+    np.testing.assert_allclose(stored.score_samples(x), detector.score_samples(x), rtol=1e-6)
+
+
+def test_a_device_that_is_not_there_is_named(fitted, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    detector = copy.copy(fitted).set_params(device="cuda")
+    with pytest.raises(InputError, match=r"^device cuda .*use cpu or auto"):
+        detector.predict(images(3))
+
+
+def test_images_of_other_channels_or_features_are_refused(fitted):
+    with pytest.raises(InputError, match=r"3 channels, but this Detector was fitted on 1.* grey"):
+        fitted.predict(images(3, 3))
+    flat = Detector(**TINY, image_shape=(12, 12)).fit(images().reshape(30, -1))
+    with pytest.raises(ValueError, match="X has 100 features, but Detector is expecting 144"):
+        flat.predict(np.zeros((2, 100)))
+    with pytest.raises(ValueError, match="NaN"):
+        fitted.score_samples(NAN)
+
+
+def test_a_detector_that_is_not_fitted_says_so():
+    with pytest.raises(NotFittedError):
+        Detector().predict(images())
