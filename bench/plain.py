@@ -8,7 +8,7 @@ device as floats, indexed without a DataLoader; the real features are constants 
 start; no loss is read back.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -166,6 +166,7 @@ class PlainNetwork:
     Args:
         own: whether L_g and L_d are on; without them the discriminator is not run.
         weights: of con, enc, adv, k1, kx, k2 (Eqs. 5 and 6).
+        adam: makes an optimizer of parameters, lr and betas.
     """
 
     def __init__(
@@ -176,10 +177,11 @@ class PlainNetwork:
         betas: tuple[float, float],
         weights: tuple[float, ...],
         reduction: str,
+        adam: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
     ):
         self.gan, self.own, self.weights, self.reduction = gan, own, weights, reduction
-        self.optimizer_g = torch.optim.Adam(gan.generator.parameters(), lr=lr, betas=betas)
-        self.optimizer_d = torch.optim.Adam(gan.discriminator.parameters(), lr=lr, betas=betas)
+        self.optimizer_g = adam(gan.generator.parameters(), lr=lr, betas=betas)
+        self.optimizer_d = adam(gan.discriminator.parameters(), lr=lr, betas=betas)
 
     def step(self, x: Tensor, target: Outputs | None) -> Outputs:
         """Update on images x (N, C, 32, 32), distilling from `target`; returns what G made of x.
@@ -187,13 +189,12 @@ class PlainNetwork:
         D's loss is that of its weights before the step, on the fakes of G before its update.
         """
         made = self.gan.generator(x)
-        d_loss = self.discriminator_loss(x, made.xh.detach()) if self.own else None
         self.optimizer_g.zero_grad()
         self.generator_loss(x, made, target).backward()
         self.optimizer_g.step()
-        if d_loss is not None:
+        if self.own:
             self.optimizer_d.zero_grad()  # also of what the adversarial loss has left there
-            d_loss.backward()
+            self.discriminator_loss(x, made.xh.detach()).backward()
             self.optimizer_d.step()
         return Outputs(*(t.detach() for t in made))
 
@@ -228,6 +229,7 @@ class PlainLoop:
     Args:
         teacher: may be None where nothing needs one.
         student: may be None where only the teacher is trained.
+        network: what trains each of them: `PlainNetwork`, or a peer of its form.
     """
 
     def __init__(
@@ -240,19 +242,23 @@ class PlainLoop:
         betas: tuple[float, float] = (0.5, 0.999),
         weights: tuple[float, ...] = (10.0, 1.0, 1.0, 1.0, 1.0, 1.0),
         reduction: str = "mean",
+        network: Callable[..., PlainNetwork] = PlainNetwork,
     ):
         options = (lr, betas, weights, reduction)
         self.structure, self.teacher = structure, teacher
-        self.learning_teacher = PlainNetwork(teacher, True, *options) if structure.teacher else None
+        self.learning_teacher = network(teacher, True, *options) if structure.teacher else None
         trains = "student" in structure.trained
-        self.student = PlainNetwork(student, structure.student, *options) if trains else None
+        self.student = network(student, structure.student, *options) if trains else None
 
-    def step(self, x: Tensor) -> None:
-        """One update of every trained network on images x (N, C, 32, 32) in [-1, 1]."""
-        target = None
+    def step(self, x: Tensor, target: Outputs | None = None) -> None:
+        """One update of every trained network on images x (N, C, 32, 32) in [-1, 1].
+
+        Args:
+            target: a frozen teacher's outputs where they are known; else it is run.
+        """
         if self.learning_teacher is not None:
             target = self.learning_teacher.step(x, None)
-        elif self.structure.distill:
+        elif self.structure.distill and target is None:
             with torch.no_grad():
                 target = self.teacher.generator(x)
         if self.student is not None:
