@@ -6,10 +6,9 @@ compared before times are. Pixels are random: speed does not depend on them.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from copy import copy, deepcopy
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from types import SimpleNamespace
 from typing import Protocol
 from unittest import mock
 
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from bench.plain import (
+    Judge,
     Outputs,
     PlainGAN,
     PlainLoop,
@@ -101,6 +101,11 @@ class Contender(Protocol):
         """
 
 
+def plain_gan(form: Architecture) -> PlainGAN:
+    """A plain network of that form."""
+    return PlainGAN(form.channels, form.widths, form.latent)
+
+
 class FusedLosses(PlainNetwork):
     """The plain network with the losses of `pkd_kernels`."""
 
@@ -157,89 +162,84 @@ class FlatNetwork(FusedLosses):
         return Outputs(*(t.detach() for t in made))
 
 
-class PlainStack:
-    """M plain GANs as torch.func wants them: one module, and parameters of shape (M, ...).
+class FunctionalNetwork(PlainNetwork):
+    """The plain network's gradients as one function, by torch.func.grad, of one forward pass."""
 
-    Attributes:
-        generator, discriminator: {name: parameter}, as stack_module_state makes them.
-    """
+    def __init__(self, gan: PlainGAN, own: bool, *options, **more):
+        super().__init__(gan, own, *options, **more)
+        parts = {"generator": gan.generator, "discriminator": gan.discriminator}
+        self.params = {
+            name: dict(part.named_parameters())
+            for name, part in parts.items()
+            if own or name == "generator"
+        }
 
-    def __init__(self, gan: GAN):
-        form, own = gan.architecture, next(gan.parameters())
-        self.module = PlainGAN(form.channels, form.widths, form.latent).to(own.device)
-        names = [name for name, _ in self.module.named_parameters()]
-        tensors = dict(zip(names, self._stacked(gan), strict=True))
-        self.generator, self.discriminator = (
-            {
-                name.removeprefix(prefix): nn.Parameter(tensor)
-                for name, tensor in tensors.items()
-                if name.startswith(prefix)
-            }
-            for prefix in ("generator.", "discriminator.")
-        )
+    def judge(self, params: dict[str, Tensor]) -> Judge:
+        """A discriminator with these parameters."""
+        return lambda images: functional_call(self.gan.discriminator, params, (images,))
 
-    @staticmethod
-    def _stacked(gan: GAN) -> list[Tensor]:
-        return [
-            p.detach().clone().view(gan.stack, p.shape[0] // gan.stack, *p.shape[1:])
-            for p in gan.parameters()
-        ]
-
-    def parameters(self) -> list[nn.Parameter]:
-        """Of all models, (M, ...) each, in the order of a plain network."""
-        return [*self.generator.values(), *self.discriminator.values()]
-
-
-class VmapNetwork(PlainNetwork):
-    """The plain network's losses for M models at once: vmap(grad), and torch's fused Adam."""
-
-    def __init__(self, gan: PlainStack, own: bool, lr, betas, weights, reduction, adam):
-        super().__init__(gan.module, own, lr, betas, weights, reduction, adam)
-        self.stack = gan
-        self.optimizer_g = adam(gan.generator.values(), lr=lr, betas=betas)
-        self.optimizer_d = adam(gan.discriminator.values(), lr=lr, betas=betas)
-
-    def judged_by(self, discriminator: dict[str, Tensor]) -> PlainNetwork:
-        """This network with another discriminator."""
-        other = copy(self)
-        judge = partial(functional_call, self.gan.discriminator, discriminator)
-        other.gan = SimpleNamespace(discriminator=judge)
-        return other
-
-    def loss(self, params: dict, x: Tensor, target: Outputs | None) -> tuple[Tensor, Outputs]:
-        """Of one model: L_g, K_l or both for the generator, plus L_d for the discriminator."""
+    def loss(
+        self, params: dict[str, dict[str, Tensor]], x: Tensor, target: Outputs | None
+    ) -> tuple[Tensor, Outputs]:
+        """L_g, K_l or both for the generator, plus L_d for the discriminator; and the outputs."""
         made = Outputs(*functional_call(self.gan.generator, params["generator"], (x,)))
         if not self.own:
             return self.generator_loss(x, made, target), made
-        constant = {name: p.detach() for name, p in params["discriminator"].items()}
-        g_loss = self.judged_by(constant).generator_loss(x, made, target)
-        judge = self.judged_by(params["discriminator"])
-        return g_loss + judge.discriminator_loss(x, made.xh.detach()), made
+        own = params["discriminator"]
+        constant = self.judge({name: p.detach() for name, p in own.items()})
+        d_loss = self.discriminator_loss(x, made.xh.detach(), self.judge(own))
+        return self.generator_loss(x, made, target, constant) + d_loss, made
+
+    def gradients(self, x: Tensor, target: Outputs | None) -> tuple[dict, Outputs]:
+        """Of `loss` in `params`, laid out as they are; and the outputs."""
+        return grad(self.loss, has_aux=True)(self.params, x, target)
 
     def step(self, x: Tensor, target: Outputs | None) -> Outputs:
-        """Update on images x (M, C, 32, 32), one a model."""
-        x = x.unsqueeze(1)
+        """Update as `PlainNetwork` does."""
+        gradients, made = self.gradients(x, target)
+        for part, params in self.params.items():
+            for name, p in params.items():
+                p.grad = gradients[part][name]
+        self.optimizer_g.step()
+        if self.own:
+            self.optimizer_d.step()
+        return Outputs(*(t.detach() for t in made))
+
+
+class VmapNetwork(FunctionalNetwork):
+    """The gradients of M models at once, by vmap over parameters (M, ...), views of a stack's."""
+
+    def __init__(self, gan: GAN, own: bool, lr, betas, *options, adam):
+        one = plain_gan(gan.architecture).to(next(gan.parameters()).device)
+        super().__init__(one, own, lr, betas, *options)
+        stacked = {
+            name: nn.Parameter(p.detach().view(gan.stack, -1, *p.shape[1:]))
+            for (name, _), p in zip(one.named_parameters(), gan.parameters(), strict=True)
+        }
+        self.params = {
+            part: {name: stacked[f"{part}.{name}"] for name in params}
+            for part, params in self.params.items()
+        }
+        self.optimizer_g, self.optimizer_d = (
+            adam([p for name, p in stacked.items() if name.startswith(part)], lr=lr, betas=betas)
+            for part in ("generator", "discriminator")
+        )
+
+    def gradients(self, x: Tensor, target: Outputs | None) -> tuple[dict, Outputs]:
+        """For images x (M, C, 32, 32), one a model, as are the outputs."""
+        images = x.unsqueeze(1)
         if target is not None:
             target = Outputs(*(t.unsqueeze(1) for t in target))
-        trained = {"generator": (self.stack.generator, self.optimizer_g)}
-        if self.own:
-            trained["discriminator"] = (self.stack.discriminator, self.optimizer_d)
-        params = {part: tensors for part, (tensors, _) in trained.items()}
-        in_dims = (0, 0, None if target is None else 0)
-        grads, made = vmap(grad(self.loss, has_aux=True), in_dims)(params, x, target)
-        for part, (tensors, optimizer) in trained.items():
-            for name, p in tensors.items():
-                p.grad = grads[part][name]
-            optimizer.step()
-        return Outputs(*(t.detach().squeeze(1) for t in made))
+        each = vmap(grad(self.loss, has_aux=True), (0, 0, None if target is None else 0))
+        gradients, made = each(self.params, images, target)
+        return gradients, Outputs(*(t.squeeze(1) for t in made))
 
 
 @torch.no_grad()
 def teacher_outputs(problem: Problem, members: Sequence[Member]) -> Outputs:
     """The frozen teachers' outputs, (M * images, ...) each, made by plain networks."""
     stacked, images = problem.gan("teacher", members), problem.images(members)
-    form = stacked.architecture
-    teacher = PlainGAN(form.channels, form.widths, form.latent).to(problem.device)
+    teacher = plain_gan(stacked.architecture).to(problem.device)
     made = []
     for m, own in enumerate(images):
         copy_parameters(teacher, member_parameters(stacked, m, len(members)))
@@ -263,7 +263,7 @@ class Plain:
         cached: bool = False,
     ):
         self.members = members
-        gans = {role: self.plain_gan(problem.gan(role, members)) for role in ROLES}
+        gans = {role: self.plain(problem.gan(role, members)) for role in ROLES}
         self.networks = {name: gans[name] for name in problem.structure.trained}
         self.loop = PlainLoop(problem.structure, *gans.values(), network=network)
         self.images = problem.images(members).flatten(0, 1)  # [M * images, C, 32, 32]
@@ -275,9 +275,9 @@ class Plain:
         self.rows = order[:, 0].tolist()
         self.done = 0
 
-    def plain_gan(self, gan: GAN) -> PlainGAN:
-        form = gan.architecture
-        network = PlainGAN(form.channels, form.widths, form.latent).to(next(gan.parameters()))
+    def plain(self, gan: GAN) -> PlainGAN:
+        """The networks that the loop trains, with these weights."""
+        network = plain_gan(gan.architecture).to(next(gan.parameters()).device)
         copy_parameters(network, member_parameters(gan, 0, 1))
         return network
 
@@ -316,8 +316,8 @@ class Vmap(Plain):
         adam = partial(torch.optim.Adam, fused=True, capturable=capturable)
         super().__init__(problem, members, partial(VmapNetwork, adam=adam), cached=True)
 
-    def plain_gan(self, gan: GAN) -> PlainStack:
-        return PlainStack(gan)
+    def plain(self, gan: GAN) -> GAN:
+        return gan
 
     def advance(self, steps: int) -> None:
         for place in self.places(steps):
@@ -325,8 +325,8 @@ class Vmap(Plain):
 
     def trained(self, index: int) -> dict[str, list[Tensor]]:
         return {
-            name: [p[index].detach() for p in stack.parameters()]
-            for name, stack in self.networks.items()
+            name: member_parameters(gan, index, len(self.members))
+            for name, gan in self.networks.items()
         }
 
 
@@ -363,9 +363,12 @@ class Graphed:
 
 
 def compiled(mode: str | None, problem: Problem, members: Sequence[Member]) -> Plain:
-    """The plain step under torch.compile; its graphs need a capturable Adam."""
+    """The plain step under torch.compile, its gradients one function; a graph breaks at Adam alone.
+
+    Compiled as it stands, the plain loop breaks at every `zero_grad`, `backward` and `step`.
+    """
     adam = partial(torch.optim.Adam, capturable=problem.device.type == "cuda")
-    plain = Plain(problem, members, partial(PlainNetwork, adam=adam))
+    plain = Plain(problem, members, partial(FunctionalNetwork, adam=adam))
     step = torch.compile(plain.loop.step, mode=mode, dynamic=False)
 
     def marked(*args) -> None:

@@ -148,6 +148,9 @@ def largest_difference(plain: nn.Module, values: Iterable[Tensor]) -> float:
     return max((p.detach() - value).abs().max().item() for p, value in pairs)
 
 
+Judge = Callable[[Tensor], tuple[Tensor, Tensor]]  # what a discriminator does
+
+
 def l1(a: Tensor, b: Tensor, reduction: str) -> Tensor:
     if reduction == "mean":
         return F.l1_loss(a, b)
@@ -198,21 +201,25 @@ class PlainNetwork:
             self.optimizer_d.step()
         return Outputs(*(t.detach() for t in made))
 
-    def discriminator_loss(self, x: Tensor, fake: Tensor) -> Tensor:
-        """L_d = BCE(D(x), 1) + BCE(D(xh), 0)."""
-        real_logit, _ = self.gan.discriminator(x)
-        fake_logit, _ = self.gan.discriminator(fake)
+    def discriminator_loss(self, x: Tensor, fake: Tensor, judge: Judge | None = None) -> Tensor:
+        """L_d = BCE(D(x), 1) + BCE(D(xh), 0); `judge` takes D's place."""
+        judge = judge or self.gan.discriminator
+        real_logit, _ = judge(x)
+        fake_logit, _ = judge(fake)
         real = F.binary_cross_entropy_with_logits(real_logit, torch.ones_like(real_logit))
         return real + F.binary_cross_entropy_with_logits(fake_logit, torch.zeros_like(fake_logit))
 
-    def generator_loss(self, x: Tensor, made: Outputs, target: Outputs | None) -> Tensor:
-        """L_g, K_l, or both."""
+    def generator_loss(
+        self, x: Tensor, made: Outputs, target: Outputs | None, judge: Judge | None = None
+    ) -> Tensor:
+        """L_g, K_l, or both; `judge` takes D's place."""
         (z1, xh, z2), reduction = made, self.reduction
         con, enc, adv, k1, kx, k2 = self.weights
+        judge = judge or self.gan.discriminator
         loss = 0.0
         if self.own:
-            _, f_real = self.gan.discriminator(x)
-            _, f_fake = self.gan.discriminator(xh)
+            _, f_real = judge(x)
+            _, f_fake = judge(xh)
             loss = loss + con * l1(xh, x, reduction)
             loss = loss + enc * l2(z1, z2, reduction)
             loss = loss + adv * l2(f_fake, f_real.detach(), reduction)

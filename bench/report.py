@@ -211,21 +211,21 @@ def ladder_cells(row: Row) -> list[str]:
 def ladder_text(results: list[dict[str, Any]]) -> str:
     """All ladders; where none is of a GPU, the targets for one."""
     sections = [ladder_section(result) for result in results]
-    if not any(result["environment"]["cuda"] for result in results):
+    if not any(result["environment"]["copy_gb_per_s"] for result in results):
         sections.insert(
             0, f"### Targets\n\nNot measured on a GPU yet.\n\n{ladder_targets([], None)}"
         )
     return "\n\n".join(sections)
 
 
-def results(pattern: str) -> list[dict[str, Any]]:
+def saved(pattern: str) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted(RESULTS.glob(pattern))]
 
 
 def ops_text() -> str:
     """Traffic, and times of the ops on every GPU."""
     traffic = json.loads((RESULTS / "traffic.json").read_text())
-    gpus = results("gpu-*.json")
+    gpus = saved("gpu-*.json")
     sections = [traffic_section(traffic["rows"]), *map(gpu_section, gpus)]
     if not gpus:
         sections.append("### Times\n\nNot measured on a GPU yet.")
@@ -241,7 +241,7 @@ def insert(readme: Path, text: str) -> None:
 
 def main() -> None:
     insert(OPS_README, ops_text())
-    insert(LADDER_README, ladder_text(results("ladder-*.json")))
+    insert(LADDER_README, ladder_text(saved("ladder-*.json")))
 
 
 if __name__ == "__main__":
