@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -128,6 +129,7 @@ def save(args: argparse.Namespace, around: dict[str, Any], rows: list[dict[str, 
 
 def run_ladder(args: argparse.Namespace) -> int:
     """Print and save each cell as it is measured; the exit code is 1 if a rung failed."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what it started ends, too
     size = ladder.Size(args.device, args.teacher_widths, threads=args.threads)
     around = environment(args.device) | {"copy_gb_per_s": copy_bandwidth(args.device)}
     print(f"{around['device']}, torch {around['versions']['torch']}")
