@@ -152,8 +152,8 @@ def counted(contender: Contender, device: torch.device) -> dict[str, float | Non
     one. Elsewhere they are operations that compute.
 
     Returns:
-        launches: a step.
-        gpu_ms: the sum of their times a step, None without a GPU.
+        launches: a step; None where the profiler sees none.
+        gpu_ms: the sum of their times a step; None without a GPU, or as above.
     """
     if device.type != "cuda":
         with measured() as traffic:
@@ -169,6 +169,8 @@ def counted(contender: Contender, device: torch.device) -> dict[str, float | Non
         for event in profile.events()
         if event.device_type == on_device and not event.is_user_annotation
     ]
+    if not events:
+        return {"launches": None, "gpu_ms": None}
     busy = sum(event.time_range.elapsed_us() for event in events)
     return {
         "launches": len(events) / PROFILED_STEPS,

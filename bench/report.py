@@ -4,12 +4,13 @@ Ops in kernels/README.md, the ladder of training steps in bench/README.md.
 """
 
 import json
+import operator
 import re
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench.ladder import LARGE, OK, SMALL, Cell, Row, number
+from bench.ladder import LARGE, NOT_RUN, OK, SMALL, Cell, Row, number
 from bench.ladder_contenders import BASE, COMPILE
 
 ROOT = Path(__file__).parent.parent
@@ -103,6 +104,8 @@ def targets(times: dict) -> str:
 
 
 GRAPH = "pkd, one graph"
+LADDER_COLUMNS = ["ms/step", "min – max", "images/s", "ratio"]
+LADDER_COLUMNS += ["launches", "GPU ms", "first s", "MB"]
 WORDS_MOVED = 10  # a parameter a step: weight 4, moments 4, gradient 2, each read or written
 
 
@@ -123,7 +126,7 @@ class Ladder:
 
     def memory_bound(self, cell: Cell, gb_per_s: float | None) -> float | None:
         """Images/s by those of the plain loop if a step took only the time that memory takes."""
-        parameters = self.value(cell, GRAPH, "parameters")
+        parameters = self.value(cell, BASE, "parameters")
         plain = self.value(cell, BASE, "images_per_second")
         if not (parameters and plain and gb_per_s):
             return None
@@ -164,8 +167,8 @@ def judged(target: str, value: float | None) -> tuple[str, str]:
     if value is None:
         return "not run", "–"
     sign, _, limit = target.partition(" ")
-    met = {"<=": value.__le__, ">=": value.__ge__}
-    verdict = ("yes" if met[sign](float(limit)) else "no") if sign else "–"
+    met = {"<=": operator.le, ">=": operator.ge}
+    verdict = ("yes" if met[sign](value, float(limit)) else "no") if sign else "–"
     return f"{value:.1f}" if value < 100 else f"{value:,.0f}", verdict
 
 
@@ -182,11 +185,15 @@ def ladder_section(result: dict[str, Any]) -> str:
     if gb_per_s:
         parts[-1] += f" A large copy reads and writes {gb_per_s:,.0f} GB/s."
         parts.append(ladder_targets(rows, gb_per_s))
-    header = ["", "ms/step", "min – max", "images/s", "ratio"]
-    header += ["launches", "GPU ms", "first s", "MB"]
-    for cell in dict.fromkeys(row["cell"] for row in rows):
-        body = [[row["contender"], *ladder_cells(row)] for row in rows if row["cell"] == cell]
-        parts.append(table([cell, *header[1:]], body))
+    cells: dict[str, list[Row]] = {}
+    for row in rows:
+        cells.setdefault(row["cell"], []).append(row)
+    idle = [name for name, mine in cells.items() if all(r["status"] == NOT_RUN for r in mine)]
+    for name in (name for name in cells if name not in idle):
+        body = [[row["contender"], *ladder_cells(row)] for row in cells[name]]
+        parts.append(table([name, *LADDER_COLUMNS], body))
+    if idle:
+        parts.append(f"Not run for lack of time: {'; '.join(idle)}.")
     return "\n\n".join(parts)
 
 
@@ -194,7 +201,7 @@ def ladder_cells(row: Row) -> list[str]:
     """What was measured, or why not."""
     if row["status"] != OK:
         error = row.get("error", "").replace("|", "\\|")
-        return [": ".join(filter(None, [row["status"], error])), *[""] * 7]
+        return [": ".join(filter(None, [row["status"], error])), *[""] * (len(LADDER_COLUMNS) - 1)]
     times = row["ms_per_step"]
     return [
         f"{median(times):.3f}",

@@ -4,6 +4,7 @@ import json
 import sys
 import time
 
+import pytest
 import torch
 
 from bench import gpu, report
@@ -33,6 +34,29 @@ def test_rows_are_written_as_they_are_measured(tmp_path):
     for row in rows:
         assert row["op"] == "novelty_score" and row["contender"] == "eager"
         assert row["launches"] >= 2 and row["median_us"] > 0 <= row["iqr_us"]
+
+
+def test_results_are_kept_whatever_comes_after_them(tmp_path, monkeypatch):
+    """And stages together end within their time; here the last one is broken off."""
+    limits = []
+
+    def run(command, timeout, **environment):
+        limits.append(timeout)
+        if "--ladder" in command:
+            raise KeyboardInterrupt
+        return 1, "1 failed"
+
+    monkeypatch.setattr(gpu, "run", run)
+    monkeypatch.setattr(gpu.shutil, "which", lambda tool: tool)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
+    monkeypatch.setattr(sys, "argv", ["bench.gpu", "--out", str(tmp_path / "new")])
+    with pytest.raises(KeyboardInterrupt):
+        gpu.main()
+    result = json.loads((tmp_path / "new" / "gpu-nvidia-h200.json").read_text())
+    assert (result["tests"], result["rows"], result["sanitizer"]) == ("1 failed", [], "1 failed")
+    tests, ops, sanitizer, ladder = limits
+    assert tests <= 150 and ladder > 400 and tests + ops + sanitizer < gpu.TOTAL_S - 120 < 480 - 120
 
 
 def test_what_was_not_measured_is_not_run_in_the_tables():
