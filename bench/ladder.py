@@ -2,7 +2,7 @@
 
 A cell is one structure, student and stack; its contenders are checked, timed in turn and counted. A
 contender that fails is a row that says why. Cells are measured in batches, each in a process of its
-own with a time limit: neither a hang nor a broken device can take more than its batch.
+own with a time limit: a hang takes no more than its batch, a broken device no more than its cell.
 """
 
 import gc
@@ -141,53 +141,55 @@ def run(
     end = time.time() + budget
     for number, batch in enumerate(batches):
         left = end - time.time()
-        limit = left if number + 1 == len(batches) else PART * left
-        done = 0
-        if left > LEAST_S:
-            for rows in measured_apart(batch, size, limit):
-                yield batch[done], rows
-                done += 1
-        for cell in batch[done:]:
+        deadline = end if number + 1 == len(batches) else time.time() + PART * left
+        todo = list(batch)
+        while todo and deadline - time.time() > LEAST_S:
+            for rows in measured_apart(todo, size, deadline):
+                yield todo.pop(0), rows
+        for cell in todo:
             yield cell, [row(cell, name, status=NOT_RUN) for name in cell.names(size.device)]
 
 
-def measured_apart(batch: Sequence[Cell], size: Size, limit: float) -> Iterator[list[Row]]:
-    """Rows of cell after cell from a process that ends, or is ended, within `limit` seconds.
+def measured_apart(cells: Sequence[Cell], size: Size, deadline: float) -> Iterator[list[Row]]:
+    """Rows of cell after cell from a process that is killed at `deadline`, a time.time().
 
-    Cells are left out when time is up. If the process breaks down, the cell that it was at has
-    failed; the rest is left out.
+    If the process breaks down, the cell that it was at has failed and is the last.
     """
     # Its server has imported everything and touched no driver, so that a process begins at once.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    deadline = time.time() + limit
     receive, send = context.Pipe(duplex=False)
-    process = context.Process(target=measure_batch, args=(batch, size, deadline, send))
+    process = context.Process(target=measure_all, args=(cells, size, deadline, send))
     process.start()
     send.close()
     done = 0
     try:
-        while done < len(batch) and receive.poll(max(0.0, deadline - time.time())):
+        while done < len(cells) and receive.poll(max(0.0, deadline - time.time())):
             yield receive.recv()
             done += 1
     except EOFError:
         process.join()
-        cell, error = batch[done], f"the process ended with exit code {process.exitcode}"
-        yield [row(cell, name, status=FAILED, error=error) for name in cell.names(size.device)]
+        if process.exitcode:
+            cell, error = cells[done], f"the process ended with exit code {process.exitcode}"
+            yield [row(cell, name, status=FAILED, error=error) for name in cell.names(size.device)]
     finally:
         process.kill()
         process.join()
         receive.close()
 
 
-def measure_batch(batch: Sequence[Cell], size: Size, deadline: float, results: Connection) -> None:
-    """What the process of a batch does."""
+def measure_all(cells: Sequence[Cell], size: Size, deadline: float, results: Connection) -> None:
+    """What the process does; it ends early where a contender has broken the device."""
     torch.set_num_threads(size.threads)
     torch.backends.cudnn.allow_tf32 = False  # full float32, as `pkd train` computes
-    for cell in batch:
+    for cell in cells:
         results.send(measure(cell, size, deadline))
         torch.compiler.reset()
         gc.collect()
+        try:
+            synchronize(size.device)
+        except RuntimeError:
+            return
         if size.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -212,13 +214,15 @@ def measure(cell: Cell, size: Size, deadline: float) -> list[Row]:
         except Exception as error:  # whatever it is: a peer's failure is a result
             entries.pop(name, None)
             rows[name] = row(cell, name, status=FAILED, error=summary(error))
-    if BASE in entries:
+    if BASE not in entries:
+        return [row(cell, n, status=NOT_RUN) if n in entries else rows[n] for n in rows]
+    try:
         times = interleaved(entries, steps, size.repeats, size.device)
-        for timed in statistics(entries, times):
-            rows[timed.pop("name")] |= timed
-    else:
-        for name in entries:
-            rows[name] = row(cell, name, status=NOT_RUN)
+    except Exception as error:
+        failed = {name: row(cell, name, status=FAILED, error=summary(error)) for name in entries}
+        return list((rows | failed).values())
+    for timed in statistics(entries, times):
+        rows[timed.pop("name")] |= timed
     return list(rows.values())
 
 

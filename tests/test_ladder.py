@@ -149,21 +149,28 @@ def test_without_its_base_a_cell_has_no_ratios(monkeypatch):
 def test_what_there_is_no_time_for_is_not_run():
     rows = ladder.measure(STACK, SIZE, time.time())
     assert {row["status"] for row in rows} == {ladder.NOT_RUN}
-    assert list(ladder.measured_apart([STACK], SIZE, limit=0.01)) == []
+    assert list(ladder.measured_apart([STACK], SIZE, deadline=time.time())) == []
     found = list(ladder.run([[ONE], [STACK]], SIZE, budget=0))
     assert [cell for cell, _ in found] == [ONE, STACK]
     assert {row["status"] for _, rows in found for row in rows} == {ladder.NOT_RUN}
 
 
-def test_a_process_that_breaks_down_costs_its_batch_alone(tmp_path):
+def test_a_process_that_breaks_down_costs_its_cell_alone():
     """Torch refuses -1 threads before anything is measured."""
     broken = Size(CPU, SIZE.teacher_widths, threads=-1)
     found = list(ladder.run([[ONE, STACK]], broken, budget=60))
     assert [cell for cell, _ in found] == [ONE, STACK]
-    (_, first), (_, second) = found
-    assert {row["error"] for row in first} == {"the process ended with exit code 1"}
-    assert {row["status"] for row in second} == {ladder.NOT_RUN}
+    errors = {row["error"] for _, rows in found for row in rows}
+    assert errors == {"the process ended with exit code 1"}
 
+
+def test_a_contender_that_fails_when_it_is_timed(monkeypatch):
+    monkeypatch.setattr(ladder, "interleaved", lambda *_: 1 / 0)
+    rows = ladder.measure(STACK, SIZE, LATE)
+    assert {row["error"] for row in rows} == {"ZeroDivisionError: division by zero"}
+
+
+def test_rows_go_to_a_file_and_to_a_table(tmp_path):
     ((_, rows),) = ladder.run([[STACK]], SIZE, budget=60)
     assert [row["status"] for row in rows] == [ladder.OK] * 3
     around = dict.fromkeys(("device", "cuda", "commit", "copy_gb_per_s"))
