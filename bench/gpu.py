@@ -1,9 +1,10 @@
-"""`python -m bench.gpu --out DIR`: GPU tests and every benchmark, in one JSON file.
+"""`python -m bench.gpu --out DIR`: GPU tests and every benchmark, as JSON files.
 
 It stays under eight minutes: a benchmark that the time no longer allows for is left out, one that
-hangs is ended with what it started, and the tables say "not run". Copy the file into bench/results/
-and run `python -m bench.report`. The exit code is 1 if a test failed or a contender disagreed with
-the definition.
+hangs is ended with what it started, and the tables say "not run". The files are written as results
+come, gpu-NAME.json (tests and ops) and ladder-NAME.json (training steps): copy them into
+bench/results/ and run `python -m bench.report`. The exit code is 1 if a test failed, a contender
+disagreed with the definition or a rung of the ladder failed; a peer that fails is shown as failed.
 """
 
 import argparse
@@ -24,7 +25,9 @@ import triton
 from bench.step import commit
 
 ROOT = Path(__file__).parent.parent
-TOTAL_S, TESTS_S, STEP_S, SANITIZER_S = 440, 150, 75, 45  # seconds; the ops have what is left
+# Seconds; what the others leave is the ladder's.
+TOTAL_S, TESTS_S, OPS_S, SANITIZER_S = 440, 150, 110, 30
+MARGIN_S = 20  # to begin, and to end by itself
 STOPPED = 124  # exit code of what ran out of time
 
 
@@ -74,37 +77,32 @@ def op_rows(folder: Path, seconds: float) -> tuple[int, list[dict]]:
     code, _ = run(
         [sys.executable, "-m", "pytest", "-q", "bench/test_ops.py"],
         seconds,
-        PKD_BENCH_DEADLINE=str(time.time() + seconds - 20),
+        PKD_BENCH_DEADLINE=str(time.time() + seconds - MARGIN_S),
         PKD_BENCH_ROWS=str(file),
     )
     lines = file.read_text().splitlines() if file.exists() else []
     return (0 if code == STOPPED else code), [json.loads(line) for line in lines]
 
 
-def step_result(folder: Path) -> tuple[int, dict | None]:
-    """Exit code and result of `python -m bench.step`; None if it did not get that far."""
-    file = folder / "step.json"
-    options = ["--repeats", "5", "--seconds", "1", "--images", "50", "--json", str(file)]
-    code, _ = run([sys.executable, "-m", "bench.step", *options], STEP_S)
-    result = json.loads(file.read_text()) if file.exists() else None
-    return (0 if code == STOPPED else code), result
+def ladder(file: Path, seconds: float) -> int:
+    """Exit code of `python -m bench.step --ladder`; it writes the file anew after every cell."""
+    options = ["--ladder", "--budget", str(seconds - MARGIN_S), "--json", str(file)]
+    code, _ = run([sys.executable, "-m", "bench.step", *options], seconds)
+    return 0 if code == STOPPED else code
 
 
 def main() -> int:
-    """Run all of it; write gpu-<name>.json."""
+    """Run all of it."""
     parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
-    out = parser.parse_args().out
+    out = parser.parse_args().out.absolute()
     if not torch.cuda.is_available():
         sys.exit("bench.gpu: no NVIDIA GPU here")
     end = time.time() + TOTAL_S
-    pytest = [sys.executable, "-m", "pytest", "-q"]
-    tests_code, tests = run([*pytest, "tests/kernels", "-m", "gpu"], TESTS_S)
-    with tempfile.TemporaryDirectory() as folder:
-        ops_code, rows = op_rows(Path(folder), end - STEP_S - SANITIZER_S - time.time())
-        step_code, step = step_result(Path(folder))
-    sanitizer_code, sanitizer = sanitized()
+    out.mkdir(parents=True, exist_ok=True)
     name = torch.cuda.get_device_name()
+    slug = re.sub("[^a-z0-9]+", "-", name.lower())
+    path = out / f"gpu-{slug}.json"
     result = {
         "gpu": name,
         "torch": torch.__version__,
@@ -112,16 +110,24 @@ def main() -> int:
         "cuda": torch.version.cuda,
         "python": sys.version.split()[0],
         "commit": commit(),
-        "tests": tests,
-        "sanitizer": sanitizer,
-        "rows": rows,
-        "step": step,
     }
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / f"gpu-{re.sub('[^a-z0-9]+', '-', name.lower())}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"{len(rows)} rows in {path}")
-    return int(any((tests_code, ops_code, step_code, sanitizer_code)))
+
+    def add(**found) -> None:
+        result.update(found)
+        path.write_text(json.dumps(result, indent=1) + "\n")
+
+    add(tests="not run", sanitizer="not run", rows=[])
+    pytest = [sys.executable, "-m", "pytest", "-q"]
+    tests_code, tests = run([*pytest, "tests/kernels", "-m", "gpu"], TESTS_S)
+    add(tests=tests)
+    with tempfile.TemporaryDirectory() as folder:
+        ops_code, rows = op_rows(Path(folder), OPS_S)
+    add(rows=rows)
+    sanitizer_code, sanitizer = sanitized()
+    add(sanitizer=sanitizer)
+    ladder_code = ladder(out / f"ladder-{slug}.json", end - time.time())
+    print(f"{len(rows)} rows of ops in {path}; the ladder is beside it")
+    return int(any((tests_code, ops_code, sanitizer_code, ladder_code)))
 
 
 if __name__ == "__main__":

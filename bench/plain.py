@@ -8,7 +8,7 @@ device as floats, indexed without a DataLoader; the real features are constants 
 start; no loss is read back.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -148,6 +148,9 @@ def largest_difference(plain: nn.Module, values: Iterable[Tensor]) -> float:
     return max((p.detach() - value).abs().max().item() for p, value in pairs)
 
 
+Judge = Callable[[Tensor], tuple[Tensor, Tensor]]  # what a discriminator does
+
+
 def l1(a: Tensor, b: Tensor, reduction: str) -> Tensor:
     if reduction == "mean":
         return F.l1_loss(a, b)
@@ -166,6 +169,7 @@ class PlainNetwork:
     Args:
         own: whether L_g and L_d are on; without them the discriminator is not run.
         weights: of con, enc, adv, k1, kx, k2 (Eqs. 5 and 6).
+        adam: makes an optimizer of parameters, lr and betas.
     """
 
     def __init__(
@@ -176,10 +180,11 @@ class PlainNetwork:
         betas: tuple[float, float],
         weights: tuple[float, ...],
         reduction: str,
+        adam: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
     ):
         self.gan, self.own, self.weights, self.reduction = gan, own, weights, reduction
-        self.optimizer_g = torch.optim.Adam(gan.generator.parameters(), lr=lr, betas=betas)
-        self.optimizer_d = torch.optim.Adam(gan.discriminator.parameters(), lr=lr, betas=betas)
+        self.optimizer_g = adam(gan.generator.parameters(), lr=lr, betas=betas)
+        self.optimizer_d = adam(gan.discriminator.parameters(), lr=lr, betas=betas)
 
     def step(self, x: Tensor, target: Outputs | None) -> Outputs:
         """Update on images x (N, C, 32, 32), distilling from `target`; returns what G made of x.
@@ -187,31 +192,34 @@ class PlainNetwork:
         D's loss is that of its weights before the step, on the fakes of G before its update.
         """
         made = self.gan.generator(x)
-        d_loss = self.discriminator_loss(x, made.xh.detach()) if self.own else None
         self.optimizer_g.zero_grad()
         self.generator_loss(x, made, target).backward()
         self.optimizer_g.step()
-        if d_loss is not None:
+        if self.own:
             self.optimizer_d.zero_grad()  # also of what the adversarial loss has left there
-            d_loss.backward()
+            self.discriminator_loss(x, made.xh.detach()).backward()
             self.optimizer_d.step()
         return Outputs(*(t.detach() for t in made))
 
-    def discriminator_loss(self, x: Tensor, fake: Tensor) -> Tensor:
-        """L_d = BCE(D(x), 1) + BCE(D(xh), 0)."""
-        real_logit, _ = self.gan.discriminator(x)
-        fake_logit, _ = self.gan.discriminator(fake)
+    def discriminator_loss(self, x: Tensor, fake: Tensor, judge: Judge | None = None) -> Tensor:
+        """L_d = BCE(D(x), 1) + BCE(D(xh), 0); `judge` takes D's place."""
+        judge = judge or self.gan.discriminator
+        real_logit, _ = judge(x)
+        fake_logit, _ = judge(fake)
         real = F.binary_cross_entropy_with_logits(real_logit, torch.ones_like(real_logit))
         return real + F.binary_cross_entropy_with_logits(fake_logit, torch.zeros_like(fake_logit))
 
-    def generator_loss(self, x: Tensor, made: Outputs, target: Outputs | None) -> Tensor:
-        """L_g, K_l, or both."""
+    def generator_loss(
+        self, x: Tensor, made: Outputs, target: Outputs | None, judge: Judge | None = None
+    ) -> Tensor:
+        """L_g, K_l, or both; `judge` takes D's place."""
         (z1, xh, z2), reduction = made, self.reduction
         con, enc, adv, k1, kx, k2 = self.weights
+        judge = judge or self.gan.discriminator
         loss = 0.0
         if self.own:
-            _, f_real = self.gan.discriminator(x)
-            _, f_fake = self.gan.discriminator(xh)
+            _, f_real = judge(x)
+            _, f_fake = judge(xh)
             loss = loss + con * l1(xh, x, reduction)
             loss = loss + enc * l2(z1, z2, reduction)
             loss = loss + adv * l2(f_fake, f_real.detach(), reduction)
@@ -228,6 +236,7 @@ class PlainLoop:
     Args:
         teacher: may be None where nothing needs one.
         student: may be None where only the teacher is trained.
+        network: what trains each of them: `PlainNetwork`, or a peer of its form.
     """
 
     def __init__(
@@ -240,19 +249,23 @@ class PlainLoop:
         betas: tuple[float, float] = (0.5, 0.999),
         weights: tuple[float, ...] = (10.0, 1.0, 1.0, 1.0, 1.0, 1.0),
         reduction: str = "mean",
+        network: Callable[..., PlainNetwork] = PlainNetwork,
     ):
         options = (lr, betas, weights, reduction)
         self.structure, self.teacher = structure, teacher
-        self.learning_teacher = PlainNetwork(teacher, True, *options) if structure.teacher else None
+        self.learning_teacher = network(teacher, True, *options) if structure.teacher else None
         trains = "student" in structure.trained
-        self.student = PlainNetwork(student, structure.student, *options) if trains else None
+        self.student = network(student, structure.student, *options) if trains else None
 
-    def step(self, x: Tensor) -> None:
-        """One update of every trained network on images x (N, C, 32, 32) in [-1, 1]."""
-        target = None
+    def step(self, x: Tensor, target: Outputs | None = None) -> None:
+        """One update of every trained network on images x (N, C, 32, 32) in [-1, 1].
+
+        Args:
+            target: a frozen teacher's outputs where they are known; else it is run.
+        """
         if self.learning_teacher is not None:
             target = self.learning_teacher.step(x, None)
-        elif self.structure.distill:
+        elif self.structure.distill and target is None:
             with torch.no_grad():
                 target = self.teacher.generator(x)
         if self.student is not None:

@@ -159,7 +159,7 @@ class Trainer:
             stack=len(members),
             lr=lr,
             betas=betas,
-            # Statistics of a batch have D run twice a step: a second gradient would replace a first.
+            # With norm="batch" D runs twice a step, and a second gradient would replace the first.
             main_grad=all(g.architecture.norm == "instance" for g in self.networks.values()),
         )
         for name, gan in networks.items():

@@ -4,6 +4,7 @@ import json
 import sys
 import time
 
+import pytest
 import torch
 
 from bench import gpu, report
@@ -35,6 +36,29 @@ def test_rows_are_written_as_they_are_measured(tmp_path):
         assert row["launches"] >= 2 and row["median_us"] > 0 <= row["iqr_us"]
 
 
+def test_results_are_kept_whatever_comes_after_them(tmp_path, monkeypatch):
+    """And stages together end within their time; here the last one is broken off."""
+    limits = []
+
+    def run(command, timeout, **environment):
+        limits.append(timeout)
+        if "--ladder" in command:
+            raise KeyboardInterrupt
+        return 1, "1 failed"
+
+    monkeypatch.setattr(gpu, "run", run)
+    monkeypatch.setattr(gpu.shutil, "which", lambda tool: tool)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
+    monkeypatch.setattr(sys, "argv", ["bench.gpu", "--out", str(tmp_path / "new")])
+    with pytest.raises(KeyboardInterrupt):
+        gpu.main()
+    result = json.loads((tmp_path / "new" / "gpu-nvidia-h200.json").read_text())
+    assert (result["tests"], result["rows"], result["sanitizer"]) == ("1 failed", [], "1 failed")
+    tests, ops, sanitizer, ladder = limits
+    assert tests <= 150 and ladder > 400 and tests + ops + sanitizer < gpu.TOTAL_S - 120 < 480 - 120
+
+
 def test_what_was_not_measured_is_not_run_in_the_tables():
     row = {"op": "generator_loss", "direction": "forward_backward", "batch": 1, "stack": 1}
     times = {"iqr_us": 0.5, "launches": 2}
@@ -44,11 +68,10 @@ def test_what_was_not_measured_is_not_run_in_the_tables():
         row | times | {"contender": "eager", "median_us": 300.0, "stack": 30},
     ]
     around = dict.fromkeys(("gpu", "torch", "triton", "cuda", "commit", "tests", "sanitizer"), "-")
-    text = report.gpu_section(around | {"rows": rows, "step": None})
+    text = report.gpu_section(around | {"rows": rows})
     assert "| eager graph / pkd graph | >= 8 | 8.00 |" in text
     assert "| eager / pkd | >= 8 | not run |" in text
     assert "| 1 | 30 | not run | not run | 300.0 ± 0.5 [2] |" in text
-    assert "Training step: not run" in text
 
 
 def test_reading_a_number_is_no_launch_and_an_output_is_written_once():

@@ -1,0 +1,291 @@
+"""The ladder: every rung and peer of a training step, by structure, student and number of models.
+
+A cell is one structure, student and stack; its contenders are checked, timed in turn and counted. A
+contender that fails is a row that says why. Cells are measured in batches, each in a process of its
+own with a time limit: a hang takes no more than its batch, a broken device no more than its cell.
+"""
+
+import gc
+import multiprocessing
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+
+from bench.ladder_contenders import BASE, COMPILE, CONTENDERS, Contender, Problem
+from bench.ladder_timing import (
+    CHECK_STEPS,
+    check,
+    counted,
+    interleaved,
+    seconds_per_step,
+    statistics,
+    steps_for,
+    synchronize,
+)
+from pkd.cost import PAPER_STUDENTS, TEACHER_WIDTHS
+from pkd.structures import KDGAN, TEACHER
+
+OK, FAILED, NOT_RUN = "ok", "failed", "not run"
+STRUCTURES = {"KDGAN-2": KDGAN[2], "KDGAN-3": KDGAN[3], "teacher": TEACHER}
+STUDENTS = {
+    "-".join(map(str, widths)): (channels, widths)
+    for channels, widths, *_ in PAPER_STUDENTS.values()
+}
+LARGE, SMALL = "8-16-64", "1-2-4"
+STACKS = (1, 10, 30, 128)
+CPU_STACKS = (1, 10, 30)
+PART = 0.6  # of the time that is left: no batch takes more, so that a hang leaves time to others
+LEAST_S = 8.0  # less time than a batch needs to begin
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Size:
+    """What all cells have in common.
+
+    Attributes:
+        images: of a class; steps go round them.
+        repeats, seconds: of timing, each contender in each cell.
+    """
+
+    device: torch.device
+    teacher_widths: tuple[int, int, int] = TEACHER_WIDTHS
+    images: int = 50
+    repeats: int = 5
+    seconds: float = 0.25
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is trained: keys of `STRUCTURES` and `STUDENTS`, and the number of models.
+
+    Attributes:
+        contenders: keys of `CONTENDERS`; empty is all that apply but torch.compile, which takes
+            long.
+    """
+
+    structure: str
+    student: str
+    stack: int
+    contenders: tuple[str, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """What tells the cell from the others."""
+        compiled = [name for name in self.contenders if name in COMPILE]
+        network = "teacher" if self.structure == "teacher" else f"{self.structure}, {self.student}"
+        return ", ".join([network, f"M = {self.stack}", *compiled])
+
+    def names(self, device: torch.device) -> list[str]:
+        """Contenders that take part on this device, the plain loop first."""
+        return [
+            name
+            for name, entry in CONTENDERS.items()
+            if entry.applies(STRUCTURES[self.structure], self.stack, device)
+            and (name in self.contenders if self.contenders else name not in COMPILE)
+        ]
+
+    def problem(self, size: Size) -> Problem:
+        channels, widths = STUDENTS[self.student]
+        structure = STRUCTURES[self.structure]
+        return Problem(size.teacher_widths, widths, size.images, size.device, channels, structure)
+
+
+def plan(device: torch.device) -> list[list[Cell]]:
+    """Batches of cells, what the targets need first."""
+    ours = (BASE, "pkd, eager", "pkd, one graph")
+    first = [
+        [Cell("KDGAN-2", LARGE, 1), Cell("KDGAN-2", LARGE, 30)],
+        [Cell("KDGAN-2", SMALL, 128), Cell("KDGAN-2", SMALL, 1)],
+        [Cell("teacher", LARGE, 1)],
+        *(
+            [Cell(structure, LARGE, 1, (*ours, name))]
+            for name in COMPILE
+            for structure in ("KDGAN-2", "teacher")
+        ),
+    ]
+    done = [cell for batch in first for cell in batch]
+    rest = [
+        [Cell(structure, student, stack) for stack in STACKS]
+        for structure, student in product(("KDGAN-2", "KDGAN-3"), (LARGE, SMALL, "2-4-8"))
+    ]
+    rest.append([Cell("teacher", LARGE, stack) for stack in STACKS])
+    batches = first + [[cell for cell in batch if cell not in done] for batch in rest]
+    fitting = ([cell for cell in batch if fits(cell, device)] for batch in batches)
+    return [batch for batch in fitting if batch]
+
+
+def fits(cell: Cell, device: torch.device) -> bool:
+    """Whether a cell is for this device: a CPU trains no stack of teachers in time."""
+    if device.type == "cuda":
+        return True
+    trains_teachers = STRUCTURES[cell.structure].teacher and cell.stack > 1
+    asked = {name for name in cell.contenders if name in COMPILE}
+    return cell.stack in CPU_STACKS and not trains_teachers and asked <= {*cell.names(device)}
+
+
+def run(
+    batches: Sequence[Sequence[Cell]], size: Size, budget: float
+) -> Iterator[tuple[Cell, list[Row]]]:
+    """Measure all cells within `budget` seconds; each is given out when it is done.
+
+    A cell for which there is no time has rows that say so.
+    """
+    end = time.time() + budget
+    for number, batch in enumerate(batches):
+        left = end - time.time()
+        deadline = end if number + 1 == len(batches) else time.time() + PART * left
+        todo = list(batch)
+        while todo and deadline - time.time() > LEAST_S:
+            for rows in measured_apart(todo, size, deadline):
+                yield todo.pop(0), rows
+        for cell in todo:
+            yield cell, [row(cell, name, status=NOT_RUN) for name in cell.names(size.device)]
+
+
+def measured_apart(cells: Sequence[Cell], size: Size, deadline: float) -> Iterator[list[Row]]:
+    """Rows of cell after cell from a process that is killed at `deadline`, a time.time().
+
+    If the process breaks down, the cell that it was at has failed and is the last.
+    """
+    # Its server has imported everything and touched no driver, so that a process begins at once.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    receive, send = context.Pipe(duplex=False)
+    process = context.Process(target=measure_all, args=(cells, size, deadline, send))
+    process.start()
+    send.close()
+    done = 0
+    try:
+        while done < len(cells) and receive.poll(max(0.0, deadline - time.time())):
+            yield receive.recv()
+            done += 1
+    except EOFError:
+        process.join()
+        if process.exitcode:
+            cell, error = cells[done], f"the process ended with exit code {process.exitcode}"
+            yield [row(cell, name, status=FAILED, error=error) for name in cell.names(size.device)]
+    finally:
+        process.kill()
+        process.join()
+        receive.close()
+
+
+def measure_all(cells: Sequence[Cell], size: Size, deadline: float, results: Connection) -> None:
+    """What the process does; it ends early where a contender has broken the device."""
+    torch.set_num_threads(size.threads)
+    torch.backends.cudnn.allow_tf32 = False  # full float32, as `pkd train` computes
+    for cell in cells:
+        results.send(measure(cell, size, deadline))
+        torch.compiler.reset()
+        gc.collect()
+        try:
+            synchronize(size.device)
+        except RuntimeError:
+            return
+        if size.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def measure(cell: Cell, size: Size, deadline: float) -> list[Row]:
+    """One row for each contender of a cell.
+
+    Args:
+        deadline: time.time() after which no further contender is made ready, less what timing
+            those that are ready takes.
+    """
+    problem, entries, rows, steps = cell.problem(size), {}, {}, {}
+    for name in cell.names(size.device):
+        reserve = 2 * (len(entries) + 1) * size.repeats * size.seconds
+        if time.time() + reserve > deadline:
+            rows[name] = row(cell, name, status=NOT_RUN)
+            continue
+        try:
+            entries[name], found = ready(problem, name, cell.stack)
+            steps[name] = steps_for(entries[name], size.seconds, size.device)
+            rows[name] = row(cell, name, status=OK, **found)
+        except Exception as error:  # whatever it is: a peer's failure is a result
+            entries.pop(name, None)
+            rows[name] = row(cell, name, status=FAILED, error=summary(error))
+    if BASE not in entries:
+        return [row(cell, n, status=NOT_RUN) if n in entries else rows[n] for n in rows]
+    try:
+        times = interleaved(entries, steps, size.repeats, size.device)
+    except Exception as error:
+        failed = {name: row(cell, name, status=FAILED, error=summary(error)) for name in entries}
+        return list((rows | failed).values())
+    for timed in statistics(entries, times):
+        rows[timed.pop("name")] |= timed
+    return list(rows.values())
+
+
+def row(cell: Cell, name: str, **found: Any) -> Row:
+    """What a row is about, and what was found."""
+    about = {"cell": cell.title, "structure": cell.structure, "student": cell.student}
+    peer = CONTENDERS[name].peer
+    return about | {"stack": cell.stack, "contender": name, "peer": peer} | found
+
+
+def summary(error: Exception) -> str:
+    """Its type and first line."""
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}"[:200]
+
+
+def ready(problem: Problem, name: str, stack: int) -> tuple[Contender, Row]:
+    """A contender, made and checked.
+
+    Returns:
+        The contender, and: `first_s` (seconds of its first two steps, with compilation or capture),
+        `memory_mb` (peak of making it and of these steps, None on a CPU), `disagreement`,
+        `parameters` (trained, of one model), `launches` and `gpu_ms` of a step.
+    """
+    device, on_gpu = problem.device, problem.device.type == "cuda"
+    before = 0
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+    contender = CONTENDERS[name].build(problem, problem.members(stack))
+    synchronize(device)
+    found: Row = {"first_s": CHECK_STEPS * seconds_per_step(contender, CHECK_STEPS, device)}
+    peak = (torch.cuda.max_memory_allocated(device) - before) / 2**20 if on_gpu else None
+    found |= {"memory_mb": peak, "disagreement": check(problem, contender)}
+    trained = contender.trained(0).values()
+    found["parameters"] = sum(p.numel() for tensors in trained for p in tensors)
+    if on_gpu or name not in COMPILE:  # elsewhere, what was compiled is counted as if it were not
+        found |= counted(contender, device)
+    return contender, found
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Rows of a cell for the screen."""
+    lines = [
+        f"{'':31}{'ms/step':>9}{'(min - max)':>20}{'images/s':>11}{'ratio':>9}{'launches':>10}"
+        f"{'GPU ms':>9}{'first s':>9}{'MB':>8}"
+    ]
+    for row in rows:
+        if row["status"] != OK:
+            lines.append(
+                f"{row['contender']:31}{row['status']}: {row.get('error', 'no time left')}"
+            )
+            continue
+        spread = f"({min(row['ms_per_step']):.3f} - {max(row['ms_per_step']):.3f})"
+        lines.append(
+            f"{row['contender']:31}{row['ms_per_step_median']:9.3f}{spread:>20}"
+            f"{row['images_per_second']:11.0f}{row['ratio']:8.1f}x"
+            f"{number(row.get('launches'), '.0f'):>10}{number(row.get('gpu_ms'), '.3f'):>9}"
+            f"{row['first_s']:9.1f}{number(row['memory_mb'], '.0f'):>8}"
+        )
+    return "\n".join(lines)
+
+
+def number(value: float | None, form: str) -> str:
+    """A number, or a dash where it could not be had."""
+    return "–" if value is None else format(value, form)
