@@ -1,6 +1,8 @@
-"""The machine in words, for result files."""
+"""The machine: in words, for result files, and what suits it."""
 
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -16,3 +18,14 @@ def device_name(device: torch.device) -> str:
     name = names[0] if names else platform.processor() or platform.machine()
     threads = torch.get_num_threads()
     return f"{name}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+@contextmanager
+def without_onednn() -> Iterator[None]:
+    """On a CPU PyTorch's own convolutions, which start at once; oneDNN prepares every call anew."""
+    mkldnn = torch.backends.mkldnn
+    before, mkldnn.enabled = mkldnn.enabled, False
+    try:
+        yield
+    finally:
+        mkldnn.enabled = before

@@ -10,6 +10,7 @@ included: the host only starts steps. On a GPU they are replays of one CUDA grap
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -27,13 +28,16 @@ from pkd_kernels import (
 from torch import Tensor, nn
 
 from pkd import graph
+from pkd.cost import cost
 from pkd.errors import UserError
+from pkd.hardware import without_onednn
 from pkd.models import GAN, Reconstruction, load_networks, network_tensors
 from pkd.structures import Structure
 from pkd.training_set import Member, TeacherCache, TrainSet
 
 LOSSES = ("generator", "discriminator", *TERMS)
 REPORT_SECONDS = 0.25
+FEW_IMAGES, FEW_FLOPS = 5, 3e6  # a step, and of one image
 
 
 @dataclass(frozen=True)
@@ -252,7 +256,17 @@ class Trainer:
 
     def advance(self) -> None:
         """`step`, as a replay of its graph where there is one."""
-        (self._replay or self.step)()
+        with self._convolutions():
+            (self._replay or self.step)()
+
+    @cached_property
+    def _convolutions(self) -> Callable[[], AbstractContextManager]:
+        """oneDNN takes 0.1 ms to prepare a layer's three convolutions, PyTorch's own take about
+        0.02 ms a model and image where these are small: few such go without oneDNN."""
+        images = len(self.members) * self.batch_size
+        largest = max(cost(gan.architecture).flops for gan in self.networks.values())
+        few = images <= FEW_IMAGES and largest <= FEW_FLOPS
+        return without_onednn if few else nullcontext
 
     @cached_property
     def _replay(self) -> Callable[[], None] | None:
