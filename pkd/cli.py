@@ -1,5 +1,6 @@
-"""The command line: `pkd train`, `pkd evaluate`, `pkd cost`, `pkd data`."""
+"""The command line: `pkd train`, `pkd evaluate`, `pkd report`, `pkd cost`, `pkd data`."""
 
+import math
 import shlex
 import sys
 from collections.abc import Callable, Iterable
@@ -19,8 +20,10 @@ from pkd.config import Phase, PublishedName, TrainConfig
 from pkd.cost import table4
 from pkd.errors import UserError
 from pkd.parsing import Parser, add_settings
+from pkd.report import write_report
 from pkd.runs import RunFolder
 from pkd.schedule import Interrupted, Reporter, Run, StopRequest, start
+from pkd.scoring import SCORE_BATCH
 
 PLAIN = {"highlight": False, "markup": False, "emoji": False}  # paths may look like anything
 console = Console(**PLAIN)
@@ -63,6 +66,12 @@ def build_parser() -> tuple[Parser, dict[str, Callable[[Namespace], int]]]:
     evaluate_parser.add_argument("--data-dir", type=str | None, help="default: as the run had it")
     evaluate_parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
 
+    report_parser = Parser(description="Write what a finished run learned as one HTML file.")
+    report_parser.add_argument("run", type=Path, help="run folder")
+    report_parser.add_argument("--output", type=Path | None, help="default: RUN/report.html")
+    report_parser.add_argument("--data-dir", type=str | None, help="default: as the run had it")
+    report_parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+
     cost_parser = Parser(description="Parameters and FLOPs as in the paper's Table 4.")
 
     data_parser = Parser(description="Show, verify and download the files of a data set.")
@@ -70,11 +79,16 @@ def build_parser() -> tuple[Parser, dict[str, Callable[[Namespace], int]]]:
     data_parser.add_argument("--data-dir", type=Path | None, help="folder of the files")
     data_parser.add_argument("--download", action="store_true", help="fetch missing files")
 
-    commands = {"train": run_train, "evaluate": run_evaluate, "cost": run_cost, "data": run_data}
-    parsers = (train, evaluate_parser, cost_parser, data_parser)
-    for name, subparser in zip(commands, parsers, strict=True):
+    commands = {
+        "train": (run_train, train),
+        "evaluate": (run_evaluate, evaluate_parser),
+        "report": (run_report, report_parser),
+        "cost": (run_cost, cost_parser),
+        "data": (run_data, data_parser),
+    }
+    for name, (_, subparser) in commands.items():
         subcommands.add_subcommand(name, subparser, help=subparser.description)
-    return parser, commands
+    return parser, {name: function for name, (function, _) in commands.items()}
 
 
 def run_train(args: Namespace) -> int:
@@ -177,9 +191,8 @@ def print_auc(results: dict[str, Any]) -> None:
 
 
 def run_evaluate(args: Namespace) -> int:
-    folder = RunFolder.open(args.run)
-    moved = {"data_dir": args.data_dir} if args.data_dir else {}
-    run = Run(folder, device=args.device, **moved)
+    run = opened(args)
+    folder = run.folder
     if not folder.progress.phase:
         resume = f"pkd train --resume {shlex.quote(str(args.run))}"
         raise UserError(f"{args.run} has no finished phase yet: continue it with {resume}")
@@ -188,6 +201,23 @@ def run_evaluate(args: Namespace) -> int:
         run.load_phase(phase)
         auc[phase.name] = run.evaluate(phase.judged)
     print_auc(run.results(auc))
+    return 0
+
+
+def opened(args: Namespace) -> Run:
+    """The run of a folder, with its images, on the device that was asked for."""
+    moved = {"data_dir": args.data_dir} if args.data_dir else {}
+    return Run(RunFolder.open(args.run), device=args.device, **moved)
+
+
+def run_report(args: Namespace) -> int:
+    output = args.output or args.run / "report.html"
+    run = opened(args)
+    batches = len(run.phases) * math.ceil(len(run.test_images) / SCORE_BATCH)
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task("scoring the test images", total=batches)
+        write_report(run, output, lambda: bar.advance(task))
+    console.print(f"report: {output}", soft_wrap=True)
     return 0
 
 
