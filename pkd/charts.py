@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-TOP, RIGHT, BOTTOM, LEFT = 22, 12, 40, 50  # margins around the plot, in units of the drawing
+TOP, RIGHT, BOTTOM, LEFT = 22, 12, 40, 56  # margins around the plot, in units of the drawing
 LETTER = 6.2  # width of a letter of the labels
 DECIMALS = 1
 
@@ -24,7 +24,6 @@ class Axis:
     Attributes:
         label: with the unit.
         ticks: marked values, ascending; all within [low, high].
-        form: format of a tick's number.
     """
 
     label: str
@@ -32,7 +31,6 @@ class Axis:
     high: float
     ticks: tuple[float, ...]
     log: bool = False
-    form: str = "g"
 
     def share(self, values: Sequence[float] | np.ndarray) -> np.ndarray:
         """Where values lie on the axis: 0 at its low end, 1 at its high end, none beyond."""
@@ -42,10 +40,10 @@ class Axis:
         return (scale(values) - low) / (high - low)
 
 
-def linear_axis(label: str, low: float, high: float, form: str = "g") -> Axis:
+def linear_axis(label: str, low: float, high: float) -> Axis:
     """An axis with round ends around [low, high]."""
-    ticks = MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high).tolist()
-    return Axis(label, ticks[0], ticks[-1], tuple(ticks), form=form)
+    ticks = MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high).tolist()
+    return Axis(label, ticks[0], ticks[-1], tuple(ticks))
 
 
 def count_axis(label: str, high: int) -> Axis:
@@ -133,16 +131,16 @@ class Chart:
         for tick in self.y.ticks:
             ((_, y),) = self._points([self.x.low], [tick])
             self._element("line", x1=LEFT, x2=right, y1=y, y2=y, **{"class": "grid"})
-            self._text(format(tick, self.y.form), LEFT - 6, y + 3.5, "end")
+            self._text(f"{tick:g}", LEFT - 6, y + 3.5, "end")
         for tick in self.x.ticks:
             ((x, _),) = self._points([tick], [self.y.low])
             self._element("line", x1=x, x2=x, y1=bottom, y2=bottom + 4, **{"class": "axis"})
-            self._text(format(tick, self.x.form), x, bottom + 16, "middle")
+            self._text(f"{tick:g}", x, bottom + 16, "middle")
         self._element("line", x1=LEFT, x2=right, y1=bottom, y2=bottom, **{"class": "axis"})
         self._text(self.x.label, (LEFT + right) / 2, self.height - 6, "middle")
         middle = (TOP + bottom) / 2
-        turn = {"transform": f"rotate(-90 11 {middle})"}
-        self._text(self.y.label, 11, middle, "middle", **turn)
+        turn = {"transform": f"rotate(-90 10 {middle})"}
+        self._text(self.y.label, 10, middle, "middle", **turn)
 
     def _points(self, x: Sequence[float], y: Sequence[float]) -> list[tuple[float, float]]:
         """Values as places in the drawing."""

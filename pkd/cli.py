@@ -4,6 +4,7 @@ import math
 import shlex
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from pkd.errors import UserError
 from pkd.parsing import Parser, add_settings
 from pkd.report import write_report
 from pkd.runs import RunFolder
-from pkd.schedule import Interrupted, Reporter, Run, StopRequest, start
+from pkd.schedule import Interrupted, Reporter, Run, Several, StopRequest, start
 from pkd.scoring import SCORE_BATCH
 
 PLAIN = {"highlight": False, "markup": False, "emoji": False}  # paths may look like anything
@@ -60,6 +61,9 @@ def build_parser() -> tuple[Parser, dict[str, Callable[[Namespace], int]]]:
     add_settings(train)
     train.add_argument("--out", type=Path | None, help="new folder for this run")
     train.add_argument("--resume", type=Path | None, help="run folder to continue")
+    train.add_argument(
+        "--tensorboard", action="store_true", help="write live curves to OUT/tensorboard"
+    )
 
     evaluate_parser = Parser(description="Score the test split by the networks of a run.")
     evaluate_parser.add_argument("run", type=Path, help="run folder")
@@ -92,6 +96,8 @@ def build_parser() -> tuple[Parser, dict[str, Callable[[Namespace], int]]]:
 
 
 def run_train(args: Namespace) -> int:
+    if args.tensorboard:  # an optional package: missed before a folder is begun
+        from pkd.tensorboard import TensorBoard
     settings = {field.name: args[field.name] for field in fields(TrainConfig)}
     if args.resume:
         if settings != vars(TrainConfig()) or args.out:
@@ -103,8 +109,11 @@ def run_train(args: Namespace) -> int:
         folder, dataset = start(TrainConfig(**settings), args.out)
     console.print(f"run folder: {folder.path}", soft_wrap=True)
     try:
-        with StopRequest() as stop, ProgressBar() as bar:
-            run = Run(folder, bar, stop.check, dataset)
+        with StopRequest() as stop, ExitStack() as told:
+            reporters = [told.enter_context(ProgressBar())]
+            if args.tensorboard:
+                reporters.append(told.enter_context(TensorBoard(folder.path / "tensorboard")))
+            run = Run(folder, Several(*reporters), stop.check, dataset)
             tell_left_out(run.dataset)
             results = run.train()
     except Interrupted:

@@ -43,7 +43,6 @@ TITLES = {
 }
 METHODS = {"progressive-23": "P-KDGAN-II-(2)(3)", "progressive-24": "P-KDGAN-II-(2)(4)"}
 STEPS = {"teacher": "teacher", "step1": "step 1", "step2": "step 2"}
-NONE = "–"
 BINS = 40
 BEYOND = 0.001  # share of scores that the histograms' axis need not reach
 SHOWN = 6  # most normal images of a class, and most novel ones; fewer where there is much to show:
@@ -318,13 +317,13 @@ def tiles(
             "note": f"finds {found} of novel images, with {alarms} false alarms",
         },
         {
-            "name": "less to compute than the teacher",
+            "name": "Compression",
             "figure": Figure(times(large["flops"] / small["flops"])),
-            "note": f"{short(small['flops'])} multiply-adds an image, "
-            f"{short(small['parameters'])} parameters",
+            "note": f"{short(small['flops'])} multiply-adds an image, the teacher "
+            f"{short(large['flops'])}",
         },
         {
-            "name": "to train",
+            "name": "Time to train",
             "figure": Figure(duration(sum(results["seconds"].values()))),
             "note": results["hardware"],
         },
@@ -349,11 +348,11 @@ def score_chart(verdicts: Sequence[Verdicts], axis: Axis) -> Chart:
     novel = np.concatenate([own.novel for own in verdicts])
     edges = np.geomspace(axis.low, axis.high, BINS + 1)
     shares = [
-        np.histogram(np.clip(own, axis.low, axis.high), edges)[0] / len(own)
+        100 * np.histogram(np.clip(own, axis.low, axis.high), edges)[0] / len(own)
         for own in (ratios[~novel], ratios[novel])
     ]
-    y = linear_axis("share of images", 0, max(map(max, shares)), ".0%")
-    chart = Chart(axis, y, "Histogram of the student's scores", 300, 280)
+    y = linear_axis("% of the images", 0, max(map(max, shares)))
+    chart = Chart(axis, y, "Histogram of the student's scores", 300, 336)
     for kind, heights in zip(("normal", "novel"), shares, strict=True):
         chart.histogram(edges, heights, kind)
     chart.mark(1.0, "threshold")
@@ -363,7 +362,7 @@ def score_chart(verdicts: Sequence[Verdicts], axis: Axis) -> Chart:
 def roc_chart(verdicts: dict[str, list[Verdicts]], last: str, members: Sequence[int]) -> Chart:
     """ROC curves of teacher and student, a line a seed, with the student's threshold."""
     x = linear_axis("normal images called novel", 0, 1)
-    chart = Chart(x, linear_axis("novel images found", 0, 1), "ROC curves", 300, 280)
+    chart = Chart(x, linear_axis("novel images found", 0, 1), "ROC curves", 300, 336)
     chart.line((0, 1), (0, 1), "chance")
     for phase, kind in (("teacher", "teacher"), (last, "student")):
         for own in (verdicts[phase][k] for k in members):
@@ -392,7 +391,7 @@ def training_charts(metrics: list[dict[str, Any]]) -> list[Chart]:
 def auc_curves(stretches: list[tuple[str, int, list[dict[str, Any]]]], x: Axis) -> Chart:
     """Mean AUC of the stack, and the band from its smallest to its largest."""
     every = np.array([record["auc"] for _, _, records in stretches for record in records])
-    chart = Chart(x, linear_axis("AUC", every.min(), every.max()), "AUC over epochs", 480, 280)
+    chart = Chart(x, linear_axis("AUC", every.min(), every.max()), "AUC over epochs", 420, 260)
     for _, start, records in stretches:
         epochs = [start + record["epoch"] for record in records]
         auc = np.array([record["auc"] for record in records])  # [epochs, M]
@@ -412,7 +411,7 @@ def loss_curves(stretches: list[tuple[str, int, list[dict[str, Any]]]], x: Axis)
                 if min(losses) > 0:  # a discriminator that is not trained has none
                     lines.append((epochs, losses, f"{network} {part}"))
     low, high = (of(of(losses) for _, losses, _ in lines) for of in (min, max))
-    chart = Chart(x, log_axis("loss", low, high), "Losses over epochs", 480, 280)
+    chart = Chart(x, log_axis("loss", low, high), "Losses over epochs", 420, 260)
     for line in lines:
         chart.line(*line)
     return chart
@@ -517,8 +516,8 @@ def phase_row(phase: Phase, results: dict[str, Any]) -> dict[str, Any]:
 
 
 def times(ratio: float) -> str:
-    """A ratio in three digits, e.g. 0.0312×, 2.53×, 712×."""
-    return f"{ratio:.0f}×" if ratio >= 100 else f"{ratio:#.3g}×"
+    """A ratio in words, e.g. 0.03×, 24.45×, 712×."""
+    return f"{ratio:.0f}×" if ratio >= 100 else f"{ratio:.2f}×"
 
 
 def short(count: int) -> str:

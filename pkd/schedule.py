@@ -77,6 +77,25 @@ class Reporter:
         """An epoch is over; `record` is its line in metrics.jsonl."""
 
 
+class Several(Reporter):
+    """Tells every one of several reporters."""
+
+    def __init__(self, *reporters: Reporter):
+        self.reporters = reporters
+
+    def begin(self, phase: Phase, steps: int, done: int) -> None:
+        for reporter in self.reporters:
+            reporter.begin(phase, steps, done)
+
+    def advance(self, steps: int, losses: dict[str, float]) -> None:
+        for reporter in self.reporters:
+            reporter.advance(steps, losses)
+
+    def epoch(self, record: dict[str, Any], epochs: int) -> None:
+        for reporter in self.reporters:
+            reporter.epoch(record, epochs)
+
+
 class Run:
     """One training run in its folder.
 
