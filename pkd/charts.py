@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import nonsingular
 
 TOP, RIGHT, BOTTOM, LEFT = 22, 12, 40, 56  # margins around the plot, in units of the drawing
 LETTER = 6.2  # width of a letter of the labels
@@ -41,8 +42,9 @@ class Axis:
 
 
 def linear_axis(label: str, low: float, high: float) -> Axis:
-    """An axis with round ends around [low, high]."""
-    ticks = MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high).tolist()
+    """An axis with round ends around [low, high], and with some room where that is one value."""
+    low, high = nonsingular(low, high, expander=0.05)
+    ticks = MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high).round(12).tolist()
     return Axis(label, ticks[0], ticks[-1], tuple(ticks))
 
 

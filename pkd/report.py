@@ -391,7 +391,8 @@ def training_charts(metrics: list[dict[str, Any]]) -> list[Chart]:
 def auc_curves(stretches: list[tuple[str, int, list[dict[str, Any]]]], x: Axis) -> Chart:
     """Mean AUC of the stack, and the band from its smallest to its largest."""
     every = np.array([record["auc"] for _, _, records in stretches for record in records])
-    chart = Chart(x, linear_axis("AUC", every.min(), every.max()), "AUC over epochs", 420, 260)
+    y = linear_axis("AUC", min(every.min(), 0.99), every.max())  # at most 1, were all of them 1
+    chart = Chart(x, y, "AUC over epochs", 420, 260)
     for _, start, records in stretches:
         epochs = [start + record["epoch"] for record in records]
         auc = np.array([record["auc"] for record in records])  # [epochs, M]
