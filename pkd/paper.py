@@ -30,14 +30,29 @@ def paper_mean(run: dict[str, Any], phase: str) -> float | None:
         run: what its results.json holds.
         phase: one of PHASE_NAMES.
     """
-    dataset, config = run["dataset"], run["config"]
-    if dataset not in PAPER_STUDENTS or phase not in run["mean_auc"]:
-        return None
-    network = "teacher" if phase == "teacher" else "student"
-    widths = {"teacher": TEACHER_WIDTHS, "student": PAPER_STUDENTS[dataset][1]}[network]
     classes = {member["normal_class"] for member in run["members"]}
-    if config[f"{network}_widths"] != "-".join(map(str, widths)) or len(classes) < 10:
+    if phase not in run["mean_auc"] or len(classes) < 10 or not _same_widths(run, phase):
         return None
-    first_step = phase == "step1" and config["structure"].startswith("progressive")
-    method = "teacher" if phase == "teacher" else "2" if first_step else config["structure"]
-    return PAPER_MEANS[method][dataset]
+    structure = run["config"]["structure"]
+    first_step = phase == "step1" and structure.startswith("progressive")
+    method = "teacher" if phase == "teacher" else "2" if first_step else structure
+    return PAPER_MEANS[method][run["dataset"]]
+
+
+def paper_class(run: dict[str, Any], normal_class: int, phase: str) -> float | None:
+    """The paper's AUC of a class, printed for some teachers; None where there is none to compare.
+
+    Arguments as of `paper_mean`.
+    """
+    if phase != "teacher" or run["dataset"] not in PAPER_CLASSES or not _same_widths(run, phase):
+        return None
+    return PAPER_CLASSES[run["dataset"]][normal_class]
+
+
+def _same_widths(run: dict[str, Any], phase: str) -> bool:
+    """Whether the network that a phase is about has the widths of the paper's."""
+    if run["dataset"] not in PAPER_STUDENTS:
+        return False
+    network = "teacher" if phase == "teacher" else "student"
+    widths = {"teacher": TEACHER_WIDTHS, "student": PAPER_STUDENTS[run["dataset"]][1]}[network]
+    return run["config"][f"{network}_widths"] == "-".join(map(str, widths))

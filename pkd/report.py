@@ -1,37 +1,31 @@
 """`pkd report`: what a finished run learned, as one HTML file that needs nothing beside it.
 
-Words and figures are gathered here, charts drawn in charts.py; layout and colours are report.html.
+Words and figures are gathered here; layout and colours are report.html.
 """
 
-import base64
-import io
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import resources
 from itertools import groupby
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
-import numpy as np
-import torch
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
-from PIL import Image
-from pkd_kernels import to_unit
-from sklearn.metrics import roc_curve
-from torch import Tensor
 
-from pkd.charts import Axis, Chart, count_axis, linear_axis, log_axis
-from pkd.config import Phase
+from pkd.charts import ratio_axis, roc_chart, score_chart, training_charts
+from pkd.config import Phase, TrainConfig
 from pkd.cost import table4
 from pkd.errors import UserError
-from pkd.models import Generator
-from pkd.paper import PAPER_CLASSES, paper_mean
+from pkd.paper import paper_class, paper_mean
+from pkd.pictures import pictures
 from pkd.runs import replace_file
 from pkd.schedule import OWN_DATA, Run
 from pkd.structures import KDGAN
+from pkd.svg import Chart
 from pkd.verdicts import Verdicts, judge
 
 GENERATOR = '<meta name="generator" content="pkd report">'  # tells our files from others
@@ -43,17 +37,14 @@ TITLES = {
 }
 METHODS = {"progressive-23": "P-KDGAN-II-(2)(3)", "progressive-24": "P-KDGAN-II-(2)(4)"}
 STEPS = {"teacher": "teacher", "step1": "step 1", "step2": "step 2"}
-BINS = 40
-BEYOND = 0.001  # share of scores that the histograms' axis need not reach
-SHOWN = 6  # most normal images of a class, and most novel ones; fewer where there is much to show:
-PICTURE_BYTES = 1_500_000  # of all pictures before they are packed
 
 
 class Figure(NamedTuple):
-    """A number of a table, and its spread over seeds."""
+    """A number, its spread over seeds, and the paper's."""
 
     value: str
     spread: str = ""
+    paper: str = ""
 
 
 @dataclass(frozen=True)
@@ -71,21 +62,22 @@ class Table:
     footer: list[tuple[str, list[Figure]]] = field(default_factory=list)
 
 
+class Measure(NamedTuple):
+    """A column: an attribute of the verdicts of a phase, under a title in a group of columns."""
+
+    group: str
+    title: str
+    attribute: str
+    phase: str
+    form: str = ".4f"
+
+
 class Group(NamedTuple):
     """The members of a run that share their normal class, one a seed."""
 
     number: int
     name: str
     members: list[int]
-
-
-class Column(NamedTuple):
-    """A test image above its reconstructions, and what the student says of it."""
-
-    source: str  # a data: address of a PNG
-    class_name: str
-    novel: bool
-    ratio: str  # score over threshold
 
 
 def write_report(run: Run, output: Path, tick: Callable[[], None] = lambda: None) -> None:
@@ -196,31 +188,34 @@ def view(run: Run, results: dict[str, Any], verdicts: dict[str, list[Verdicts]])
         )
         for number in classes
     ]
-    axis = ratio_axis(verdicts[last])
+    student = verdicts[last]
+    axis = ratio_axis(student)
+    shown = pictures(run, student, [group.members[0] for group in groups])
     return {
         "generator": Markup(GENERATOR),
+        "times": times,
         "title": title(run),
         "method": METHODS.get(run.config.structure, f"KDGAN-{run.config.structure}"),
         "config": run.config,
         "results": results,
         "groups": groups,
         "tiles": tiles(run, results, verdicts, groups),
-        "quality": quality(run, results, verdicts, groups),
-        "novel_share": mean(own.novel.mean() for own in verdicts[last]),
+        "quality": quality(run.phases, results, verdicts, groups),
+        "novel_share": mean(own.novel.mean() for own in student),
         "test_images": len(run.test_images),
         "details": [
             {
                 "name": group.name,
-                "figures": headline(verdicts[last], group),
-                "histogram": _svg(score_chart([verdicts[last][k] for k in group.members], axis)),
-                "roc": _svg(roc_chart(verdicts, last, group.members)),
-                "pictures": shown,
+                "figures": headline(student, group),
+                "histogram": _svg(score_chart([student[k] for k in group.members], axis)),
+                "roc": _svg(roc_chart(verdicts["teacher"], student, group.members)),
+                "pictures": columns,
             }
-            for group, shown in zip(groups, pictures(run, verdicts[last], groups), strict=True)
+            for group, columns in zip(groups, shown, strict=True)
         ],
-        "curves": [_svg(chart) for chart in training_charts(run.folder.metrics)],
+        "curves": [_svg(chart) for chart in training_charts(run.folder.metrics, STEPS)],
         "stack": len(run.members),
-        "compression": compression(run, results),
+        "compression": compression(run.config, results["cost"]),
         "phases": [phase_row(phase, results) for phase in run.phases],
         "total": duration(sum(results["seconds"].values())),
         "settings": {name.replace("_", "-"): value for name, value in results["config"].items()},
@@ -246,46 +241,43 @@ def figure(
 
 
 def quality(
-    run: Run,
+    phases: Sequence[Phase],
     results: dict[str, Any],
     verdicts: dict[str, list[Verdicts]],
     groups: Sequence[Group],
 ) -> Table:
     """Figures by class, with the paper's where they are comparable."""
-    last = run.phases[-1].name
-    names = [phase.name for phase in run.phases]
-    paper = PAPER_CLASSES.get(run.config.dataset)
-    judged = [("auc", name, ".4f") for name in names]
-    for attribute in ("average_precision", "f1"):
-        judged += [(attribute, name, ".4f") for name in ("teacher", last)]
-    judged += [("false_alarms", last, ".1%"), ("found", last, ".1%")]
-
-    def row(of: Sequence[Group], printed: Sequence[str]) -> list[Figure]:
-        cells = [figure(verdicts[phase], of, name, form) for name, phase, form in judged]
-        return [cells[0], *map(Figure, printed), *cells[1:]]
-
-    columns = [STEPS[name] for name in names]
-    columns[1:1] = ["paper"] * (paper is not None)
-    rows = [
-        (group.name, row([group], [f"{paper[group.number]:.3f}"] if paper else []))
-        for group in groups
+    last = phases[-1].name
+    measures = [Measure("AUC", STEPS[phase.name], "auc", phase.name) for phase in phases]
+    measures += [
+        Measure(title, network, attribute, phase)
+        for title, attribute in (
+            ("average precision", "average_precision"),
+            ("F1 at threshold", "f1"),
+        )
+        for network, phase in (("teacher", "teacher"), ("student", last))
     ]
-    footer = []
-    if len(groups) > 1:
-        footer.append(("mean", row(groups, [""] * (paper is not None))))
-        means = [paper_mean(results, name) for name in names]
-        if any(means):
-            cells = [Figure(f"{value:.4f}" if value else "") for value in means]
-            cells[1:1] = [Figure("")] * (paper is not None)
-            cells += [Figure("")] * (len(judged) - len(names))
-            footer.append(("mean in the paper", cells))
-    pair = ["teacher", "student"]
-    heads = [("AUC", len(columns)), ("average precision", 2), ("F1 at threshold", 2)]
+    measures += [
+        Measure("student at threshold", title, attribute, last, ".1%")
+        for title, attribute in (("false alarms", "false_alarms"), ("novel found", "found"))
+    ]
+
+    def row(of: Sequence[Group], paper: Callable[[str], float | None]) -> list[Figure]:
+        cells = [figure(verdicts[m.phase], of, m.attribute, m.form) for m in measures]
+        printed = [paper(m.phase) if m.attribute == "auc" else None for m in measures]
+        return [
+            cell._replace(paper=f"paper {value:.4f}" if value else "")
+            for cell, value in zip(cells, printed, strict=True)
+        ]
+
+    rows = [(own.name, row([own], partial(paper_class, results, own.number))) for own in groups]
+    mean_row = ("mean", row(groups, partial(paper_mean, results)))
+    heads = groupby(measure.group for measure in measures)
     return Table(
-        [*heads, ("student at threshold", 2)],
-        [*columns, *pair, *pair, "false alarms", "novel found"],
+        [(title, len([*same])) for title, same in heads],
+        [measure.title for measure in measures],
         rows,
-        footer,
+        [mean_row] if len(groups) > 1 else [],
     )
 
 
@@ -336,171 +328,27 @@ def headline(verdicts: Sequence[Verdicts], group: Group) -> list[tuple[str, Figu
     return [(name, figure(verdicts, [group], of)) for name, of in named.items()]
 
 
-def ratio_axis(verdicts: Sequence[Verdicts]) -> Axis:
-    """An axis of score over threshold that suits all members; the threshold is at 1."""
-    low, high = np.quantile([own.ratios for own in verdicts], [BEYOND, 1 - BEYOND])
-    return log_axis("score ÷ threshold", min(low, 0.5), max(high, 2.0))
-
-
-def score_chart(verdicts: Sequence[Verdicts], axis: Axis) -> Chart:
-    """Histogram of normal and novel scores, those of several seeds together."""
-    ratios = np.concatenate([own.ratios for own in verdicts])
-    novel = np.concatenate([own.novel for own in verdicts])
-    edges = np.geomspace(axis.low, axis.high, BINS + 1)
-    shares = [
-        100 * np.histogram(np.clip(own, axis.low, axis.high), edges)[0] / len(own)
-        for own in (ratios[~novel], ratios[novel])
-    ]
-    y = linear_axis("% of the images", 0, max(map(max, shares)))
-    chart = Chart(axis, y, "Histogram of the student's scores", 300, 336)
-    for kind, heights in zip(("normal", "novel"), shares, strict=True):
-        chart.histogram(edges, heights, kind)
-    chart.mark(1.0, "threshold")
-    return chart
-
-
-def roc_chart(verdicts: dict[str, list[Verdicts]], last: str, members: Sequence[int]) -> Chart:
-    """ROC curves of teacher and student, a line a seed, with the student's threshold."""
-    x = linear_axis("normal images called novel", 0, 1)
-    chart = Chart(x, linear_axis("novel images found", 0, 1), "ROC curves", 300, 336)
-    chart.line((0, 1), (0, 1), "chance")
-    for phase, kind in (("teacher", "teacher"), (last, "student")):
-        for own in (verdicts[phase][k] for k in members):
-            false, true, _ = roc_curve(own.novel, own.scores)
-            chart.line(false, true, kind)
-    for own in (verdicts[last][k] for k in members):
-        chart.dot(own.false_alarms, own.found, "student")
-    return chart
-
-
-def training_charts(metrics: list[dict[str, Any]]) -> list[Chart]:
-    """AUC and losses over epochs, phase after phase."""
-    stretches, begin = [], 0
-    for name, records in groupby(metrics, key=lambda record: record["phase"]):
-        records = list(records)
-        stretches.append((name, begin, records))
-        begin += len(records)
-    x = count_axis("epoch", begin)
-    charts = [auc_curves(stretches, x), loss_curves(stretches, x)]
-    for chart in charts:
-        for name, start, records in stretches:
-            chart.span(start, start + len(records), (STEPS[name], STEPS[name][-1]))
-    return charts
-
-
-def auc_curves(stretches: list[tuple[str, int, list[dict[str, Any]]]], x: Axis) -> Chart:
-    """Mean AUC of the stack, and the band from its smallest to its largest."""
-    every = np.array([record["auc"] for _, _, records in stretches for record in records])
-    y = linear_axis("AUC", min(every.min(), 0.99), every.max())  # at most 1, were all of them 1
-    chart = Chart(x, y, "AUC over epochs", 420, 260)
-    for _, start, records in stretches:
-        epochs = [start + record["epoch"] for record in records]
-        auc = np.array([record["auc"] for record in records])  # [epochs, M]
-        chart.band(epochs, auc.min(1), auc.max(1), records[0]["network"])
-        chart.line(epochs, auc.mean(1), records[0]["network"])
-    return chart
-
-
-def loss_curves(stretches: list[tuple[str, int, list[dict[str, Any]]]], x: Axis) -> Chart:
-    """Losses of generators and discriminators, means over the stack."""
-    lines = []
-    for _, start, records in stretches:
-        epochs = [start + record["epoch"] for record in records]
-        for network in records[0]["losses"]:
-            for part in ("generator", "discriminator"):
-                losses = [mean(record["losses"][network][part]) for record in records]
-                if min(losses) > 0:  # a discriminator that is not trained has none
-                    lines.append((epochs, losses, f"{network} {part}"))
-    low, high = (of(of(losses) for _, losses, _ in lines) for of in (min, max))
-    chart = Chart(x, log_axis("loss", low, high), "Losses over epochs", 420, 260)
-    for line in lines:
-        chart.line(*line)
-    return chart
-
-
-def pictures(
-    run: Run, verdicts: Sequence[Verdicts], groups: Sequence[Group]
-) -> list[list[tuple[str, list[Column]]]]:
-    """For each class its most normal and its most novel test images, by the first seed's student.
-
-    The run's networks must be those of its last phase; they are left as the first phase left them.
-    """
-    members = [group.members[0] for group in groups]
-    size = run.test_images[0].numel() * len(groups) * 3 * 2
-    count = min(max(1, PICTURE_BYTES // size), SHOWN, len(run.test_images) // 2)
-    orders = [verdicts[k].scores.argsort(kind="stable") for k in members]
-    rows = np.stack([np.concatenate([own[:count], own[: -count - 1 : -1]]) for own in orders], 1)
-    originals = run.test_images[torch.from_numpy(rows)]  # [2 * count, groups, C, H, W]
-    student = reconstructions(run.networks["student"].generator, originals, members)
-    run.load_phase(run.phases[0])
-    teacher = reconstructions(run.networks["teacher"].generator, originals, members)
-    stacked = torch.cat([originals, teacher, student], 3).cpu().numpy()
-    labels, names = run.dataset.test_labels, run.dataset.classes
-    found = []
-    for place, k in enumerate(members):
-        columns = [
-            Column(
-                png(stacked[i, place]),
-                names[labels[row]],
-                bool(verdicts[k].novel[row]),
-                times(verdicts[k].ratios[row]),
-            )
-            for i, row in enumerate(rows[:, place])
-        ]
-        found.append([("most normal", columns[:count]), ("most novel", columns[count:])])
-    return found
-
-
-@torch.no_grad()
-def reconstructions(generator: Generator, images: Tensor, members: Sequence[int]) -> Tensor:
-    """What some members of a stack make of images of their own.
+def compression(config: TrainConfig, costs: dict[str, dict[str, int]]) -> Table:
+    """Teacher and student of a run, and the paper's ratios where its networks are the same.
 
     Args:
-        generator: of M members; left in evaluation mode.
-        images: (P, len(members), C, H, W) uint8.
-        members: places in the stack.
-
-    Returns:
-        uint8 of the shape of `images`.
+        costs: network -> what pkd.cost.Cost holds.
     """
-    generator.eval()
-    shape = images.shape
-    stack = generator.encoder[0].stack
-    everyone = images.new_zeros(len(images), stack, *shape[2:])
-    everyone[:, members] = images
-    made = generator(to_unit(everyone.flatten(1, 2))).xh.view(everyone.shape)[:, members]
-    return ((made + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-
-
-def png(image: np.ndarray) -> str:
-    """A data: address of an image (C, H, W) uint8."""
-    file = io.BytesIO()
-    Image.fromarray(image.transpose(1, 2, 0).squeeze()).save(file, "PNG", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
-def compression(run: Run, results: dict[str, Any]) -> Table:
-    """Teacher and student of this run, and the paper's ratios where its networks are the same."""
-    cost, config = results["cost"], run.config
+    parts = ("parameters", "flops")
     rows = [
         (
             f"{name} {getattr(config, f'{name}_widths')}",
-            [Figure(f"{cost[name][what]:,}") for what in ("parameters", "flops")],
+            [Figure(f"{costs[name][part]:,}") for part in parts],
         )
         for name in ("teacher", "student")
     ]
-    ratios = [cost["teacher"][what] / cost["student"][what] for what in ("parameters", "flops")]
-    footer = [("ratio", ratios)]
+    ratios = {"ratio": [costs["teacher"][part] / costs["student"][part] for part in parts]}
     paper = table4().get(config.dataset)
-    if paper and cost == {name: vars(getattr(paper, name)) for name in ("teacher", "student")}:
-        footer.append(("ratio, counted as the paper does", paper.paper_style))
-        footer.append(("ratio, printed in the paper", paper.printed))
-    return Table(
-        [],
-        ["parameters", "multiply-adds an image"],
-        rows,
-        [(name, [Figure(f"{value:.2f}×") for value in values]) for name, values in footer],
-    )
+    if paper and costs == {name: vars(getattr(paper, name)) for name in ("teacher", "student")}:
+        ratios["ratio, counted as the paper does"] = paper.paper_style
+        ratios["ratio, printed in the paper"] = paper.printed
+    footer = [(name, [Figure(f"{value:.2f}×") for value in pair]) for name, pair in ratios.items()]
+    return Table([], ["parameters", "multiply-adds an image"], rows, footer)
 
 
 def phase_row(phase: Phase, results: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pkd.paper import paper_mean
+from pkd.paper import paper_class, paper_mean
 
 
 def run(**changes):
@@ -42,3 +42,12 @@ def test_a_phase_that_a_run_has_not():
     single = run(structure="2")
     del single["mean_auc"]["step2"]
     assert paper_mean(single, "step2") is None
+
+
+def test_classes_of_the_paper():
+    mnist = run(dataset="mnist", classes=2)
+    assert [paper_class(mnist, k, "teacher") for k in (0, 9)] == [0.996, 0.987]
+    assert paper_class(mnist, 0, "step1") is None
+    assert paper_class(run(), 0, "teacher") is None  # the paper has no classes of Fashion-MNIST
+    assert paper_class(run(dataset="mnist", teacher_widths="8-16-32"), 0, "teacher") is None
+    assert paper_class(run(dataset="folder"), 0, "teacher") is None

@@ -9,6 +9,7 @@ import re
 import shutil
 from html.parser import HTMLParser
 from statistics import mean, stdev
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -17,11 +18,17 @@ from image_helpers import picture, save
 from PIL import Image
 from sklearn.metrics import average_precision_score
 
+from pkd.charts import ratio_axis, score_chart
 from pkd.cli import main
-from pkd.report import duration, reconstructions, short, times
+from pkd.config import TrainConfig
+from pkd.cost import cost
+from pkd.models import Architecture
+from pkd.pictures import reconstructions
+from pkd.report import compression, duration, short, times
 from pkd.runs import RunFolder
 from pkd.schedule import Run
 from pkd.scoring import novelty_scores
+from pkd.verdicts import Verdicts
 
 TINY = (
     *("--device", "cpu", "--latent", "8", "--batch-size", "2", "--max-train-images", "20"),
@@ -229,6 +236,25 @@ def test_each_member_of_a_stack_reconstructs_its_own_images(finished):
         assert (made[:, place, 0] - expected).abs().max() <= 0.51
 
 
+def test_columns_of_the_histogram_end_at_the_threshold():
+    """Scores at the threshold are called normal; those beyond the axis count in its last column."""
+    scores = np.array([0.5, 1.0, 1.0, 1.5, 7.0, 900.0])
+    novel = np.array([False, False, False, True, True, True])
+    own = Verdicts(2 * scores, novel, 2.0, 1.0)
+    chart = score_chart([own], ratio_axis([Verdicts(scores[:5], novel[:5], 1.0, 1.0)]))
+    svg = ElementTree.fromstring(chart.markup())
+    line = float(svg.find("line[@class='mark']").get("x1"))
+    for kind, side in (("normal", -1), ("novel", 1)):
+        path = svg.find(f"path[@class='area {kind}']").get("d")
+        points = np.array(re.findall(r"[\d.]+", path), float).reshape(-1, 2)
+        filled = points[points[:, 1] < points[:, 1].max(), 0]
+        assert (side * (filled - line) >= 0).all()
+        columns = points[:, 1].max() - points[1:-1:2, 1]
+        assert sorted(columns[columns > 0] / columns.sum()) == pytest.approx(
+            {"normal": [1 / 3, 2 / 3], "novel": [1 / 3] * 3}[kind], abs=0.01
+        )
+
+
 def test_the_same_run_gives_the_same_page(finished, tmp_path):
     output = tmp_path / "again.html"
     assert main(["report", str(finished), "--output", str(output)]) == 0
@@ -236,12 +262,37 @@ def test_the_same_run_gives_the_same_page(finished, tmp_path):
 
 
 def test_the_papers_figures_stand_beside_ours(copy, monkeypatch):
-    monkeypatch.setattr("pkd.report.PAPER_CLASSES", {"digits": [0.5] * 10})
+    monkeypatch.setattr("pkd.report.paper_class", lambda run, k, phase: k / 10)
     monkeypatch.setattr("pkd.report.paper_mean", lambda run, phase: 0.9 + len(phase) / 1000)
     assert main(["report", str(copy)]) == 0
     page = page_of(copy)
-    assert page.row("3")[1] == "0.500"
-    assert page.row("mean in the paper")[:4] == ["0.9070", "", "0.9050", "0.9050"]
+    for name, figures in (("3", [0.3] * 3), ("7", [0.7] * 3), ("mean", [0.907, 0.905, 0.905])):
+        cells = page.row(name)
+        assert [cell[-12:] for cell in cells[:3]] == [f"paper {value:.4f}" for value in figures]
+        assert not [cell for cell in cells[3:] if "paper" in cell]
+    assert "paper 0.9050" in page.text.split("normal class")[0]  # beside the student's AUC
+
+
+@pytest.mark.parametrize(
+    ("dataset", "widths", "paper"),
+    [
+        ("fashion_mnist", (1, 2, 4), [["105.44×", "700.00×"], ["105.45×", "700.00×"]]),
+        ("fashion_mnist", (2, 4, 8), []),
+        ("digits", (1, 2, 4), []),
+    ],
+)
+def test_compression_beside_the_papers(dataset, widths, paper):
+    config = TrainConfig(dataset=dataset, student_widths="-".join(map(str, widths)))
+    sizes = {"teacher": (64, 128, 256), "student": widths}
+    costs = {name: vars(cost(Architecture(1, of))) for name, of in sizes.items()}
+    table = compression(config, costs)
+    large, small = (cells[0].value for _, cells in table.rows)
+    assert large == f"{costs['teacher']['parameters']:,}"
+    ratio = costs["teacher"]["parameters"] / costs["student"]["parameters"]
+    (_, honest), *printed = table.footer
+    assert honest[0].value == f"{ratio:.2f}×"
+    assert small == f"{round(costs['teacher']['parameters'] / ratio):,}"
+    assert [[cell.value for cell in cells] for _, cells in printed] == paper
 
 
 def test_earlier_report_is_replaced_and_other_files_are_kept(copy, tmp_path, refused):

@@ -1,4 +1,4 @@
-"""Charts: where values are drawn, which ticks an axis has, and that texts stay texts."""
+"""Charts as SVG: where values are drawn, which ticks an axis has, and that texts stay texts."""
 
 import re
 from xml.etree import ElementTree
@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from pkd.charts import Axis, Chart, count_axis, linear_axis, log_axis
+from pkd.svg import Axis, Chart, count_axis, linear_axis, log_axis
 
 UNIT = Axis("x", 0, 1, (0, 1))
 
