@@ -1,6 +1,5 @@
 """The command line: `pkd train`, `pkd evaluate`, `pkd report`, `pkd cost`, `pkd data`."""
 
-import math
 import shlex
 import sys
 from collections.abc import Callable, Iterable
@@ -24,7 +23,6 @@ from pkd.parsing import Parser, add_settings
 from pkd.report import write_report
 from pkd.runs import RunFolder
 from pkd.schedule import Interrupted, Reporter, Run, Several, StopRequest, start
-from pkd.scoring import SCORE_BATCH
 
 PLAIN = {"highlight": False, "markup": False, "emoji": False}  # paths may look like anything
 console = Console(**PLAIN)
@@ -221,11 +219,7 @@ def opened(args: Namespace) -> Run:
 
 def run_report(args: Namespace) -> int:
     output = args.output or args.run / "report.html"
-    run = opened(args)
-    batches = len(run.phases) * math.ceil(len(run.test_images) / SCORE_BATCH)
-    with Progress(console=console, transient=True) as bar:
-        task = bar.add_task("scoring the test images", total=batches)
-        write_report(run, output, lambda: bar.advance(task))
+    write_report(opened(args), output)
     console.print(f"report: {output}", soft_wrap=True)
     return 0
 

@@ -34,7 +34,7 @@ def pictures(
     """For each of some members the test images that are the most normal and the most novel to it.
 
     Args:
-        run: its networks as the last phase left them; they are left as the first one left them.
+        run: finished; its networks are left as the first phase left them.
         verdicts: of all members by their students.
         members: places in the stack.
     """
@@ -43,6 +43,7 @@ def pictures(
     orders = [verdicts[k].scores.argsort(kind="stable") for k in members]
     rows = np.stack([np.concatenate([own[:count], own[: -count - 1 : -1]]) for own in orders], 1)
     originals = run.test_images[torch.from_numpy(rows)]  # [2 * count, groups, C, H, W]
+    run.load_phase(run.phases[-1])
     student = reconstructions(run.networks["student"].generator, originals, members)
     run.load_phase(run.phases[0])
     teacher = reconstructions(run.networks["teacher"].generator, originals, members)

@@ -80,20 +80,19 @@ class Group(NamedTuple):
     members: list[int]
 
 
-def write_report(run: Run, output: Path, tick: Callable[[], None] = lambda: None) -> None:
-    """Score the test split by the networks of a finished run and write the page.
+def write_report(run: Run, output: Path) -> None:
+    """Write the page of a finished run.
 
     Args:
-        run: finished; its networks are left as one of its phases left them.
+        run: its networks are left as one of its phases left them.
         output: a new file, or an earlier report.
-        tick: called once a batch of test images and phase; may raise to stop.
 
     Raises:
         UserError: the run is not finished or is damaged, or the file cannot be written.
     """
     check_output(output)
     results = finished_results(run)
-    page = render(view(run, results, judge(run, results, tick)))
+    page = render(view(run, results, judge(run, results)))
     try:
         replace_file(output, lambda path: path.write_text(page, encoding="utf-8"))
     except OSError as error:

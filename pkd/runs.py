@@ -4,9 +4,11 @@
     progress.json                where training stands and which tensors belong to it
     metrics.jsonl                a line an epoch: losses and AUC of every member
     checkpoints/<phase>.safetensors       networks as a finished phase left them, and their scores
-                                          of the held-out images, `held_out.<member>`
+                                          of the held-out images, `held_out.<member>`, and of
+                                          the test split, `test_scores`
     checkpoints/progress-<n>.safetensors  networks, optimizer and losses within a phase
     results.json, curves.png     at the end
+    report.html, tensorboard/    where asked for
 
 Every file is written under a temporary name, synced and renamed; `progress.json` is written last,
 so that it never names what is not there.

@@ -174,8 +174,12 @@ class Run:
                 "or train again in a new folder"
             ) from error
 
-    def evaluate(self, network: str, stride: int = 1) -> list[float]:
-        """AUC of each member of a network on every `stride`-th test image.
+    def evaluate(self, network: str) -> list[float]:
+        """AUC of each member of a network on the test split; UserError as `test_scores`."""
+        return auc_by_member(self.test_scores(network), self.dataset.test_labels, self.members)
+
+    def test_scores(self, network: str, stride: int = 1) -> np.ndarray:
+        """Scores (T, M) of every `stride`-th test image by each member of a network.
 
         Raises:
             UserError: a score is not finite; the message names the member.
@@ -192,7 +196,7 @@ class Run:
                     f"scores of the {network} of {member} are not finite: train anew with a "
                     "lower --lr"
                 )
-        return auc_by_member(scores, self.dataset.test_labels[::stride], self.members)
+        return scores
 
     def _curve_stride(self) -> int:
         """Take every so-manieth test image for curves; all, if some would miss a normal class."""
@@ -248,13 +252,15 @@ class Run:
                         saved = time.monotonic()
                 last = progress.epoch + 1 == phase.epochs
                 stride = 1 if last else self._curve_stride()
-                auc = self.evaluate(phase.judged, stride)
+                scores = self.test_scores(phase.judged, stride)
+                labels = self.dataset.test_labels[::stride]
+                auc = auc_by_member(scores, labels, self.members)
                 record = {
                     "phase": phase.name,
                     "epoch": progress.epoch + 1,
                     "network": phase.judged,
                     "auc": auc,
-                    "test_images": len(self.test_images[::stride]),
+                    "test_images": len(scores),
                     "losses": trainer.epoch_losses(),
                 }
                 self.folder.metrics.append(record)
@@ -266,9 +272,10 @@ class Run:
         progress.phase, progress.epoch = number + 1, 0
         progress.auc = progress.auc | {phase.name: auc}
         progress.seconds = progress.seconds | {phase.name: clock.seconds()}
-        scores = own_scores(self.networks[phase.judged].generator, self.held_out, self.check)
-        held_out = {f"held_out.{k}": torch.from_numpy(own) for k, own in enumerate(scores)}
-        tensors = network_tensors(trainer.networks) | held_out
+        held_out = own_scores(self.networks[phase.judged].generator, self.held_out, self.check)
+        kept = {f"held_out.{k}": own for k, own in enumerate(held_out)} | {"test_scores": scores}
+        tensors = {name: torch.from_numpy(values) for name, values in kept.items()}
+        tensors |= network_tensors(trainer.networks)
         self.folder.save_phase(phase.name, tensors, replace(progress))
 
     def held_out_scores(self, phase: str) -> list[np.ndarray]:

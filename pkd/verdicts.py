@@ -1,6 +1,5 @@
 """What the networks of a finished run say of the test split, against the truth."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -8,8 +7,8 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import average_precision_score, f1_score
 
+from pkd.errors import UserError
 from pkd.schedule import Run
-from pkd.scoring import novelty_scores
 
 LEAST_RATIO = 1e-6
 
@@ -61,28 +60,34 @@ class Verdicts:
         return np.clip(ratios, LEAST_RATIO, 1 / LEAST_RATIO)
 
 
-def judge(
-    run: Run, results: dict[str, Any], tick: Callable[[], None] = lambda: None
-) -> dict[str, list[Verdicts]]:
+def judge(run: Run, results: dict[str, Any]) -> dict[str, list[Verdicts]]:
     """Phase -> verdicts of each member by the network that the phase judged.
 
     Args:
-        run: finished; its networks are left as the last phase left them.
+        run: finished.
         results: what its results.json holds: AUC and thresholds are taken from there.
-        tick: called once a batch of images; may raise to stop.
+
+    Raises:
+        UserError: a checkpoint is damaged, or lacks the scores of the test split.
     """
+    labels = run.dataset.test_labels
     verdicts = {}
     for phase in run.phases:
-        run.load_phase(phase)
-        generator = run.networks[phase.judged].generator
-        scores = novelty_scores(generator, run.test_images, len(run.members), tick)
+        name = f"{phase.name}.safetensors"
+        scores = run.folder.load_tensors(name, "test_scores").get("test_scores")
+        if scores is None or scores.shape != (len(labels), len(run.members)):
+            raise UserError(
+                f"checkpoint {run.folder.checkpoints / name} is damaged or of another version of "
+                "pkd, it lacks scores of the test split: restore it from a copy, or train again in "
+                "a new folder"
+            )
         verdicts[phase.name] = [
             Verdicts(
-                scores[:, k],
-                run.dataset.test_labels != member["normal_class"],
+                own,
+                labels != member["normal_class"],
                 member["threshold"][phase.name],
                 member["auc"][phase.name],
             )
-            for k, member in enumerate(results["members"])
+            for own, member in zip(scores.T.numpy(), results["members"], strict=True)
         ]
     return verdicts

@@ -16,6 +16,7 @@ import pytest
 import torch
 from image_helpers import picture, save
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from sklearn.metrics import average_precision_score
 
 from pkd.charts import ratio_axis, score_chart
@@ -345,6 +346,14 @@ def test_results_of_another_version(copy, refused, change, word):
     change(results)
     (copy / "results.json").write_text(json.dumps(results))
     refused(["report", copy], "results.json", word)
+
+
+def test_checkpoint_without_scores(copy, refused):
+    path = copy / "checkpoints" / "step1.safetensors"
+    tensors = load_file(path)
+    del tensors["test_scores"]
+    save_file(tensors, path)
+    refused(["report", copy], "step1.safetensors", "scores of the test split")
 
 
 def test_other_images_than_those_of_the_run(photos, tmp_path, refused):
