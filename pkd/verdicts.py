@@ -9,6 +9,7 @@ from sklearn.metrics import average_precision_score, f1_score
 
 from pkd.errors import UserError
 from pkd.schedule import Run
+from pkd.scoring import auc_by_member
 
 LEAST_RATIO = 1e-6
 
@@ -68,7 +69,8 @@ def judge(run: Run, results: dict[str, Any]) -> dict[str, list[Verdicts]]:
         results: what its results.json holds: AUC and thresholds are taken from there.
 
     Raises:
-        UserError: a checkpoint is damaged, or lacks the scores of the test split.
+        UserError: a checkpoint is damaged, or lacks the scores of the test split, or they are not
+            those that results.json speaks of.
     """
     labels = run.dataset.test_labels
     verdicts = {}
@@ -81,13 +83,19 @@ def judge(run: Run, results: dict[str, Any]) -> dict[str, list[Verdicts]]:
                 "pkd, it lacks scores of the test split: restore it from a copy, or train again in "
                 "a new folder"
             )
+        written = [member["auc"][phase.name] for member in results["members"]]
+        if not np.allclose(auc_by_member(scores.numpy(), labels, run.members), written):
+            raise UserError(
+                f"checkpoint {run.folder.checkpoints / name} has scores of another AUC than "
+                "results.json: restore both from a copy, or train again in a new folder"
+            )
         verdicts[phase.name] = [
             Verdicts(
                 own,
                 labels != member["normal_class"],
                 member["threshold"][phase.name],
-                member["auc"][phase.name],
+                auc,
             )
-            for own, member in zip(scores.T.numpy(), results["members"], strict=True)
+            for own, member, auc in zip(scores.T.numpy(), results["members"], written, strict=True)
         ]
     return verdicts

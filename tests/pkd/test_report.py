@@ -328,10 +328,6 @@ def test_run_that_is_not_finished(copy, refused):
     assert not (copy / "report.html").exists()
 
 
-def test_no_run_at_all(tmp_path, refused):
-    refused(["report", tmp_path], "not a run folder")
-
-
 @pytest.mark.parametrize(
     ("change", "word"),
     [
@@ -348,12 +344,32 @@ def test_results_of_another_version(copy, refused, change, word):
     refused(["report", copy], "results.json", word)
 
 
-def test_checkpoint_without_scores(copy, refused):
-    path = copy / "checkpoints" / "step1.safetensors"
-    tensors = load_file(path)
-    del tensors["test_scores"]
-    save_file(tensors, path)
-    refused(["report", copy], "step1.safetensors", "scores of the test split")
+def rewritten(change):
+    """A function that changes the tensors of a checkpoint."""
+
+    def damage(path):
+        tensors = load_file(path)
+        change(tensors)
+        save_file(tensors, path)
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "word"),
+    [
+        (lambda path: path.unlink(), "missing"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-9]), "truncated"),
+        (rewritten(lambda tensors: tensors.pop("test_scores")), "lacks scores"),
+        (rewritten(lambda tensors: tensors["test_scores"].mul_(-1)), "another AUC"),
+        (rewritten(lambda tensors: tensors["test_scores"][0].fill_(torch.nan)), "not finite"),
+    ],
+)
+def test_damaged_checkpoint(copy, refused, damage, word):
+    damage(copy / "checkpoints" / "step1.safetensors")
+    before = (copy / "report.html").read_bytes()
+    refused(["report", copy], "step1.safetensors", word, "restore")
+    assert (copy / "report.html").read_bytes() == before
 
 
 def test_other_images_than_those_of_the_run(photos, tmp_path, refused):
