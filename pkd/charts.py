@@ -13,6 +13,8 @@ from pkd.verdicts import Verdicts
 
 BINS = 40
 BEYOND = 0.001  # share of scores that the histograms' axis need not reach
+STEPS = {"teacher": "teacher", "step1": "step 1", "step2": "step 2"}  # phases for the reader
+BRIEFLY = {"teacher": "T", "step1": "1", "step2": "2"}
 SMALL, LARGE = (300, 336), (420, 260)  # width and height
 
 Stretch = tuple[str, int, list[dict[str, Any]]]  # phase, epochs before it, its records
@@ -64,12 +66,11 @@ def roc_chart(
     return chart
 
 
-def training_charts(metrics: list[dict[str, Any]], names: dict[str, str]) -> list[Chart]:
+def training_charts(metrics: list[dict[str, Any]]) -> list[Chart]:
     """AUC and losses over epochs, phase after phase.
 
     Args:
         metrics: records of metrics.jsonl.
-        names: of the phases for the reader.
     """
     stretches, begin = [], 0
     for name, records in groupby(metrics, key=lambda record: record["phase"]):
@@ -80,7 +81,7 @@ def training_charts(metrics: list[dict[str, Any]], names: dict[str, str]) -> lis
     charts = [auc_curves(stretches, x), loss_curves(stretches, x)]
     for chart in charts:
         for name, start, records in stretches:
-            chart.span(start, start + len(records), (names[name], names[name][-1]))
+            chart.span(start, start + len(records), (STEPS[name], BRIEFLY[name]))
     return charts
 
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from pkd.charts import ratio_axis, roc_chart, score_chart, training_charts
+from pkd.charts import STEPS, ratio_axis, roc_chart, score_chart, training_charts
 from pkd.config import Phase, TrainConfig
 from pkd.cost import table4
 from pkd.errors import UserError
@@ -36,7 +36,6 @@ TITLES = {
     "cifar10": "CIFAR-10",
 }
 METHODS = {"progressive-23": "P-KDGAN-II-(2)(3)", "progressive-24": "P-KDGAN-II-(2)(4)"}
-STEPS = {"teacher": "teacher", "step1": "step 1", "step2": "step 2"}
 
 
 class Figure(NamedTuple):
@@ -212,7 +211,7 @@ def view(run: Run, results: dict[str, Any], verdicts: dict[str, list[Verdicts]])
             }
             for group, columns in zip(groups, shown, strict=True)
         ],
-        "curves": [_svg(chart) for chart in training_charts(run.folder.metrics, STEPS)],
+        "curves": [_svg(chart) for chart in training_charts(run.folder.metrics)],
         "stack": len(run.members),
         "compression": compression(run.config, results["cost"]),
         "phases": [phase_row(phase, results) for phase in run.phases],
@@ -347,7 +346,7 @@ def compression(config: TrainConfig, costs: dict[str, dict[str, int]]) -> Table:
         ratios["ratio, counted as the paper does"] = paper.paper_style
         ratios["ratio, printed in the paper"] = paper.printed
     footer = [(name, [Figure(f"{value:.2f}×") for value in pair]) for name, pair in ratios.items()]
-    return Table([], ["parameters", "multiply-adds an image"], rows, footer)
+    return Table([], ["parameters", "multiply-adds"], rows, footer)
 
 
 def phase_row(phase: Phase, results: dict[str, Any]) -> dict[str, Any]:

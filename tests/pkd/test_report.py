@@ -19,7 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import average_precision_score
 
-from pkd.charts import ratio_axis, score_chart
+from pkd.charts import ratio_axis, score_chart, training_charts
 from pkd.cli import main
 from pkd.config import TrainConfig
 from pkd.cost import cost
@@ -254,6 +254,25 @@ def test_columns_of_the_histogram_end_at_the_threshold():
         assert sorted(columns[columns > 0] / columns.sum()) == pytest.approx(
             {"normal": [1 / 3, 2 / 3], "novel": [1 / 3] * 3}[kind], abs=0.01
         )
+
+
+def test_training_curves_name_their_phases():
+    """In full where there is room, in a letter where there is little."""
+
+    def record(phase, network):
+        losses = {network: {"generator": [2.0, 4.0], "discriminator": [0.0, 0.0]}}
+        return {"phase": phase, "network": network, "auc": [0.5, 0.7], "losses": losses}
+
+    teacher = [record("teacher", "teacher") | {"epoch": 1}]
+    student = [record("step1", "student") | {"epoch": k + 1} for k in range(20)]
+    for chart in training_charts(teacher + student):
+        svg = ElementTree.fromstring(chart.markup())
+        assert {"T", "step 1", "epoch"} <= {element.text for element in svg.iter("text")}
+        (boundary,) = svg.iterfind("line[@class='mark']")
+        dot = svg.find("circle[@class='dot teacher']")
+        if dot is not None:  # the teacher's one epoch ends where its phase does
+            assert dot.get("cx") == boundary.get("x1")
+        assert not [path for path in svg.iter("path") if "discriminator" in path.get("class")]
 
 
 def test_the_same_run_gives_the_same_page(finished, tmp_path):
