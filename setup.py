@@ -13,6 +13,7 @@ setup(
     long_description_content_type="text/markdown",
     packages=["pkd", "pkd_kernels"],
     package_dir={"pkd": "pkd", "pkd_kernels": "kernels/pkd_kernels"},
+    package_data={"pkd": ["report.html"]},
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.11",
@@ -25,10 +26,17 @@ setup(
         "rich>=13",
         "pooch>=1.8",
         "matplotlib>=3.8",
+        "jinja2>=3.1",
         "filelock>=3.12",
         "pyyaml>=6",
         "docstring-parser>=0.15",
     ],
-    extras_require={"test": ["pytest>=8", "pytest-benchmark>=5", "hypothesis>=6", "ruff>=0.9"]},
+    extras_require={
+        "tensorboard": ["tensorboard>=2.16"],
+        "test": [
+            *("pytest>=8", "pytest-benchmark>=5", "hypothesis>=6", "ruff>=0.9"),
+            "tensorboard>=2.16",
+        ],
+    },
     entry_points={"console_scripts": ["pkd = pkd.cli:main"]},
 )

@@ -10,24 +10,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pkd.cost import PAPER_STUDENTS
+from pkd.paper import PAPER_CLASSES, paper_mean
 from pkd.structures import PHASE_NAMES
 
-# Mean AUC of ten classes: the teacher (Table 4), and the students of each structure (Table 3).
-PAPER_MEANS = {
-    "teacher": {"cifar10": 0.7376, "mnist": 0.9780, "fashion_mnist": 0.9311},
-    "1": {"cifar10": 0.7159, "mnist": 0.9670, "fashion_mnist": 0.9248},
-    "2": {"cifar10": 0.7243, "mnist": 0.9675, "fashion_mnist": 0.9241},
-    "3": {"cifar10": 0.7094, "mnist": 0.9718, "fashion_mnist": 0.9290},
-    "4": {"cifar10": 0.7258, "mnist": 0.9687, "fashion_mnist": 0.9242},
-    "progressive-23": {"cifar10": 0.7305, "mnist": 0.9725, "fashion_mnist": 0.9293},
-    "progressive-24": {"cifar10": 0.7252, "mnist": 0.9667, "fashion_mnist": 0.9257},
-}
-# Teacher's AUC by class, Table 2; the paper has none for Fashion-MNIST.
-PAPER_CLASSES = {
-    "cifar10": (0.825, 0.744, 0.703, 0.605, 0.765, 0.652, 0.797, 0.723, 0.827, 0.735),
-    "mnist": (0.996, 0.999, 0.969, 0.969, 0.970, 0.951, 0.992, 0.982, 0.965, 0.987),
-}
 NONE = "–"
 
 
@@ -38,19 +23,6 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
 
 def auc(value: float | None) -> str:
     return NONE if value is None else f"{value:.4f}"
-
-
-def paper_mean(run: dict[str, Any], phase: str) -> float | None:
-    """The paper's mean AUC; for a student only if ours has the widths of the paper's."""
-    dataset, structure = run["dataset"], run["config"]["structure"]
-    if dataset not in PAPER_STUDENTS or phase not in run["mean_auc"]:
-        return None
-    if phase == "teacher":
-        return PAPER_MEANS["teacher"][dataset]
-    if run["config"]["student_widths"] != "-".join(map(str, PAPER_STUDENTS[dataset][1])):
-        return None
-    first_step = phase == "step1" and structure.startswith("progressive")
-    return PAPER_MEANS["2" if first_step else structure][dataset]
 
 
 def our_mean(run: dict[str, Any], phase: str) -> str:

@@ -1,8 +1,9 @@
-"""The command line: `pkd train`, `pkd evaluate`, `pkd cost`, `pkd data`."""
+"""The command line: `pkd train`, `pkd evaluate`, `pkd report`, `pkd cost`, `pkd data`."""
 
 import shlex
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ from pkd.config import Phase, PublishedName, TrainConfig
 from pkd.cost import table4
 from pkd.errors import UserError
 from pkd.parsing import Parser, add_settings
+from pkd.report import write_report
 from pkd.runs import RunFolder
-from pkd.schedule import Interrupted, Reporter, Run, StopRequest, start
+from pkd.schedule import Interrupted, Reporter, Run, Several, StopRequest, start
 
 PLAIN = {"highlight": False, "markup": False, "emoji": False}  # paths may look like anything
 console = Console(**PLAIN)
@@ -57,11 +59,20 @@ def build_parser() -> tuple[Parser, dict[str, Callable[[Namespace], int]]]:
     add_settings(train)
     train.add_argument("--out", type=Path | None, help="new folder for this run")
     train.add_argument("--resume", type=Path | None, help="run folder to continue")
+    train.add_argument(
+        "--tensorboard", action="store_true", help="write live curves to OUT/tensorboard"
+    )
 
     evaluate_parser = Parser(description="Score the test split by the networks of a run.")
     evaluate_parser.add_argument("run", type=Path, help="run folder")
     evaluate_parser.add_argument("--data-dir", type=str | None, help="default: as the run had it")
     evaluate_parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+
+    report_parser = Parser(description="Write what a finished run learned as one HTML file.")
+    report_parser.add_argument("run", type=Path, help="run folder")
+    report_parser.add_argument("--output", type=Path | None, help="default: RUN/report.html")
+    report_parser.add_argument("--data-dir", type=str | None, help="default: as the run had it")
+    report_parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
 
     cost_parser = Parser(description="Parameters and FLOPs as in the paper's Table 4.")
 
@@ -70,14 +81,21 @@ def build_parser() -> tuple[Parser, dict[str, Callable[[Namespace], int]]]:
     data_parser.add_argument("--data-dir", type=Path | None, help="folder of the files")
     data_parser.add_argument("--download", action="store_true", help="fetch missing files")
 
-    commands = {"train": run_train, "evaluate": run_evaluate, "cost": run_cost, "data": run_data}
-    parsers = (train, evaluate_parser, cost_parser, data_parser)
-    for name, subparser in zip(commands, parsers, strict=True):
+    commands = {
+        "train": (run_train, train),
+        "evaluate": (run_evaluate, evaluate_parser),
+        "report": (run_report, report_parser),
+        "cost": (run_cost, cost_parser),
+        "data": (run_data, data_parser),
+    }
+    for name, (_, subparser) in commands.items():
         subcommands.add_subcommand(name, subparser, help=subparser.description)
-    return parser, commands
+    return parser, {name: function for name, (function, _) in commands.items()}
 
 
 def run_train(args: Namespace) -> int:
+    if args.tensorboard:  # an optional package: missed before a folder is begun
+        from pkd.tensorboard import TensorBoard
     settings = {field.name: args[field.name] for field in fields(TrainConfig)}
     if args.resume:
         if settings != vars(TrainConfig()) or args.out:
@@ -89,8 +107,11 @@ def run_train(args: Namespace) -> int:
         folder, dataset = start(TrainConfig(**settings), args.out)
     console.print(f"run folder: {folder.path}", soft_wrap=True)
     try:
-        with StopRequest() as stop, ProgressBar() as bar:
-            run = Run(folder, bar, stop.check, dataset)
+        with StopRequest() as stop, ExitStack() as told:
+            reporters = [told.enter_context(ProgressBar())]
+            if args.tensorboard:
+                reporters.append(told.enter_context(TensorBoard(folder.path / "tensorboard")))
+            run = Run(folder, Several(*reporters), stop.check, dataset)
             tell_left_out(run.dataset)
             results = run.train()
     except Interrupted:
@@ -180,9 +201,8 @@ def print_auc(results: dict[str, Any]) -> None:
 
 
 def run_evaluate(args: Namespace) -> int:
-    folder = RunFolder.open(args.run)
-    moved = {"data_dir": args.data_dir} if args.data_dir else {}
-    run = Run(folder, device=args.device, **moved)
+    run = opened(args)
+    folder = run.folder
     tell_left_out(run.dataset)
     if not folder.progress.phase:
         resume = f"pkd train --resume {shlex.quote(str(args.run))}"
@@ -192,6 +212,19 @@ def run_evaluate(args: Namespace) -> int:
         run.load_phase(phase)
         auc[phase.name] = run.evaluate(phase.judged)
     print_auc(run.results(auc))
+    return 0
+
+
+def opened(args: Namespace) -> Run:
+    """The run of a folder, with its images, on the device that was asked for."""
+    moved = {"data_dir": args.data_dir} if args.data_dir else {}
+    return Run(RunFolder.open(args.run), device=args.device, **moved)
+
+
+def run_report(args: Namespace) -> int:
+    output = args.output or args.run / "report.html"
+    write_report(opened(args), output)
+    console.print(f"report: {output}", soft_wrap=True)
     return 0
 
 

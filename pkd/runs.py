@@ -4,9 +4,11 @@
     progress.json                where training stands and which tensors belong to it
     metrics.jsonl                a line an epoch: losses and AUC of every member
     checkpoints/<phase>.safetensors       networks as a finished phase left them, and their scores
-                                          of the held-out images, `held_out.<member>`
+                                          of the held-out images, `held_out.<member>`, and of
+                                          the test split, `test_scores`
     checkpoints/progress-<n>.safetensors  networks, optimizer and losses within a phase
     results.json, curves.png     at the end
+    report.html, tensorboard/    where asked for
 
 Every file is written under a temporary name, synced and renamed; `progress.json` is written last,
 so that it never names what is not there.
@@ -33,24 +35,37 @@ from pkd.errors import UserError
 _RESTORE = "restore it from a copy, or train again in a new folder"
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def replace_file(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a temporary file beside `path`, sync it and rename it to `path`.
 
     Raises:
-        UserError: the disk is full or refuses; `path` is as it was.
+        OSError: the disk is full or refuses; `path` is as it was.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        path.parent.mkdir(exist_ok=True)
         write(temporary)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """`replace_file` within a run, whose folder of checkpoints is made where it is missing.
+
+    Raises:
+        UserError: the disk is full or refuses; `path` is as it was.
+    """
+    try:
+        path.parent.mkdir(exist_ok=True)
+        replace_file(path, write)
     except OSError as error:
         raise UserError(
             f"{path} cannot be written ({error}): make room or get permission there, then continue "

@@ -83,6 +83,29 @@ class Reporter:
         """Something the user should know."""
 
 
+class Several(Reporter):
+    """Tells every one of several reporters."""
+
+    def __init__(self, *reporters: Reporter):
+        self.reporters = reporters
+
+    def begin(self, phase: Phase, steps: int, done: int) -> None:
+        for reporter in self.reporters:
+            reporter.begin(phase, steps, done)
+
+    def advance(self, steps: int, losses: dict[str, float]) -> None:
+        for reporter in self.reporters:
+            reporter.advance(steps, losses)
+
+    def epoch(self, record: dict[str, Any], epochs: int) -> None:
+        for reporter in self.reporters:
+            reporter.epoch(record, epochs)
+
+    def note(self, message: str) -> None:
+        for reporter in self.reporters:
+            reporter.note(message)
+
+
 class Run:
     """One training run in its folder.
 
@@ -183,18 +206,22 @@ class Run:
                 "or train again in a new folder"
             ) from error
 
-    def evaluate(self, network: str, stride: int = 1) -> list[float]:
-        """AUC of each member of a network on every `stride`-th test image.
+    def evaluate(self, network: str) -> list[float]:
+        """AUC of each member of a network on the test split; UserError as `test_scores`."""
+        return auc_by_member(self.test_scores(network), self.dataset.test_labels, self.members)
+
+    def test_scores(self, network: str, stride: int = 1) -> np.ndarray:
+        """Scores (T, M) of every `stride`-th test image by each member of a network.
 
         Raises:
             UserError: a score is not finite; the message names the member.
         """
-        found = (self._evaluate(self._on_device(s), s, network, stride) for s in self.stacks)
-        return [auc for stack in found for auc in stack]
+        found = [self._scores(self._on_device(s), s, network, stride) for s in self.stacks]
+        return np.concatenate(found, 1)
 
-    def _evaluate(
+    def _scores(
         self, networks: dict[str, GAN], stack: slice, network: str, stride: int
-    ) -> list[float]:
+    ) -> np.ndarray:
         images, members = self.test_images[::stride], self.members[stack]
         scores = novelty_scores(networks[network].generator, images, len(members), self.check)
         for member, finite in zip(members, np.isfinite(scores).all(0), strict=True):
@@ -203,7 +230,7 @@ class Run:
                     f"scores of the {network} of {member} are not finite: train anew with a "
                     "lower --lr"
                 )
-        return auc_by_member(scores, self.dataset.test_labels[::stride], members)
+        return scores
 
     def _curve_stride(self) -> int:
         """Take every so-manieth test image for curves; all, if some would miss a normal class."""
@@ -257,8 +284,9 @@ class Run:
     ) -> None:
         """Train what is left of a phase, one stack after the other, and score what is held out."""
         phase = self.phases[number]
+        test_scores: dict[str, torch.Tensor] = {}  # of the stacks that are done
         for index in range(self.folder.progress.stack, len(self.stacks)):
-            progress = self._train_stack(number, index, data_of(self.stacks[index]))
+            progress = self._train_stack(number, index, data_of(self.stacks[index]), test_scores)
         progress.phase, progress.stack, progress.epoch = number + 1, 0, 0
         progress.auc = progress.auc | {phase.name: self.folder.metrics[-1]["auc"]}
         scores = [
@@ -268,10 +296,13 @@ class Run:
         ]
         tensors = network_tensors(self._trained(phase))
         tensors |= {f"held_out.{k}": torch.from_numpy(own) for k, own in enumerate(scores)}
+        tensors["test_scores"] = torch.cat(list(test_scores.values()), 1)
         self.folder.save_phase(phase.name, tensors, progress)
 
-    def _train_stack(self, number: int, index: int, data: TrainSet) -> Progress:
-        """Train a stack through a phase; returns the progress then reached.
+    def _train_stack(
+        self, number: int, index: int, data: TrainSet, test_scores: dict[str, torch.Tensor]
+    ) -> Progress:
+        """Train a stack through a phase, add its `test_scores`; returns the progress then reached.
 
         Every checkpoint holds the trained networks of all stacks, and what else this stack needs.
         """
@@ -293,6 +324,8 @@ class Run:
         def take(tensors: dict[str, torch.Tensor]) -> None:
             load_networks(self._trained(phase), tensors)
             trainer.load_state(tensors | network_tensors(self._on_device(stack)))
+            kept = (name for name in tensors if name.startswith("test_scores."))
+            test_scores.update({name: tensors[name] for name in sorted(kept)})
 
         if progress.tensors and progress.stack == index:
             self._load(progress.tensors, take)
@@ -305,6 +338,7 @@ class Run:
             progress.seconds = progress.seconds | {phase.name: clock.seconds()}
             put_back(trainer.networks, self._trained(phase), stack)
             tensors = trainer.state(progress.step) | network_tensors(self._trained(phase))
+            tensors |= test_scores
             self.folder.save_within_phase(tensors, replace(progress))
 
         saved = time.monotonic()
@@ -322,18 +356,22 @@ class Run:
                         saved = time.monotonic()
                 last = progress.epoch + 1 == phase.epochs
                 stride = 1 if last else self._curve_stride()
-                auc = self._evaluate(networks, stack, phase.judged, stride)
+                found = self._scores(networks, stack, phase.judged, stride)
+                labels = self.dataset.test_labels[::stride]
+                auc = auc_by_member(found, labels, self.members[stack])
                 record = {
                     "phase": phase.name,
                     "epoch": progress.epoch + 1,
                     "network": phase.judged,
                     "auc": auc,
-                    "test_images": len(self.test_images[::stride]),
+                    "test_images": len(found),
                     "losses": trainer.epoch_losses(),
                 }
                 self._keep_record(number, stack, record)
                 self.reporter.epoch(record, phase.epochs)
                 progress.epoch, progress.step = progress.epoch + 1, 0
+                if last:
+                    test_scores[f"test_scores.{index:06d}"] = torch.from_numpy(found)
         except Interrupted:
             checkpoint()
             raise

@@ -325,9 +325,10 @@ def test_a_bad_setting_is_named_and_nothing_is_written(settings, words, refused,
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        ([], ("train,evaluate,cost,data",)),
+        ([], ("train,evaluate,report,cost,data",)),
         (["fly"], ("fly", "train")),
         (["evaluate"], ("run",)),
+        (["report"], ("run",)),
         (["data", "imagenet"], ("imagenet", "mnist")),
     ],
 )
@@ -387,7 +388,7 @@ def test_an_out_that_is_a_file_is_left_alone(refused, tmp_path):
     refused(["train", *TINY, "--out", tmp_path / "file" / "run"], "file", unchanged=tmp_path)
 
 
-@pytest.mark.parametrize("command", [["train", "--resume"], ["evaluate"]])
+@pytest.mark.parametrize("command", [["train", "--resume"], ["evaluate"], ["report"]])
 def test_a_folder_that_is_no_run_is_named(command, refused, tmp_path):
     (tmp_path / "photos").mkdir()
     for name in ("photos", "nowhere"):
