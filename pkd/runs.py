@@ -13,7 +13,6 @@ so that it never names what is not there.
 """
 
 import json
-import os
 import re
 import shlex
 from collections.abc import Callable
@@ -29,6 +28,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from pkd.errors import UserError
+from pkd.files import settle
 
 _RESTORE = "restore it from a copy, or train again in a new folder"
 
@@ -43,14 +43,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     try:
         path.parent.mkdir(exist_ok=True)
         write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        settle(temporary, path)
     except OSError as error:
         raise UserError(
             f"{path} cannot be written ({error}): make room or get permission there, then continue "
