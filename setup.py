@@ -29,6 +29,9 @@ setup(
         "pyyaml>=6",
         "docstring-parser>=0.15",
     ],
-    extras_require={"test": ["pytest>=8", "pytest-benchmark>=5", "hypothesis>=6", "ruff>=0.9"]},
-    entry_points={"console_scripts": ["pkd = pkd.cli:main"]},
+    extras_require={
+        "export": ["onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.20"],
+        "test": ["pytest>=8", "pytest-benchmark>=5", "hypothesis>=6", "ruff>=0.9"],
+    },
+    entry_points={"console_scripts": ["pkd = pkd.__main__:main"]},
 )

@@ -149,7 +149,7 @@ def load_stack(
     except RuntimeError as error:
         raise UserError(
             f"checkpoint {folder.checkpoints / checkpoint} does not fit config.yaml and "
-            f"results.json ({error}): restore them from a copy, or train again in a new folder"
+            "results.json: restore them from a copy, or train again in a new folder"
         ) from error
     return generator.requires_grad_(False).eval(), cards
 

@@ -60,9 +60,8 @@ def test_scorer_is_its_member_of_the_stack(architecture):
     assert len({round(float(wanted(generator, images, m)[0]), 6) for m in range(3)}) == 3
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
 @pytest.mark.parametrize("make", [to_onnx, to_torch])
-@pytest.mark.parametrize("name", ["paper", "batch norm"])
+@pytest.mark.parametrize(("name", "dtype"), [("paper", torch.uint8), ("batch norm", torch.float32)])
 def test_exported_files_give_the_same_scores_in_batches_of_any_size(name, make, dtype):
     architecture = ARCHITECTURES[name]
     generator, images = stack_of_three(architecture), pictures(7, architecture)
