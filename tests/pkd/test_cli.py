@@ -300,7 +300,7 @@ def test_a_bad_setting_is_named_and_nothing_is_written(settings, words, refused,
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        ([], ("train,evaluate,export,score,cost,data",)),
+        ([], ("train,evaluate,export,score,cost",)),
         (["fly"], ("fly", "train")),
         (["evaluate"], ("run",)),
         (["data", "imagenet"], ("imagenet", "mnist")),
