@@ -22,8 +22,9 @@ import torch
 from bench.step import environment, installed
 from pkd.cost import PAPER_STUDENTS, TEACHER_WIDTHS, cost
 from pkd.deployed import Card, Score
-from pkd.export import TOLERANCE, Scorer, difference, in_torch, to_onnx
+from pkd.export import TOLERANCE, difference, to_onnx
 from pkd.models import GAN, Architecture
+from pkd.scorer import Scorer, in_torch
 
 # The paper's students, and its largest on grey images too, each after its teacher.
 NETWORKS = [

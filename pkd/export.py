@@ -1,8 +1,4 @@
-"""`pkd export`: one detector of a run as a single file, image in and novelty score out.
-
-A run trains a stack of models; `Scorer` is one of them, cut out and written in PyTorch's own
-modules, so that the graph has one node for a convolution, one for a normalisation and so on.
-"""
+"""`pkd export`: one detector of a run as a single file, image in and novelty score out."""
 
 import io
 import json
@@ -17,11 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jsonargparse import Namespace
-from pkd_kernels.reference import LEAKY_SLOPE, NORM_EPS
 from rich.console import Console
-from torch import Tensor, nn
+from torch import Tensor
 
 from pkd.command import PLAIN, Parser
 from pkd.config import TrainConfig
@@ -29,89 +23,18 @@ from pkd.datasets import resize
 from pkd.deployed import IMAGES, SCORES, Card, Score, open_onnx
 from pkd.errors import UserError
 from pkd.files import new_file
-from pkd.models import Generator, Layer
+from pkd.models import Generator
 from pkd.parsing import config_from
 from pkd.runs import RunFolder
 from pkd.schedule import load_dataset
 from pkd.score import add_choices
+from pkd.scorer import Scorer, in_torch
 from pkd.scoring import novelty_scores
 
 CHECKED_IMAGES = 128
 TOLERANCE = 1e-4  # relative; what is seen lies below 1e-5
 OPSET = 18  # of 2022, which every current runtime knows
 INPUTS = {"uint8": torch.uint8, "float": torch.float32}
-ACTIVATIONS = {
-    "none": nn.Identity,
-    "relu": nn.ReLU,
-    "leaky_relu": lambda: nn.LeakyReLU(LEAKY_SLOPE),
-    "tanh": nn.Tanh,
-}
-
-
-class Scorer(nn.Module):
-    """One model of a stack as a function from images to novelty scores (Eq. 3, mean of squares).
-
-    Args:
-        generator: of the stack.
-        member: which model.
-    """
-
-    def __init__(self, generator: Generator, member: int = 0):
-        super().__init__()
-        parts = (generator.encoder, generator.decoder, generator.reencoder)
-        self.encoder, self.decoder, self.reencoder = (
-            nn.Sequential(*(module for layer in part for module in _modules(layer, member)))
-            for part in parts
-        )
-        self.requires_grad_(False).eval()
-
-    def forward(self, images: Tensor) -> Tensor:
-        """images: (N, C, H, W) in [0, 255], of any type; returns (N,) float32, at least 0."""
-        z1 = self.encoder(images.to(torch.float32) / 127.5 - 1)
-        z2 = self.reencoder(self.decoder(z1))
-        return (z1 - z2).square().mean(1)
-
-
-def _modules(layer: Layer, member: int) -> Iterator[nn.Module]:
-    """One model's layer; latents are (N, latent), and layers from and to them plain matrices.
-
-    A convolution over its whole input costs a runtime more than the matrix product that it is.
-    """
-    plan = layer.plan
-    own = {name: stacked.chunk(layer.stack)[member] for name, stacked in layer.state_dict().items()}
-    weight = own["weight"]
-    if plan.size_out == 1:
-        yield nn.Flatten()
-        matrix = nn.Linear(16 * plan.inputs, plan.outputs, bias=False)
-        yield _with({"weight": weight.flatten(1)}, matrix)
-    elif plan.size_in == 1:
-        matrix = nn.Linear(plan.inputs, 16 * plan.outputs, bias=False)
-        yield _with({"weight": weight.flatten(1).T}, matrix)
-        yield nn.Unflatten(1, (plan.outputs, 4, 4))
-    else:
-        kind = nn.ConvTranspose2d if plan.transposed else nn.Conv2d
-        convolution = kind(plan.inputs, plan.outputs, 4, plan.stride, plan.padding, bias=False)
-        yield _with({"weight": weight}, convolution)
-    if plan.normalised:
-        norm = nn.BatchNorm2d if layer.batch_norm else _InstanceNorm
-        own["weight"], own["bias"] = own.pop("gamma"), own.pop("beta")
-        yield _with(own, norm(plan.outputs, NORM_EPS, affine=True))
-    yield ACTIVATIONS[plan.activation]()
-
-
-class _InstanceNorm(nn.InstanceNorm2d):
-    """One node of an exported graph; in PyTorch one group a channel, which takes half the time."""
-
-    def forward(self, y: Tensor) -> Tensor:
-        if torch.compiler.is_exporting():
-            return super().forward(y)
-        return F.group_norm(y, self.num_features, self.weight, self.bias, self.eps)
-
-
-def _with(tensors: dict[str, Tensor], module: nn.Module) -> nn.Module:
-    """The module with these for its parameters and buffers."""
-    module.load_state_dict(module.state_dict() | tensors)
-    return module
 
 
 def load_stack(
@@ -189,16 +112,6 @@ def open_run(
     generator, cards = load_stack(folder, config, network or "student")
     member = choose(cards, normal_class, seed)
     return cards[member], in_torch(Scorer(generator, member))
-
-
-def in_torch(scorer: nn.Module, dtype: torch.dtype = torch.uint8) -> Score:
-    """Scores of arrays by a module that takes images of `dtype`."""
-
-    @torch.inference_mode()
-    def score(images: np.ndarray) -> np.ndarray:
-        return scorer(torch.from_numpy(images).to(dtype)).numpy()
-
-    return score
 
 
 def to_onnx(scorer: Scorer, card: Card, dtype: torch.dtype) -> tuple[bytes, Score]:

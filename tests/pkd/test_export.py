@@ -15,8 +15,10 @@ from pkd import export
 from pkd.cli import main
 from pkd.datasets import load, resize
 from pkd.deployed import Card, open_onnx
-from pkd.export import Scorer, difference, in_torch, to_onnx, to_torch
+from pkd.export import difference, to_onnx, to_torch
 from pkd.models import Architecture, Generator
+from pkd.runs import RunFolder
+from pkd.scorer import Scorer, in_torch
 
 CARD = Card("student", "digits", 5, "5", 1, 1, 32, 0.1, 0.05, "0.1.0")
 ARCHITECTURES = {
@@ -120,9 +122,7 @@ def test_teacher_is_the_one_that_its_own_phase_judged(small_run, tmp_path):
     results = json.loads((small_run / "results.json").read_text())
     assert card.network == "teacher"
     assert card.threshold == results["members"][0]["threshold"]["teacher"]
-    checkpoint = export.RunFolder.open(small_run).load_tensors(
-        "teacher.safetensors", "teacher.generator."
-    )
+    checkpoint = RunFolder.open(small_run).load_tensors("teacher.safetensors", "teacher.generator.")
     generator = Generator(Architecture(1, (2, 4, 8), latent=8), 4).requires_grad_(False)
     generator.load_state_dict(
         {k.removeprefix("teacher.generator."): v for k, v in checkpoint.items()}
