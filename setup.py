@@ -32,11 +32,12 @@ setup(
         "docstring-parser>=0.15",
     ],
     extras_require={
+        "export": ["onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.20"],
         "tensorboard": ["tensorboard>=2.16"],
         "test": [
             *("pytest>=8", "pytest-benchmark>=5", "hypothesis>=6", "ruff>=0.9"),
             "tensorboard>=2.16",
         ],
     },
-    entry_points={"console_scripts": ["pkd = pkd.cli:main"]},
+    entry_points={"console_scripts": ["pkd = pkd.__main__:main"]},
 )

@@ -1,7 +1,6 @@
-"""The command line: `pkd train`, `pkd evaluate`, `pkd report`, `pkd cost`, `pkd data`."""
+"""The command line: `pkd train`, `evaluate`, `report`, `export`, `score`, `cost` and `data`."""
 
 import shlex
-import sys
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import fields
@@ -16,35 +15,32 @@ from rich.table import Table
 from rich.text import Text
 
 from pkd import datasets
+from pkd.command import PLAIN, Parser, guarded
 from pkd.config import Phase, PublishedName, TrainConfig
 from pkd.cost import table4
 from pkd.errors import UserError
-from pkd.parsing import Parser, add_settings
+from pkd.export import export_parser, run_export
+from pkd.parsing import add_settings
 from pkd.report import write_report
 from pkd.runs import RunFolder
 from pkd.schedule import Interrupted, Reporter, Run, Several, StopRequest, start
+from pkd.score import run_score, score_parser
 
-PLAIN = {"highlight": False, "markup": False, "emoji": False}  # paths may look like anything
 console = Console(**PLAIN)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 2 for a user's mistake, 130 after Ctrl-C."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a terminal need not know every letter
-            stream.reconfigure(errors="backslashreplace")
-    try:
+
+    def command() -> int:
         parser, commands = build_parser()
         args = parser.parse_args(argv)
-        return commands[args.command](args[args.command])
-    except UserError as error:
-        message, code = str(error), 2
-    except torch.OutOfMemoryError as error:
-        message, code = f"{error}; choose a smaller --batch-size or --stack", 2
-    except KeyboardInterrupt:
-        message, code = "interrupted", 130
-    Console(stderr=True, **PLAIN).print(f"pkd: {message}", soft_wrap=True)
-    return code
+        try:
+            return commands[args.command](args[args.command])
+        except torch.OutOfMemoryError as error:
+            raise UserError(f"{error}; choose a smaller --batch-size or --stack") from error
+
+    return guarded(command)
 
 
 def build_parser() -> tuple[Parser, dict[str, Callable[[Namespace], int]]]:
@@ -81,16 +77,18 @@ def build_parser() -> tuple[Parser, dict[str, Callable[[Namespace], int]]]:
     data_parser.add_argument("--data-dir", type=Path | None, help="folder of the files")
     data_parser.add_argument("--download", action="store_true", help="fetch missing files")
 
-    commands = {
-        "train": (run_train, train),
-        "evaluate": (run_evaluate, evaluate_parser),
-        "report": (run_report, report_parser),
-        "cost": (run_cost, cost_parser),
-        "data": (run_data, data_parser),
+    table = {
+        "train": (train, run_train),
+        "evaluate": (evaluate_parser, run_evaluate),
+        "report": (report_parser, run_report),
+        "export": (export_parser(), run_export),
+        "score": (score_parser(), run_score),
+        "cost": (cost_parser, run_cost),
+        "data": (data_parser, run_data),
     }
-    for name, (_, subparser) in commands.items():
+    for name, (subparser, _) in table.items():
         subcommands.add_subcommand(name, subparser, help=subparser.description)
-    return parser, {name: function for name, (function, _) in commands.items()}
+    return parser, {name: run for name, (_, run) in table.items()}
 
 
 def run_train(args: Namespace) -> int:

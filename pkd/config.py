@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import torch
 
 from pkd.cost import PAPER_STUDENTS
-from pkd.errors import UserError
+from pkd.errors import UserError, flag
 from pkd.models import IMAGE_SIZES, Architecture
 from pkd.structures import PHASE_NAMES, SCHEDULES, TEACHER, Structure
 from pkd.thresholds import CONTAMINATION
@@ -228,11 +228,6 @@ class Phase:
     def judged(self) -> str:
         """The network whose AUC this phase reports."""
         return self.structure.trained[-1]
-
-
-def flag(name: str) -> str:
-    """The command-line flag of a setting."""
-    return "--" + name.replace("_", "-")
 
 
 def parse_widths(name: str, text: str) -> tuple[int, int, int]:

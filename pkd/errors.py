@@ -1,4 +1,4 @@
-"""The errors a user sees."""
+"""The errors a user sees, and how they name a flag."""
 
 
 class UserError(Exception):
@@ -10,3 +10,8 @@ class UserError(Exception):
 
 class InputError(UserError, ValueError):
     """Images or parameters that cannot be used; a ValueError, as scikit-learn has it."""
+
+
+def flag(name: str) -> str:
+    """The command-line flag of a setting."""
+    return "--" + name.replace("_", "-")

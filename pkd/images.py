@@ -13,6 +13,7 @@ from pkd.errors import InputError, UserError
 
 CHANNELS = (1, 3)
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+NAMED = 10  # unreadable files that a message names
 _GREY = ("1", "L", "LA", "La", "F")  # Pillow's modes, beside those of 16 bits: "I;16", "I;16B", "I"
 
 
@@ -99,6 +100,15 @@ def image_files(folder: Path) -> list[Path]:
         for parent, _, names in os.walk(folder, onerror=refuse)
         for name in names
         if name.lower().endswith(SUFFIXES) and not name.startswith(".")
+    )
+
+
+def unreadable(bad: Sequence[str]) -> UserError:
+    """The refusal of image files, from the messages of their BadImage."""
+    more = f"; and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
+    return UserError(
+        f"{len(bad)} image{'s' * (len(bad) > 1)} cannot be read: {'; '.join(bad[:NAMED])}{more}. "
+        "Mend or remove them, or leave them out with --skip-bad"
     )
 
 

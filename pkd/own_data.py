@@ -16,10 +16,10 @@ from pkd.images import (
     pixel_range,
     read_image,
     to_bytes,
+    unreadable,
 )
 
 NORMAL = "good"
-NAMED = 10  # unreadable files that a message names
 
 _LAYOUT = (
     "put normal images into DIR/train/good, normal ones for the test into DIR/test/good, novel "
@@ -66,12 +66,7 @@ def load_folder(
     train_images = read(train)
     test_images = [read(paths) for paths in test.values()]
     if bad and not skip_bad:
-        named = "; ".join(list(bad.values())[:NAMED])
-        more = f"; and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
-        raise UserError(
-            f"{len(bad)} image{'s' * (len(bad) > 1)} cannot be read: {named}{more}. Mend or remove "
-            "them, or leave them out with --skip-bad"
-        )
+        raise unreadable(list(bad.values()))
     if not len(train_images):
         raise UserError(f"no image in {folder / 'train' / NORMAL} can be read: {_LAYOUT}")
     return Dataset(

@@ -1,6 +1,5 @@
 """Settings from the command line, from YAML and from run folders: every mistake a UserError."""
 
-import re
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -9,24 +8,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import docstring_parser
 from jsonargparse import ArgumentParser
 
-from pkd.config import TrainConfig, flag
-from pkd.errors import UserError
-
-
-class Parser(ArgumentParser):
-    """ArgumentParser that raises UserError, in one line, where others print and exit."""
-
-    def __init__(self, **kwargs: Any):
-        super().__init__(print_config="--print-%s", **kwargs)
-
-    def error(self, message: str, ex: Exception | None = None) -> None:
-        message = re.sub(r'Parser key "(\w+)":', lambda m: f"{flag(m[1])}:", message)
-        message = re.sub(r"<class '(\w+)'>", r"\1", message).replace("typing.", "")
-        message = " ".join(message.split())
-        union = r"Does not validate .* Errors: - Expected an? (\w+) .* Given value: "
-        message = re.sub(union, r"expected \1, got ", message)
-        command = self.prog.replace("[options] ", "")
-        raise UserError(f"{message} (see {command} --help)") from ex
+from pkd.command import Parser
+from pkd.config import TrainConfig
+from pkd.errors import UserError, flag
 
 
 @dataclass(frozen=True, repr=False)

@@ -20,9 +20,9 @@ from pkd.charts import STEPS, ratio_axis, roc_chart, score_chart, training_chart
 from pkd.config import Phase, TrainConfig
 from pkd.cost import table4
 from pkd.errors import UserError
+from pkd.files import replace_file
 from pkd.paper import paper_class, paper_mean
 from pkd.pictures import pictures
-from pkd.runs import replace_file
 from pkd.schedule import OWN_DATA, Run
 from pkd.structures import KDGAN
 from pkd.svg import Chart

@@ -15,7 +15,6 @@ so that it never names what is not there.
 """
 
 import json
-import os
 import re
 import shlex
 from collections.abc import Callable
@@ -31,30 +30,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from pkd.errors import UserError
+from pkd.files import replace_file
 
 _RESTORE = "restore it from a copy, or train again in a new folder"
-
-
-def replace_file(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary file beside `path`, sync it and rename it to `path`.
-
-    Raises:
-        OSError: the disk is full or refuses; `path` is as it was.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from bench import deploy
 from bench.paper import read_results, report
 from bench.step import table
 
@@ -19,3 +20,8 @@ def test_results_table_is_what_the_run_folders_give():
 def test_step_table_is_what_the_benchmark_wrote():
     rows = json.loads((RESULTS / "step-cpu.json").read_text(encoding="utf-8"))["rows"]
     assert table(rows) in README
+
+
+def test_deployment_table_is_what_the_benchmark_wrote():
+    rows = json.loads((RESULTS / "deploy-cpu.json").read_text(encoding="utf-8"))["rows"]
+    assert deploy.table(rows) in README

@@ -325,7 +325,7 @@ def test_a_bad_setting_is_named_and_nothing_is_written(settings, words, refused,
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        ([], ("train,evaluate,report,cost,data",)),
+        ([], ("train,evaluate,report,export,score",)),
         (["fly"], ("fly", "train")),
         (["evaluate"], ("run",)),
         (["report"], ("run",)),

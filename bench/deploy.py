@@ -1,0 +1,164 @@
+"""Size on disk and time for one image of teachers and students, in PyTorch and in ONNX Runtime.
+
+    python -m bench.deploy
+
+Weights are fresh and pixels random: neither size nor time depends on them. Every exported graph is
+first checked against PyTorch; then all are timed in turn, again and again, on one thread. What is
+measured is processor time, which on one thread is what a call takes where nothing else runs.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Hashable
+from functools import partial
+from pathlib import Path
+from statistics import quantiles
+from typing import Any
+
+import numpy as np
+import torch
+
+from bench.step import environment, installed
+from pkd.cost import PAPER_STUDENTS, TEACHER_WIDTHS, cost
+from pkd.deployed import Card, Score
+from pkd.export import TOLERANCE, difference, to_onnx
+from pkd.models import GAN, Architecture
+from pkd.scorer import Scorer, in_torch
+
+# The paper's students, and its largest on grey images too, each after its teacher.
+NETWORKS = [
+    (channels, widths)
+    for channels, students in (
+        (1, (PAPER_STUDENTS["fashion_mnist"], PAPER_STUDENTS["mnist"], PAPER_STUDENTS["cifar10"])),
+        (3, (PAPER_STUDENTS["cifar10"],)),
+    )
+    for widths in (TEACHER_WIDTHS, *(student[1] for student in students))
+]
+BURST_SECONDS = 0.02
+
+
+def build(architecture: Architecture) -> tuple[dict[str, Score], int]:
+    """A network in every runtime, and the size of its ONNX file in bytes.
+
+    Exits with a message where ONNX Runtime's scores differ from PyTorch's.
+    """
+    scorer = Scorer(GAN(architecture, [0]).generator)
+    card = Card("", "", 0, "", 0, architecture.channels, architecture.image_size, 1.0, 0.05, "")
+    content, in_onnx = to_onnx(scorer, card, torch.uint8)
+    images = random_images(architecture, 8)
+    in_pytorch = in_torch(scorer)
+    apart = difference(in_onnx, images, in_pytorch(images))
+    if not apart <= TOLERANCE:
+        raise SystemExit(f"{architecture.widths}: ONNX Runtime differs by {apart:.1e}")
+    runtimes = {
+        "PyTorch": in_pytorch,
+        "PyTorch without oneDNN": partial(without_onednn, in_pytorch),
+        "ONNX Runtime": in_onnx,
+    }
+    return runtimes, len(content)
+
+
+def random_images(architecture: Architecture, count: int) -> np.ndarray:
+    """(count, C, H, W) uint8."""
+    shape = (count, architecture.channels, architecture.image_size, architecture.image_size)
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+def without_onednn(score: Score, images: np.ndarray) -> np.ndarray:
+    """For a small convolution oneDNN's preparations take longer than the convolution."""
+    torch.backends.mkldnn.enabled = False  # its context manager costs as much as a network
+    try:
+        return score(images)
+    finally:
+        torch.backends.mkldnn.enabled = True
+
+
+def interleaved(
+    entries: dict[Hashable, Callable[[], Any]], repeats: int
+) -> dict[Hashable, list[float]]:
+    """Seconds a call of every entry in every repeat, in a burst of calls."""
+    counts = {
+        key: max(1, round(BURST_SECONDS / min(burst(entry, 3) for _ in range(3))))
+        for key, entry in entries.items()
+    }
+    times: dict[Hashable, list[float]] = {key: [] for key in entries}
+    for _ in range(repeats):
+        for key, entry in entries.items():
+            entry()  # the caches hold what ran before
+            times[key].append(burst(entry, counts[key]))
+    return times
+
+
+def burst(entry: Callable[[], Any], count: int) -> float:
+    """Mean seconds of processor time of that many calls."""
+    start = time.process_time()
+    for _ in range(count):
+        entry()
+    return (time.process_time() - start) / count
+
+
+def measure(repeats: int) -> list[dict[str, Any]]:
+    """A row for each network; `ms` has three quartiles of milliseconds, by runtime."""
+    rows, entries = [], {}
+    for number, (channels, widths) in enumerate(NETWORKS):
+        architecture = Architecture(channels, widths)
+        runtimes, size = build(architecture)
+        for name, score in runtimes.items():
+            entries[number, name] = partial(score, random_images(architecture, 1))
+        rows.append(
+            {
+                "network": "teacher" if widths == TEACHER_WIDTHS else "student",
+                "widths": "-".join(map(str, widths)),
+                "channels": channels,
+                "flops": cost(architecture).flops,
+                "bytes": size,
+                "ms": {},
+            }
+        )
+    for (number, name), seconds in interleaved(entries, repeats).items():
+        rows[number]["ms"][name] = [1e3 * quartile for quartile in quantiles(seconds)]
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows in Markdown, each student against the teacher above it."""
+    runtimes = list(rows[0]["ms"])
+    lines = [["network", "images", "FLOPs", "ONNX file", *runtimes], ["---"] * (4 + len(runtimes))]
+    for row in rows:
+        if row["network"] == "teacher":
+            teacher = row
+        against = {
+            "flops": f"1/{teacher['flops'] / row['flops']:.0f}",
+            **{name: f"{teacher['ms'][name][1] / row['ms'][name][1]:.1f}x" for name in runtimes},
+        }
+        lines.append(
+            [
+                f"{row['network']} {row['widths']}",
+                "grey" if row["channels"] == 1 else "RGB",
+                against["flops"],
+                f"{row['bytes'] / 1e6:.2f} MB",
+                *(f"{row['ms'][name][1]:.3f} ms, {against[name]}" for name in runtimes),
+            ]
+        )
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.deploy", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("--repeats", type=int, default=50, help="default %(default)s")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was measured here")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    rows, around = measure(args.repeats), environment(torch.device("cpu"))
+    around["versions"]["onnxruntime"] = installed("onnxruntime")
+    print(table(rows))
+    if args.json:
+        result = {"repeats": args.repeats, "environment": around, "rows": rows}
+        args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,21 @@
+"""`pkd` and `python -m pkd`: scoring by an ONNX file must neither need torch nor wait for it."""
+
+import sys
+
+from pkd.command import guarded
+
+
+def main() -> int:
+    """Run the command of sys.argv; returns the exit code."""
+    if sys.argv[1:2] == ["score"]:
+        from pkd.score import run_score, score_parser
+
+        parser = score_parser(prog="pkd score")
+        return guarded(lambda: run_score(parser.parse_args(sys.argv[2:])))
+    from pkd import cli
+
+    return cli.main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,48 @@
+"""What all commands share: their parser, and what becomes of a mistake. Needs no torch."""
+
+import os
+import re
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from jsonargparse import ArgumentParser
+from rich.console import Console
+
+from pkd.errors import UserError, flag
+
+PLAIN = {"highlight": False, "markup": False, "emoji": False}  # paths may look like anything
+
+
+class Parser(ArgumentParser):
+    """ArgumentParser that raises UserError, in one line, where others print and exit."""
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(print_config="--print-%s", **kwargs)
+
+    def error(self, message: str, ex: Exception | None = None) -> None:
+        message = re.sub(r'Parser key "(\w+)":', lambda m: f"{flag(m[1])}:", message)
+        message = re.sub(r"<class '(\w+)'>", r"\1", message).replace("typing.", "")
+        message = " ".join(message.split())
+        union = r"Does not validate .* Errors: - Expected an? (\w+) .* Given value: "
+        message = re.sub(union, r"expected \1, got ", message)
+        command = self.prog.replace("[options] ", "")
+        raise UserError(f"{message} (see {command} --help)") from ex
+
+
+def guarded(command: Callable[[], int]) -> int:
+    """Run a command; returns its exit code, 2 for a user's mistake, 130 after Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal need not know every letter
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        return command()
+    except UserError as error:
+        message, code = str(error), 2
+    except KeyboardInterrupt:
+        message, code = "interrupted", 130
+    except BrokenPipeError:  # `pkd score ... | head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    Console(stderr=True, **PLAIN).print(f"pkd: {message}", soft_wrap=True)
+    return code
