@@ -30,6 +30,17 @@ class Parser(ArgumentParser):
         raise UserError(f"{message} (see {command} --help)") from ex
 
 
+def add_choices(parser: Parser) -> None:
+    """Flags that tell which of a run's detectors is meant."""
+    parser.add_argument(
+        "--network", choices=("student", "teacher"), help="of a run; default: student"
+    )
+    parser.add_argument(
+        "--normal-class", type=int | None, help="number of a run's class, where it has several"
+    )
+    parser.add_argument("--seed", type=int | None, help="of a run with several; default: 0")
+
+
 def guarded(command: Callable[[], int]) -> int:
     """Run a command; returns its exit code, 2 for a user's mistake, 130 after Ctrl-C."""
     for stream in (sys.stdout, sys.stderr):

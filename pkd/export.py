@@ -17,7 +17,7 @@ from jsonargparse import Namespace
 from rich.console import Console
 from torch import Tensor
 
-from pkd.command import PLAIN, Parser
+from pkd.command import PLAIN, Parser, add_choices
 from pkd.config import TrainConfig
 from pkd.datasets import resize
 from pkd.deployed import IMAGES, SCORES, Card, Score, open_onnx
@@ -27,7 +27,6 @@ from pkd.models import Generator
 from pkd.parsing import config_from
 from pkd.runs import RunFolder
 from pkd.schedule import load_dataset
-from pkd.score import add_choices
 from pkd.scorer import Scorer, in_torch
 from pkd.scoring import novelty_scores
 

@@ -13,7 +13,7 @@ from jsonargparse import Namespace
 from rich.console import Console
 from rich.progress import track
 
-from pkd.command import PLAIN, Parser
+from pkd.command import PLAIN, Parser, add_choices
 from pkd.deployed import Card, Score, open_onnx
 from pkd.errors import UserError, flag
 from pkd.files import new_file
@@ -110,17 +110,6 @@ def score_parser(**kwargs: Any) -> Parser:
     )
     add_choices(parser)
     return parser
-
-
-def add_choices(parser: Parser) -> None:
-    """Flags that tell which of a run's detectors is meant."""
-    parser.add_argument(
-        "--network", choices=("student", "teacher"), help="of a run; default: student"
-    )
-    parser.add_argument(
-        "--normal-class", type=int | None, help="number of a run's class, where it has several"
-    )
-    parser.add_argument("--seed", type=int | None, help="of a run with several; default: 0")
 
 
 def run_score(args: Namespace) -> int:
