@@ -31,7 +31,7 @@ from triton.compiler import ASTSource
 from pkd_kernels.reference import ConvLayer
 
 OPS = ("generator_loss", "discriminator_loss", "novelty_score", "adam_step", "gather")
-MODULES = (*OPS, "conv_chain", "upstream")
+MODULES = (*OPS, "conv_layer", "upstream")
 ARCHITECTURES = (75, 80, 90, 100)
 PROCESSES = 2
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -84,7 +84,7 @@ def recorded_launches() -> list[Launch]:
 
     def recorder(op: str, name: str, kernel):
         def record(*args, **keywords):
-            usual = op != "conv_chain" or args[0].dtype == torch.float32
+            usual = op != "conv_layer" or args[0].dtype == torch.float32
             for aligned in (True, False) if usual else (True,):
                 found[_launch(op, name, kernel, args, keywords, aligned)] = None
 
@@ -148,7 +148,7 @@ def _call_everything(modules: dict) -> Iterator[None]:
         for rows in ([z1.detach(), tx, z2.detach(), pixels], [pixels]):
             modules["gather"].launch(rows, [order[0, 0]] * len(rows), order, order[0, 0, :1], dtype)
         yield
-    yield from _call_networks(modules["conv_chain"])
+    yield from _call_networks(importlib.import_module("pkd_kernels.conv_chain"))
 
 
 def _call_networks(module: ModuleType) -> Iterator[None]:

@@ -1,590 +1,33 @@
-"""Layers of 4x4 convolution, per-image normalisation and activation, forward and backward.
+"""Chains of layers for autograd: a launch a layer forward, and a launch a layer backward.
 
-A layer joins a small map (S channels, s x s pixels) and a big one (B channels): 2s x 2s, padding 1,
-or, where s = 1, 4x4 without padding. Its weight is w[S, B, 4, 4] in both directions:
-
-    down   small[i, p] = Σ_{j,t} w[i, j, t] big[j, q(p, t)]       convolution
-    up     big[j, q]   = Σ_{i,t} w[i, j, t] small[i, p(q, t)]     transposed convolution
-
-with q(p, t) the pixel of the big map under tap t of pixel p, and p(q, t) its inverse, of which each
-q has four. So the gradient to a layer's input is the other direction with the same weight, and
-
-    dw[i, j, t] = Σ_{n,p} small[n, i, p] big[n, j, q(p, t)]
-
-is one formula for both, where the map on the layer's output side is the gradient dc to the
-convolution's result c. With u = (c - mean c) / √(var c + ε) of one channel of one image,
-
-    y  = act(γ u + β)         g = dy act'            act' is read off y
-    dβ = Σ g      dγ = Σ g u      dc = γ / √(var c + ε) (g - mean g - u mean(g u))
-
-One program owns a whole channel of one image (or tiles of it, where nothing is normalised; or some
-channels of a single pixel), so statistics never leave it. Forward is a launch a layer. Backward is
-a launch a layer too: some of its programs make dw of the layer, the others the gradient to its
-input, which they carry on through normalisation and activation of the layer before: it arrives
-there as dc. A tapped output's own gradient is added on the way.
+The kernels are in `conv_layer`: backward of a layer carries the gradient on to the convolution of
+the layer before, so only the last layer's output may need a launch of its own, and a chain keeps
+the gradients of its tapped outputs for the launch that passes them. `conv_norm_act` is a chain of
+one.
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
-from pkd_kernels import reference
-from pkd_kernels.opaque import once_differentiable
-from pkd_kernels.reference import ConvLayer, accumulator
-
-# Products that a program adds up, up to: (elements of the tile it works on, warps).
-TILES = {2**15: (4096, 8), 2**31: (8192, 16)}
-ELEMENTS_PER_THREAD = 16
-PIXELS = 64  # of a program, where it need not own the whole map
-POINT_CHANNELS = 32  # of a program, at most, where a channel is one pixel
-WEIGHTS = 1024  # of a program that makes their gradients, at most
-CHANNELS = 128  # of a program that sums the gradients of gamma and beta over images
-
-
-@triton.jit
-def _sum_over_taps(
-    source_ptr,
-    w_ptr,
-    c,
-    p,
-    inputs,
-    channels,
-    UP: tl.constexpr,
-    SIDE: tl.constexpr,
-    O: tl.constexpr,  # noqa: E741
-    K: tl.constexpr,
-    acc: tl.constexpr,
-):
-    """[O] What pixels p [O] of channel c, or the single pixels of channels c [O], sum up."""
-    taps: tl.constexpr = (1 if SIDE == 1 else 4) if UP else 16
-    length = inputs * taps
-    if SIDE == 1 and not UP:
-        b_sum = tl.zeros([O, K], acc)
-        for start in range(0, length, K):
-            k = start + tl.arange(0, K)[None, :]  # [1, K]
-            b_source = tl.load(source_ptr + k, mask=k < length, other=0).to(acc)
-            inside = (k < length) & (c < channels)[:, None]
-            b_w = tl.load(w_ptr + (c * length)[:, None] + k, mask=inside, other=0).to(acc)
-            b_sum += b_source * b_w  # [O, K]
-        result = tl.sum(b_sum, 1)
-    else:
-        b_sum = tl.zeros([K, O], acc)
-        for start in range(0, length, K):
-            k = start + tl.arange(0, K)[:, None]  # [K, 1]
-            if SIDE == 1:
-                inside = (k < length) & (p < 16)[None, :]
-                b_source = tl.load(source_ptr + k, mask=k < length, other=0).to(acc)
-                at_w = (k * channels + c) * 16 + p[None, :]
-                b_w = tl.load(w_ptr + at_w, mask=inside, other=0).to(acc)
-            elif UP:
-                i = k // 4
-                y = (p // (2 * SIDE))[None, :]
-                x = (p % (2 * SIDE))[None, :]
-                y_small = (y + 1) // 2 - k // 2 % 2
-                x_small = (x + 1) // 2 - k % 2
-                inside = (y_small >= 0) & (y_small < SIDE) & (x_small >= 0) & (x_small < SIDE)
-                inside &= (k < length) & (y < 2 * SIDE)
-                at = (i * SIDE + y_small) * SIDE + x_small
-                b_source = tl.load(source_ptr + at, mask=inside, other=0).to(acc)
-                tap = (y + 1 - 2 * y_small) * 4 + x + 1 - 2 * x_small
-                at_w = (i * channels + c) * 16 + tap
-                b_w = tl.load(w_ptr + at_w, mask=inside, other=0).to(acc)
-            else:
-                y = 2 * (p // SIDE)[None, :] - 1 + k // 4 % 4
-                x = 2 * (p % SIDE)[None, :] - 1 + k % 4
-                inside = (y >= 0) & (y < 2 * SIDE) & (x >= 0) & (x < 2 * SIDE)
-                inside &= (k < length) & (p < SIDE * SIDE)[None, :]
-                at = (k // 16 * (2 * SIDE) + y) * (2 * SIDE) + x
-                b_source = tl.load(source_ptr + at, mask=inside, other=0).to(acc)
-                b_w = tl.load(w_ptr + c * length + k, mask=k < length, other=0).to(acc)
-            b_sum += b_source * b_w  # [K, O]
-        result = tl.sum(b_sum, 0)
-    return result
-
-
-@triton.jit
-def _sum_over_pixels(
-    small_ptr,
-    big_ptr,
-    first,
-    big_channels,
-    count,
-    batch,
-    stride_small,
-    stride_big,
-    SIDE: tl.constexpr,
-    PIXELS: tl.constexpr,
-    WEIGHTS: tl.constexpr,
-    acc: tl.constexpr,
-):
-    """[WEIGHTS] Gradients of a model's weights from `first` on."""
-    o = first + tl.arange(0, WEIGHTS)
-    i = (o // (big_channels * 16))[:, None]  # [WEIGHTS, 1]
-    k = (o % (big_channels * 16))[:, None]
-    b_sum = tl.zeros([WEIGHTS, PIXELS], acc)
-    for _ in range(0, batch):
-        for start in range(0, SIDE * SIDE, PIXELS):
-            p = start + tl.arange(0, PIXELS)[None, :]  # [1, PIXELS]
-            inside = (o < count)[:, None] & (p < SIDE * SIDE)
-            b_small = tl.load(small_ptr + i * SIDE * SIDE + p, mask=inside, other=0).to(acc)
-            if SIDE == 1:
-                at = k + 0 * p
-            else:
-                y = 2 * (p // SIDE) - 1 + k // 4 % 4
-                x = 2 * (p % SIDE) - 1 + k % 4
-                inside &= (y >= 0) & (y < 2 * SIDE) & (x >= 0) & (x < 2 * SIDE)
-                at = (k // 16 * (2 * SIDE) + y) * (2 * SIDE) + x
-            b_big = tl.load(big_ptr + at, mask=inside, other=0).to(acc)
-            b_sum += b_small * b_big  # [WEIGHTS, PIXELS]
-        small_ptr += stride_small
-        big_ptr += stride_big
-    return tl.sum(b_sum, 1)
-
-
-@triton.jit
-def _back_through(
-    b_grad,
-    at,
-    inside,
-    channel,
-    c,
-    pixels,
-    y_ptr,
-    u_ptr,
-    rstd_ptr,
-    gamma_ptr,
-    gamma_grad_ptr,
-    beta_grad_ptr,
-    NORM: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    SLOPE: tl.constexpr,
-    acc: tl.constexpr,
-):
-    """The gradient to y becomes that to c, of one channel: `channel` of its model's stack, number
-    `c` of all images' channels."""
-    if ACTIVATION != "none":
-        b_y = tl.load(y_ptr + at, mask=inside, other=0).to(acc)
-        if ACTIVATION == "tanh":
-            b_grad *= 1 - b_y * b_y
-        if ACTIVATION == "relu":
-            b_grad = tl.where(b_y <= 0, 0, b_grad)  # so that NaN stays NaN
-        if ACTIVATION == "leaky_relu":
-            b_grad = tl.where(b_y > 0, b_grad, SLOPE * b_grad)
-    if NORM:
-        b_grad = tl.where(inside, b_grad, 0)
-        b_u = tl.load(u_ptr + at, mask=inside, other=0).to(acc)
-        beta_grad = tl.sum(b_grad)
-        gamma_grad = tl.sum(b_grad * b_u)
-        tl.store(beta_grad_ptr + c, beta_grad)
-        tl.store(gamma_grad_ptr + c, gamma_grad)
-        factor = tl.load(gamma_ptr + channel).to(acc) * tl.load(rstd_ptr + c).to(acc)
-        b_grad = factor * (b_grad - beta_grad / pixels - b_u * (gamma_grad / pixels))
-    return b_grad
-
-
-@triton.jit(do_not_specialize=["inputs", "channels", "stride_xn", "stride_xm"])
-def _forward_kernel(
-    x_ptr,
-    w_ptr,
-    gamma_ptr,
-    beta_ptr,
-    y_ptr,
-    u_ptr,
-    rstd_ptr,
-    inputs,
-    channels,
-    stride_xn,
-    stride_xm,
-    UP: tl.constexpr,
-    SIDE: tl.constexpr,
-    NORM: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    SAVE: tl.constexpr,
-    EPS: tl.constexpr,
-    SLOPE: tl.constexpr,
-    O: tl.constexpr,  # noqa: E741
-    K: tl.constexpr,
-):
-    block = tl.program_id(0)
-    m = tl.program_id(1)
-    n = tl.program_id(2).to(tl.int64)
-    acc: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
-    side: tl.constexpr = (4 if SIDE == 1 else 2 * SIDE) if UP else SIDE
-    pixels: tl.constexpr = side * side
-    if pixels == 1:
-        c = block * O + tl.arange(0, O)  # [O]
-        p = 0
-        inside = c < channels
-    else:
-        tiles: tl.constexpr = (pixels + O - 1) // O
-        c = block // tiles
-        p = block % tiles * O + tl.arange(0, O)  # [O]
-        inside = p < pixels
-    source_ptr = x_ptr + n * stride_xn + m.to(tl.int64) * stride_xm
-    model_ptr = w_ptr + m.to(tl.int64) * inputs * channels * 16
-    b_y = _sum_over_taps(source_ptr, model_ptr, c, p, inputs, channels, UP, SIDE, O, K, acc)
-
-    row = (n * tl.num_programs(1) + m) * channels + c
-    at = row * pixels + p
-    if NORM:
-        b_y -= tl.sum(tl.where(inside, b_y, 0)) / pixels
-        rstd = 1 / tl.sqrt(tl.sum(tl.where(inside, b_y * b_y, 0)) / pixels + EPS)
-        b_y *= rstd
-        if SAVE:
-            tl.store(u_ptr + at, b_y, mask=inside)
-            tl.store(rstd_ptr + row, rstd)
-        channel = m * channels + c
-        b_y = b_y * tl.load(gamma_ptr + channel).to(acc) + tl.load(beta_ptr + channel).to(acc)
-    if ACTIVATION == "tanh":
-        b_y = 2 * tl.sigmoid(2 * b_y) - 1
-    if ACTIVATION == "relu":
-        b_y = tl.where(b_y <= 0, 0, b_y)  # so that NaN stays NaN
-    if ACTIVATION == "leaky_relu":
-        b_y = tl.where(b_y > 0, b_y, SLOPE * b_y)
-    tl.store(y_ptr + at, b_y, mask=inside)
-
-
-@triton.jit
-def _sum_over_images(parts_ptr, out_ptr, c, batch, channels, acc: tl.constexpr):
-    b_sum = tl.zeros_like(c).to(acc)
-    for _ in range(0, batch):
-        b_sum += tl.load(parts_ptr + c, mask=c < channels, other=0).to(acc)
-        parts_ptr += channels
-    tl.store(out_ptr + c, b_sum, mask=c < channels)
-
-
-@triton.jit(
-    do_not_specialize=[
-        "input_programs",
-        "weight_programs",
-        "batch",
-        "stack",
-        "inputs",
-        "channels",
-        "stride_xn",
-        "stride_xm",
-    ]
+from pkd_kernels.conv_layer import (
+    Affine,
+    Done,
+    backward_layer,
+    forward_layer,
+    output_gradient,
 )
-def _backward_kernel(
-    grad_ptr,
-    x_ptr,
-    w_ptr,
-    w_grad_ptr,
-    x_grad_ptr,
-    tapped_ptr,
-    u_ptr,
-    rstd_ptr,
-    gamma_ptr,
-    gamma_grad_ptr,
-    beta_grad_ptr,
-    own_gamma_parts_ptr,
-    own_beta_parts_ptr,
-    own_gamma_grad_ptr,
-    own_beta_grad_ptr,
-    input_programs,
-    weight_programs,
-    batch,
-    stack,
-    inputs,
-    channels,
-    stride_xn,
-    stride_xm,
-    UP: tl.constexpr,
-    SIDE: tl.constexpr,
-    NORM: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    TAPPED: tl.constexpr,
-    SUMS: tl.constexpr,
-    SLOPE: tl.constexpr,
-    O: tl.constexpr,  # noqa: E741
-    K: tl.constexpr,
-    PIXELS: tl.constexpr,
-    WEIGHTS: tl.constexpr,
-    CHANNELS: tl.constexpr,
-):
-    acc: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
-    big: tl.constexpr = 4 if SIDE == 1 else 2 * SIDE
-    pixels_in: tl.constexpr = SIDE * SIDE if UP else big * big
-    pixels_out: tl.constexpr = big * big if UP else SIDE * SIDE
-    program = tl.program_id(0)
-    if program < input_programs:
-        if pixels_in == 1:
-            blocks = (inputs + O - 1) // O
-            c = program % blocks * O + tl.arange(0, O)  # [O]
-            p = 0
-            inside = c < inputs
-        else:
-            tiles: tl.constexpr = (pixels_in + O - 1) // O
-            blocks = inputs * tiles
-            c = program % blocks // tiles
-            p = program % tiles * O + tl.arange(0, O)  # [O]
-            inside = p < pixels_in
-        image = (program // blocks).to(tl.int64)  # of a model
-        m = image % stack
-        b_grad = _sum_over_taps(
-            grad_ptr + image * channels * pixels_out,
-            w_ptr + m * inputs * channels * 16,
-            c,
-            p,
-            channels,
-            inputs,
-            not UP,
-            SIDE,
-            O,
-            K,
-            acc,
-        )
-        at = (image * inputs + c) * pixels_in + p
-        if TAPPED:
-            b_grad += tl.load(tapped_ptr + at, mask=inside, other=0).to(acc)
-        b_grad = _back_through(
-            b_grad,
-            at,
-            inside,
-            m * inputs + c,
-            image * inputs + c,
-            pixels_in,
-            x_ptr,
-            u_ptr,
-            rstd_ptr,
-            gamma_ptr,
-            gamma_grad_ptr,
-            beta_grad_ptr,
-            NORM,
-            ACTIVATION,
-            SLOPE,
-            acc,
-        )
-        tl.store(x_grad_ptr + at, b_grad, mask=inside)
-    elif program < input_programs + weight_programs:
-        program -= input_programs
-        of_model = (program // (weight_programs // stack)).to(tl.int64)
-        first = program % (weight_programs // stack) * WEIGHTS
-        count = inputs * channels * 16
-        stride_gn = stack.to(tl.int64) * channels * pixels_out
-        x_ptr += of_model * stride_xm
-        grad_ptr += of_model * channels * pixels_out
-        if UP:
-            b_w_grad = _sum_over_pixels(
-                x_ptr,
-                grad_ptr,
-                first,
-                channels,
-                count,
-                batch,
-                stride_xn,
-                stride_gn,
-                SIDE,
-                PIXELS,
-                WEIGHTS,
-                acc,
-            )
-        else:
-            b_w_grad = _sum_over_pixels(
-                grad_ptr,
-                x_ptr,
-                first,
-                inputs,
-                count,
-                batch,
-                stride_gn,
-                stride_xn,
-                SIDE,
-                PIXELS,
-                WEIGHTS,
-                acc,
-            )
-        o = first + tl.arange(0, WEIGHTS)
-        tl.store(w_grad_ptr + of_model * count + o, b_w_grad, mask=o < count)
-    elif SUMS:
-        own = (program - input_programs - weight_programs) * CHANNELS + tl.arange(0, CHANNELS)
-        rows = stack * channels
-        _sum_over_images(own_gamma_parts_ptr, own_gamma_grad_ptr, own, batch, rows, acc)
-        _sum_over_images(own_beta_parts_ptr, own_beta_grad_ptr, own, batch, rows, acc)
+from pkd_kernels.opaque import once_differentiable
+from pkd_kernels.reference import ConvLayer
 
 
-@triton.jit(do_not_specialize=["channels"])
-def _output_kernel(
-    y_grad_ptr,
-    y_ptr,
-    u_ptr,
-    rstd_ptr,
-    gamma_ptr,
-    gamma_grad_ptr,
-    beta_grad_ptr,
-    out_ptr,
-    channels,
-    PIXELS: tl.constexpr,
-    NORM: tl.constexpr,
-    ACTIVATION: tl.constexpr,
-    SLOPE: tl.constexpr,
-    O: tl.constexpr,  # noqa: E741
-):
-    """The gradient to the last layer's y becomes that to its c."""
-    acc: tl.constexpr = tl.float64 if y_ptr.dtype.element_ty == tl.float64 else tl.float32
-    tiles: tl.constexpr = (PIXELS + O - 1) // O
-    channel = tl.program_id(0) // tiles
-    c = tl.program_id(1).to(tl.int64) * channels + channel
-    p = tl.program_id(0) % tiles * O + tl.arange(0, O)  # [O]
-    at = c * PIXELS + p
-    b_grad = _back_through(
-        tl.load(y_grad_ptr + at, mask=p < PIXELS, other=0).to(acc),
-        at,
-        p < PIXELS,
-        channel,
-        c,
-        PIXELS,
-        y_ptr,
-        u_ptr,
-        rstd_ptr,
-        gamma_ptr,
-        gamma_grad_ptr,
-        beta_grad_ptr,
-        NORM,
-        ACTIVATION,
-        SLOPE,
-        acc,
-    )
-    tl.store(out_ptr + at, b_grad, mask=p < PIXELS)
-
-
-class _Form(NamedTuple):
-    """Geometry of a layer: what the kernels are compiled for, and its channels in one model."""
-
-    up: bool
-    side: int  # of the small map
-    inputs: int
-    outputs: int
-
-    def map_side(self, big: bool) -> int:
-        if not big:
-            return self.side
-        return 4 if self.side == 1 else 2 * self.side
-
-    @property
-    def side_in(self) -> int:
-        return self.map_side(not self.up)
-
-    @property
-    def side_out(self) -> int:
-        return self.map_side(self.up)
-
-
-def _form(layer: ConvLayer, x: Tensor, stack: int, first: bool) -> _Form:
-    """Geometry of a layer on x; ValueError where the kernels know none.
-
-    Args:
-        first: the layer is the first of its chain, whose input all models may share.
-    """
-    weight, side = layer.weight, x.shape[-1]
-    stride_2 = (layer.stride, layer.padding) == (2, 1) and side > 1
-    stride_2 &= layer.transposed or (side % 2 == 0 and side > 2)
-    point = (layer.stride, layer.padding) == (1, 0) and side == (1 if layer.transposed else 4)
-    if x.dim() != 4 or x.shape[-2] != side or not (stride_2 or point):
-        raise ValueError(
-            f"stride {layer.stride} and padding {layer.padding} on a map of "
-            f"{tuple(x.shape[-2:])}: the kernels know stride 2, padding 1 on even squares, and "
-            "stride 1, padding 0 between 4x4 and a pixel"
-        )
-    if weight.dim() != 4 or weight.shape[2:] != (4, 4) or weight.shape[0] % stack:
-        raise ValueError(f"weight {tuple(weight.shape)} is not that of {stack} models, 4x4")
-    inputs, outputs = weight.shape[0] // stack, weight.shape[1]
-    if not layer.transposed:
-        inputs, outputs = outputs, inputs
-    if x.shape[1] != stack * inputs and not (first and x.shape[1] == inputs):
-        raise ValueError(f"{x.shape[1]} channels, but {stack} models of {inputs} are convolved")
-    small = 1 if point else side if layer.transposed else side // 2
-    form = _Form(layer.transposed, small, inputs, outputs)
-    for name, affine in (("gamma", layer.gamma), ("beta", layer.beta)):
-        if (affine is None) != (layer.gamma is None):
-            raise ValueError("gamma and beta come together")
-        if affine is not None and (affine.shape != (stack * outputs,) or form.side_out == 1):
-            raise ValueError(
-                f"{name} {tuple(affine.shape)} on {stack} models of {outputs} channels of "
-                f"{form.side_out} x {form.side_out} pixels: one a channel, more than one pixel"
-            )
-    if layer.activation not in reference.ACTIVATIONS:
-        raise ValueError(f"activation {layer.activation!r} is none of {[*reference.ACTIVATIONS]}")
-    tensors = [t for t in (x, *layer[:3]) if t is not None]
-    if len({(t.dtype, t.device) for t in tensors}) > 1:
-        raise ValueError(f"types or devices differ: {[(t.dtype, t.device) for t in tensors]}")
-    return form
-
-
-def _tile(up: bool, side: int, inputs: int, channels: int, whole: bool) -> tuple[int, int, int]:
-    """O, K and warps of programs that sum over taps into maps of `channels`."""
-    big = 4 if side == 1 else 2 * side
-    terms = inputs * ((1 if side == 1 else 4) if up else 16)
-    pixels = triton.next_power_of_2(big * big if up else side * side)
-    o = pixels if whole else min(pixels, PIXELS)
-    size, warps = next(entry for limit, entry in TILES.items() if terms * o <= limit)
-    k = min(triton.next_power_of_2(terms), max(1, size // max(o, 2)))
-    if pixels == 1:
-        o = min(POINT_CHANNELS, size // k, triton.next_power_of_2(channels))
-    return o, k, min(warps, max(1, o * k // (32 * ELEMENTS_PER_THREAD)))
-
-
-def _registers(warps: int) -> dict[str, int]:
-    """Options of a launch: all registers of a multiprocessor. Left to itself, ptxas at times takes
-    64 a thread and spills one."""
-    return {"num_warps": warps, "maxnreg": min(255, 2**16 // (32 * warps))}
-
-
-class _Done(NamedTuple):
-    """A layer that has run: its input is the y of the one before."""
-
-    layer: ConvLayer
-    y: Tensor
-    u: Tensor | None
-    rstd: Tensor | None
-
-
-def _forward_layer(x: Tensor, layer: ConvLayer, stack: int, save: bool, first: bool) -> _Done:
-    form = _form(layer, x, stack, first)
-    layer = ConvLayer(*(t if t is None else t.contiguous() for t in layer[:3]), *layer[3:])
-    batch, channels = x.shape[0], stack * form.outputs
-    y = x.new_empty(batch, channels, form.side_out, form.side_out)
-    norm = layer.gamma is not None
-    u = torch.empty_like(y) if norm and save else None
-    rstd = x.new_empty(batch, channels, dtype=accumulator(x)) if norm and save else None
-    o, k, warps = _tile(form.up, form.side, form.inputs, form.outputs, norm)
-    pixels = form.side_out**2
-    blocks = triton.cdiv(form.outputs, o) if pixels == 1 else form.outputs * triton.cdiv(pixels, o)
-    _forward_kernel[(blocks, stack, batch)](
-        x,
-        layer.weight,
-        layer.gamma if norm else x,
-        layer.beta if norm else x,
-        y,
-        y if u is None else u,
-        y if rstd is None else rstd,
-        form.inputs,
-        form.outputs,
-        x.stride(0),
-        0 if x.shape[1] != stack * form.inputs else form.inputs * form.side_in**2,
-        UP=form.up,
-        SIDE=form.side,
-        NORM=norm,
-        ACTIVATION=layer.activation,
-        SAVE=u is not None,
-        EPS=reference.NORM_EPS,
-        SLOPE=reference.LEAKY_SLOPE,
-        O=o,
-        K=k,
-        **_registers(warps),
-    )
-    return _Done(layer, y, u, rstd)
-
-
-def _forward(x: Tensor, layers: Sequence[ConvLayer], stack: int, save: bool) -> list[_Done]:
+def _forward(x: Tensor, layers: Sequence[ConvLayer], stack: int, save: bool) -> list[Done]:
     """The layers on x, which is contiguous, one launch each; with `save` ready for `_backward`."""
     done = []
     for layer in layers:
-        done.append(_forward_layer(done[-1].y if done else x, layer, stack, save, first=not done))
+        done.append(forward_layer(done[-1].y if done else x, layer, stack, save, first=not done))
     return done
 
 
@@ -600,22 +43,7 @@ class _Wanted(NamedTuple):
         return self.x or any(any(wanted) for wanted in self.parameters[:index])
 
 
-class _Affine(NamedTuple):
-    """The gradients of a layer's gamma and beta: as the kernels leave them, and where they go.
-
-    Those of one image go to their place at once; those of more are summed by the launch that makes
-    the layer's weight gradient.
-    """
-
-    parts: tuple[Tensor, Tensor]  # (N, M*Co) each, or the targets
-    targets: tuple[Tensor, Tensor]
-
-    @property
-    def to_be_summed(self) -> bool:
-        return self.parts is not self.targets
-
-
-def _affine(done: _Done, wanted: _Wanted, index: int) -> _Affine | None:
+def _affine(done: Done, wanted: _Wanted, index: int) -> Affine | None:
     """Room for a layer's gradients of gamma and beta; None where nothing is normalised."""
     if done.layer.gamma is None:
         return None
@@ -625,117 +53,12 @@ def _affine(done: _Done, wanted: _Wanted, index: int) -> _Affine | None:
     )
     batch, channels = done.y.shape[:2]
     if batch == 1:
-        return _Affine(targets, targets)
-    return _Affine(tuple(done.rstd.new_empty(batch, channels) for _ in targets), targets)
-
-
-def _output_gradient(grad: Tensor, done: _Done, affine: _Affine | None) -> Tensor:
-    """The gradient to the last layer's output, carried back to its convolution's result."""
-    grad, norm = grad.contiguous(), done.layer.gamma is not None
-    if not norm and done.layer.activation == "none":
-        return grad
-    batch, channels, side, _ = done.y.shape
-    pixels = triton.next_power_of_2(side * side)
-    o = pixels if norm else min(pixels, PIXELS)
-    out = torch.empty_like(done.y)
-    _output_kernel[(channels * triton.cdiv(side * side, o), batch)](
-        grad,
-        done.y,
-        done.u if norm else grad,
-        done.rstd if norm else grad,
-        done.layer.gamma if norm else grad,
-        *(affine.parts if norm else (grad, grad)),
-        out,
-        channels,
-        PIXELS=side * side,
-        NORM=norm,
-        ACTIVATION=done.layer.activation,
-        SLOPE=reference.LEAKY_SLOPE,
-        O=o,
-        **_registers(min(8, max(1, o // 128))),
-    )
-    return out
-
-
-def _backward_layer(
-    grad: Tensor,
-    x: Tensor,
-    done: _Done,
-    own: _Affine | None,
-    before: _Done | None,
-    affine: _Affine | None,
-    tapped: Tensor | None,
-    stack: int,
-    weight_grad: Tensor | None,
-    through: bool,
-) -> Tensor:
-    """Gradients of a layer's parameters, and `through` the layer before to its convolution.
-
-    Args:
-        grad: to the convolution's result.
-        x: the layer's input.
-        own: this layer's, to be summed here; None has nothing to sum.
-        before: the layer that made x; without it the gradient to x itself is returned.
-        affine: of the layer before, made here; None where it has none or is not reached.
-        tapped: gradient that x gets from outside the chain.
-        weight_grad: written; None makes none.
-
-    Returns:
-        The gradient to the result of the convolution before, or to x; unwritten if not `through`.
-    """
-    form = _form(done.layer, x, stack, first=before is None)
-    batch, pixels_in = x.shape[0], form.side_in**2
-    norm = affine is not None
-    o, k, warps = _tile(not form.up, form.side, form.outputs, form.inputs, norm)
-    pixels = min(triton.next_power_of_2(form.side**2), 256)
-    count = form.inputs * form.outputs * 16
-    weights = min(WEIGHTS, 4096 // pixels, triton.next_power_of_2(count))
-    blocks = form.inputs * triton.cdiv(pixels_in, o)
-    if pixels_in == 1:
-        blocks = triton.cdiv(form.inputs, o)
-    input_programs = batch * stack * blocks if through else 0
-    weight_programs = 0 if weight_grad is None else stack * triton.cdiv(count, weights)
-    sum_programs = 0 if own is None else triton.cdiv(stack * form.outputs, CHANNELS)
-    out = x.new_empty(batch, stack * form.inputs, *x.shape[2:])
-    _backward_kernel[(input_programs + weight_programs + sum_programs,)](
-        grad,
-        x,
-        done.layer.weight,
-        grad if weight_grad is None else weight_grad,
-        out,
-        grad if tapped is None else tapped.contiguous(),
-        before.u if norm else grad,
-        before.rstd if norm else grad,
-        before.layer.gamma if norm else grad,
-        *(affine.parts if norm else (grad, grad)),
-        *((*own.parts, *own.targets) if own else (grad,) * 4),
-        input_programs,
-        weight_programs,
-        batch,
-        stack,
-        form.inputs,
-        form.outputs,
-        x.stride(0),
-        0 if x.shape[1] != stack * form.inputs else form.inputs * pixels_in,
-        UP=form.up,
-        SIDE=form.side,
-        NORM=norm,
-        ACTIVATION="none" if before is None else before.layer.activation,
-        TAPPED=tapped is not None,
-        SUMS=own is not None,
-        SLOPE=reference.LEAKY_SLOPE,
-        O=o,
-        K=k,
-        PIXELS=pixels,
-        WEIGHTS=weights,
-        CHANNELS=CHANNELS,
-        **_registers(max(warps, min(8, max(1, weights * pixels // (32 * ELEMENTS_PER_THREAD))))),
-    )
-    return out
+        return Affine(targets, targets)
+    return Affine(tuple(done.rstd.new_empty(batch, channels) for _ in targets), targets)
 
 
 def _backward(
-    x: Tensor, done: Sequence[_Done], tapped: dict[int, Tensor], stack: int, wanted: _Wanted
+    x: Tensor, done: Sequence[Done], tapped: dict[int, Tensor], stack: int, wanted: _Wanted
 ) -> tuple[Tensor | None, list[list[Tensor | None]]]:
     """Gradient to x, and of weight, gamma and beta of every layer; None where not wanted.
 
@@ -745,7 +68,7 @@ def _backward(
     last = max(tapped)
     found: list[list[Tensor | None]] = [[None] * 3 for _ in done]
 
-    def room(index: int) -> _Affine | None:
+    def room(index: int) -> Affine | None:
         made = _affine(done[index], wanted, index)
         if made:
             pairs = zip(made.targets, wanted.parameters[index][1:], strict=True)
@@ -753,7 +76,7 @@ def _backward(
         return made
 
     own = room(last)
-    grad = _output_gradient(tapped[last], done[last], own)
+    grad = output_gradient(tapped[last], done[last], own)
     for index in range(last, -1, -1):
         weight, *affine_wanted = wanted.parameters[index]
         through = wanted.below(index)
@@ -767,7 +90,7 @@ def _backward(
             break
         before = done[index - 1] if index else None
         own = room(index - 1) if before and through else None
-        grad = _backward_layer(
+        grad = backward_layer(
             grad,
             before.y if before else x,
             done[index],
@@ -795,19 +118,19 @@ def _in_threes(values: Sequence) -> list[tuple]:
     return [tuple(values[i : i + 3]) for i in range(0, len(values), 3)]
 
 
-def _save(ctx, x: Tensor, done: Sequence[_Done]) -> None:
+def _save(ctx, x: Tensor, done: Sequence[Done]) -> None:
     """Keep a chain that has run for the backward pass, which `_saved` gives back."""
     ctx.forms = [step.layer._replace(weight=None, gamma=None, beta=None) for step in done]
     tensors = [t for step in done for t in (*step.layer[:3], step.y, step.u, step.rstd)]
     ctx.save_for_backward(x, *tensors)
 
 
-def _saved(ctx) -> tuple[Tensor, list[_Done]]:
+def _saved(ctx) -> tuple[Tensor, list[Done]]:
     x, *tensors = ctx.saved_tensors
     done = []
     for i, form in enumerate(ctx.forms):
         weight, gamma, beta, *made = tensors[6 * i : 6 * i + 6]
-        done.append(_Done(form._replace(weight=weight, gamma=gamma, beta=beta), *made))
+        done.append(Done(form._replace(weight=weight, gamma=gamma, beta=beta), *made))
     return x, done
 
 
@@ -883,7 +206,7 @@ class _PairOfInput(torch.autograd.Function):
     @staticmethod
     def forward(ctx, fake, done, stack):
         half = len(fake)
-        own = [_Done(d.layer, *(t if t is None else t[half:] for t in d[1:])) for d in done]
+        own = [Done(d.layer, *(t if t is None else t[half:] for t in d[1:])) for d in done]
         _save(ctx, fake.contiguous(), own)
         ctx.stack = stack
         return done[-1].y[half:].detach()

@@ -34,7 +34,7 @@ def test_every_kernel_type_and_architecture_is_there(rows):
             mine = [row for row in rows if row[:2] == [kernel, dtype]]
             compiled = {(int(row[-6]), int(row[-4])) for row in mine}
             assert compiled == set(itertools.product((1, 16), ARCHITECTURES))
-    for kernel in ("conv_chain_forward", "conv_chain_backward", "conv_chain_output"):
+    for kernel in ("conv_layer_forward", "conv_layer_backward", "conv_layer_output"):
         for dtype in ("*fp32", "*fp64", "*bf16", "*fp16"):
             mine = [row for row in rows if row[:2] == [kernel, dtype]]
             compiled = {(int(row[-6]), int(row[-4])) for row in mine}

@@ -412,12 +412,12 @@ def test_constants_get_no_gradient_and_cost_none(device, wanted):
         y.sum().backward()
     assert [name for name, t in tensors.items() if t.grad is not None] == [wanted]
     layers_passed = 1 if wanted.endswith("1") else 2  # gamma's sum over images is of its layer
-    assert traffic.launches.count("conv_chain") == 1 + layers_passed
+    assert traffic.launches.count("conv_layer") == 1 + layers_passed
     if device == "cpu":
         weights = tensors[wanted].numel() if wanted in ("w0", "w1") else 0
-        assert traffic.stored["conv_chain.w_grad_ptr"] == weights
+        assert traffic.stored["conv_layer.w_grad_ptr"] == weights
         inputs = {"x": 2, "w0": 1, "gamma0": 1, "beta0": 1}.get(wanted, 0)
-        assert bool(traffic.stored["conv_chain.x_grad_ptr"]) == (inputs > 0)
+        assert bool(traffic.stored["conv_layer.x_grad_ptr"]) == (inputs > 0)
 
 
 @pytest.mark.parametrize("trained", [True, False], ids=["no_grad", "frozen"])
@@ -431,7 +431,7 @@ def test_nothing_is_kept_where_nothing_is_wanted(device, trained):
     with hooks, torch.set_grad_enabled(not trained), measured() as traffic:
         outputs = conv_chain(x, layers, taps=(0, 1), stack=2)
     assert not kept and not any(y.requires_grad for y in outputs)
-    assert not traffic.stored["conv_chain.u_ptr"] and not traffic.stored["conv_chain.rstd_ptr"]
+    assert not traffic.stored["conv_layer.u_ptr"] and not traffic.stored["conv_layer.rstd_ptr"]
     expected = reference.conv_chain(x, layers, taps=(0, 1), stack=2)
     assert_close(list(outputs), [y.detach() for y in expected], torch.float64)
 
@@ -519,11 +519,11 @@ def test_launches_of_one_image(device, norm, activation, extra):
     layers.append(make.layer((2, 1), (8, 4), norm, activation))
     with measured() as traffic:
         outputs = conv_chain(x, layers, taps=(0, 1, 2), stack=2)
-    assert traffic.launches == ["conv_chain"] * 3
+    assert traffic.launches == ["conv_layer"] * 3
     up = upstream_of(outputs)
     with measured() as traffic:
         torch.autograd.grad(outputs, tensors_of(x, layers), up)
-    assert traffic.launches == ["conv_chain"] * (3 + extra)
+    assert traffic.launches == ["conv_layer"] * (3 + extra)
 
 
 @pytest.mark.parametrize("stack", [1, 3])

@@ -1,23 +1,32 @@
 """Training through the interpreted kernels equals training through the definitions."""
 
 from collections import Counter
+from collections.abc import Sequence
 
 import pytest
 import torch
-from pkd_kernels import dispatch
-from stack_helpers import MEMBERS, STRUCTURES, make_networks, make_trainer, tensors_of, train_set
+from pkd_kernels import dispatch, unit_upstream
+from stack_helpers import MEMBERS, STRUCTURES, WIDTHS, make_trainer, tensors_of, train_set
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pkd.trainer
 from bench.counting import measured
+from pkd.models import GAN, Architecture
 from pkd.trainer import Trainer
+from pkd.training_set import Member
 
 pytestmark = [
     pytest.mark.usefixtures("double_precision"),
     pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU nothing is interpreted"),
 ]
-STEPS = 3
+STEPS = 2
 LAYERS, JUDGED = 12, 4  # of a generator and of a discriminator
+
+
+def small_trainer(structure: str, members: Sequence[Member] = MEMBERS, **options) -> Trainer:
+    """On few images: a frozen teacher's answers to all of them are made by interpreted kernels."""
+    data = train_set(members, limit=STEPS + 1)
+    return make_trainer(STRUCTURES[structure], members, data=data, **options)
 
 
 def trained(trainer: Trainer) -> dict[str, torch.Tensor]:
@@ -47,14 +56,17 @@ def inside_ops(monkeypatch) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("members", [MEMBERS[:1], MEMBERS], ids=["M=1", "M=3"])
-@pytest.mark.parametrize(("structure", "networks"), [("KDGAN-2", 1), ("KDGAN-4", 2)])
+@pytest.mark.parametrize(
+    ("structure", "networks", "members"),
+    [("KDGAN-2", 1, MEMBERS[:1]), ("KDGAN-4", 2, MEMBERS[:2])],
+    ids=["one model", "stack"],
+)
 def test_trained_through_kernels_equals_trained_through_definitions(
     monkeypatch, structure, networks, members
 ):
-    expected = trained(make_trainer(STRUCTURES[structure], members))
+    expected = trained(small_trainer(structure, members))
     monkeypatch.setattr(dispatch, "BACKEND", "triton")
-    trainer = make_trainer(STRUCTURES[structure], members)
+    trainer = small_trainer(structure, members)
     found = trained(trainer)
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=0, atol=1e-10)
@@ -64,7 +76,7 @@ def test_trained_through_kernels_equals_trained_through_definitions(
     forward, back = LAYERS + JUDGED, LAYERS + 2 * JUDGED  # D twice: for its own gradient and G's
     assert kernels == {
         "gather": 1,
-        "conv_chain": networks * (forward + back),
+        "conv_layer": networks * (forward + back),
         "generator_loss": networks,
         "discriminator_loss": networks,
         "adam_step": 1,
@@ -75,9 +87,11 @@ def test_trained_through_kernels_equals_trained_through_definitions(
 def test_a_step_of_kdgan_2_is_47_launches(monkeypatch, members):
     """Kernels and operations of PyTorch together, for one model and for thirty."""
     monkeypatch.setattr(dispatch, "BACKEND", "triton")
-    networks, data = make_networks(members, latent=2), train_set(members, limit=1)
-    trainer = make_trainer(STRUCTURES["KDGAN-2"], members, networks=networks, data=data)
+    form, seeds = Architecture(1, (1, 1, 1), latent=1), range(len(members))
+    networks = {name: GAN(form, seeds) for name in WIDTHS}
+    trainer = small_trainer("KDGAN-2", members, networks=networks)
     trainer.begin_epoch(0)
+    unit_upstream(trainer.rates[0])  # made once
     with measured() as traffic:
         trainer.step()
     assert len(traffic.launches) == 47
@@ -87,7 +101,7 @@ def test_a_step_of_kdgan_2_is_47_launches(monkeypatch, members):
 def test_the_losses_copy_nothing(monkeypatch, inside_ops, members):
     """One launch each, also of logits that are views of a stack's."""
     monkeypatch.setattr(dispatch, "BACKEND", "triton")
-    trainer = make_trainer(STRUCTURES["KDGAN-2"], members)
+    trainer = small_trainer("KDGAN-2", members)
     trainer.losses()
     assert inside_ops == ["generator_loss", "discriminator_loss"]
 
@@ -99,11 +113,11 @@ class NoHostReads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("structure", STRUCTURES.values(), ids=STRUCTURES)
+@pytest.mark.parametrize("structure", STRUCTURES)
 def test_a_step_through_kernels_reads_nothing_on_the_host(monkeypatch, structure):
     """Adam included, which on the reference path does."""
     monkeypatch.setattr(dispatch, "BACKEND", "triton")
-    trainer = make_trainer(structure)
+    trainer = small_trainer(structure)
     trainer.begin_epoch(0)
     monkeypatch.setattr(torch.Tensor, "tolist", pytest.fail)
     with NoHostReads():
