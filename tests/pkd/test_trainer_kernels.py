@@ -23,9 +23,11 @@ STEPS = 2
 LAYERS, JUDGED = 12, 4  # of a generator and of a discriminator
 
 
-def small_trainer(structure: str, members: Sequence[Member] = MEMBERS, **options) -> Trainer:
+def small_trainer(
+    structure: str, members: Sequence[Member] = MEMBERS, images: int = STEPS + 1, **options
+) -> Trainer:
     """On few images: a frozen teacher's answers to all of them are made by interpreted kernels."""
-    data = train_set(members, limit=STEPS + 1)
+    data = train_set(members, limit=images)
     return make_trainer(STRUCTURES[structure], members, data=data, **options)
 
 
@@ -89,7 +91,7 @@ def test_a_step_of_kdgan_2_is_47_launches(monkeypatch, members):
     monkeypatch.setattr(dispatch, "BACKEND", "triton")
     form, seeds = Architecture(1, (1, 1, 1), latent=1), range(len(members))
     networks = {name: GAN(form, seeds) for name in WIDTHS}
-    trainer = small_trainer("KDGAN-2", members, networks=networks)
+    trainer = small_trainer("KDGAN-2", members, images=1, networks=networks)
     trainer.begin_epoch(0)
     unit_upstream(trainer.rates[0])  # made once
     with measured() as traffic:
