@@ -56,7 +56,7 @@ def test_results_are_kept_whatever_comes_after_them(tmp_path, monkeypatch):
     result = json.loads((tmp_path / "new" / "gpu-nvidia-h200.json").read_text())
     assert (result["tests"], result["rows"], result["sanitizer"]) == ("1 failed", [], "1 failed")
     tests, ops, sanitizer, ladder = limits
-    assert tests <= 150 and ladder > 400 and tests + ops + sanitizer < gpu.TOTAL_S - 120 < 480 - 120
+    assert ladder > 400 and tests + ops + sanitizer < gpu.TOTAL_S - 120 < 480 - 120
 
 
 def test_what_was_not_measured_is_not_run_in_the_tables():
