@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from bench import deploy
-from bench.paper import read_results, report
+from bench.paper import by_class, read_results, summary
 from bench.step import table
 
 ROOT = Path(__file__).parent.parent
@@ -12,9 +12,11 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 RESULTS = ROOT / "bench" / "results"
 
 
-def test_results_table_is_what_the_run_folders_give():
-    folders = sorted((RESULTS / "runs").iterdir())
-    assert report([read_results(folder) for folder in folders]) in README
+def test_results_tables_are_what_the_run_folders_give():
+    runs = [read_results(folder) for folder in sorted((RESULTS / "runs").iterdir())]
+    assert summary(runs) in README
+    details = (ROOT / "bench" / "README.md").read_text(encoding="utf-8")
+    assert all(by_class(run) in details for run in runs)
 
 
 def test_step_table_is_what_the_benchmark_wrote():
