@@ -153,6 +153,11 @@ class Detector(OutlierMixin, BaseEstimator):
                 f"{self.n_channels_}: convert them to {'grey' if self.n_channels_ == 1 else 'RGB'}"
             )
         size = self.student_.architecture.image_size
+        if images.dtype.kind == "f" and self.pixel_range_ == (0, 255) and 0 < images.max() <= 1:
+            raise InputError(
+                "X holds floats up to 1, but this Detector was fitted on pixels in [0, 255]: give "
+                "it such pixels, or fit it with pixel_range=(0, 1)"
+            )
         return -self._scores(_resized(images, self.pixel_range_, size))
 
     def decision_function(self, X: Any) -> np.ndarray:  # noqa: N803
@@ -237,6 +242,7 @@ def _train(config: TrainConfig, images: Tensor, seed: int) -> dict[str, GAN]:
         for epoch in range(phase.epochs):
             for _ in trainer.epoch(epoch):
                 pass
+        del trainer  # its moments and graph, before the next phase makes its own
     return networks
 
 

@@ -89,7 +89,10 @@ def _warm_up(call: Callable[[], None]) -> None:
 
 
 def _record(call: Callable[[], None]) -> Callable[[], None]:
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    try:
+        with torch.cuda.graph(graph):
+            call()
+    finally:
+        torch.cuda.set_stream(stream)  # a capture that breaks off leaves its own behind
     return graph.replay

@@ -134,6 +134,8 @@ def run_score(args: Namespace) -> int:
         errors.print(f"images left out: {len(bad)}")
         for message in bad:
             errors.print(f"  {message}", soft_wrap=True)
+    if bad and len(bad) == len(files):
+        raise UserError("none of the images can be used: name others")
     return 0
 
 

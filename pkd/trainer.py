@@ -261,11 +261,11 @@ class Trainer:
 
     @cached_property
     def _convolutions(self) -> Callable[[], AbstractContextManager]:
-        """oneDNN takes 0.1 ms to prepare a layer's three convolutions, PyTorch's own take about
+        """On a CPU oneDNN takes 0.1 ms to prepare a layer's three convolutions, PyTorch's own take
         0.02 ms a model and image where these are small: few such go without oneDNN."""
         images = len(self.members) * self.batch_size
         largest = max(cost(gan.architecture).flops for gan in self.networks.values())
-        few = images <= FEW_IMAGES and largest <= FEW_FLOPS
+        few = images <= FEW_IMAGES and largest <= FEW_FLOPS and not self.counter.is_cuda
         return without_onednn if few else nullcontext
 
     @cached_property

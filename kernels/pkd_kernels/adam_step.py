@@ -97,7 +97,7 @@ def _pieces(sizes: tuple[int, ...], stack: int, device: torch.device) -> Tensor:
         for start, stop, m in ranges
         for begin in range(start, stop, BLOCK)
     ]
-    return torch.tensor(pieces, dtype=torch.int32, device=device)
+    return torch.tensor(pieces, device=device)  # int64: a stack may pass 2**31 parameters
 
 
 def _log2(beta: float) -> float:
@@ -140,6 +140,7 @@ def launch(
         BLOCK=BLOCK,
         STEPS=STEPS,
         num_warps=NUM_WARPS,
+        enable_fp_fusion=True,
     )
 
 

@@ -23,11 +23,16 @@ from pkd_kernels.opaque import once_differentiable
 from pkd_kernels.reference import ConvLayer
 
 
-def _forward(x: Tensor, layers: Sequence[ConvLayer], stack: int, save: bool) -> list[Done]:
-    """The layers on x, which is contiguous, one launch each; with `save` ready for `_backward`."""
+def _forward(
+    x: Tensor, layers: Sequence[ConvLayer], taps: Sequence[int], stack: int, save: bool
+) -> list[Done | None]:
+    """The layers on x, which is contiguous, one launch each; with `save` ready for `_backward`,
+    without it only those that are tapped."""
     done = []
-    for layer in layers:
+    for index, layer in enumerate(layers):
         done.append(forward_layer(done[-1].y if done else x, layer, stack, save, first=not done))
+        if index and not save and index - 1 not in taps:
+            done[index - 1] = None
     return done
 
 
@@ -151,7 +156,7 @@ class _Chain(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, layers, taps, stack, save, *parameters):
         x = x.contiguous()
-        done = _forward(x, layers, stack, save)
+        done = _forward(x, layers, taps, stack, save)
         if save:
             _save(ctx, x, done)
         ctx.taps, ctx.stack, ctx.buffers = taps, stack, _main_grads(parameters)
@@ -255,7 +260,7 @@ def conv_chain_pair(
     """
     with torch.no_grad():
         x = torch.cat([real, fake])
-        done = _forward(x, layers, stack, save=True)
+        done = _forward(x, layers, (tap,), stack, save=True)
     y_real, y_fake = _PairOfParameters.apply(x, done, stack, *_parameters(layers))
     f_fake = _PairOfInput.apply(fake, done[: tap + 1], stack)
     return y_real, y_fake, done[tap].y[: len(real)], f_fake

@@ -529,7 +529,8 @@ def _tile(up: bool, side: int, inputs: int, channels: int, whole: bool) -> tuple
 def _registers(warps: int) -> dict[str, int]:
     """Options of a launch: all registers of a multiprocessor. Left to itself, ptxas at times takes
     64 a thread and spills one."""
-    return {"num_warps": warps, "maxnreg": min(255, 2**16 // (32 * warps))}
+    limit = min(255, 2**16 // (32 * warps))
+    return {"num_warps": warps, "maxnreg": limit, "enable_fp_fusion": True}
 
 
 class Done(NamedTuple):

@@ -100,6 +100,7 @@ def launch(logits_real: Tensor, logits_fake: Tensor, stack: int) -> tuple[Tensor
         *fake.stride(),
         BLOCK=BLOCK,
         num_warps=NUM_WARPS,
+        enable_fp_fusion=True,
     )
     return loss, grads
 

@@ -112,6 +112,7 @@ def launch(
         m,
         BLOCK=BLOCK,
         num_warps=NUM_WARPS,
+        enable_fp_fusion=True,
     )
     return found
 

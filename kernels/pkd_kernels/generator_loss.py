@@ -255,6 +255,7 @@ def launch(
         NORM=norm,
         BLOCK=block,
         num_warps=warps,
+        enable_fp_fusion=True,
         maxnreg=MAX_REGISTERS,
     )
     if batch > 1:

@@ -51,6 +51,7 @@ def launch(z1: Tensor, z2: Tensor, stack: int) -> Tensor:
         ROWS=ROWS,
         BLOCK=BLOCK,
         num_warps=NUM_WARPS,
+        enable_fp_fusion=True,
     )
     return score
 

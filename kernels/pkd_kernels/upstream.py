@@ -93,6 +93,7 @@ def scale(
         upstream.stride(0),
         BLOCK=BLOCK,
         num_warps=NUM_WARPS,
+        enable_fp_fusion=True,
     )
     return out
 

@@ -330,6 +330,25 @@ def test_gradient_at_zero(device, activation, slope):
     assert torch.equal(grad, torch.full_like(grad, -3.0 * slope))
 
 
+@pytest.mark.parametrize(
+    ("channels", "sides", "batch"),
+    [
+        ((64, 3), (16, 8), 1),  # the larger tile
+        ((3, 64), (8, 16), 1),
+        ((256, 2), (4, 8), 1),
+        ((1, 2), (64, 32), 1),  # images of 64 and 128 pixels: pixels in pieces
+        ((2, 1), (32, 64), 1),
+        ((1, 1), (128, 64), 1),
+        ((1, 2), (8, 4), 64),
+    ],
+)
+def test_wide_layers_large_images_and_large_batches(device, channels, sides, batch):
+    make = Maker(torch.float64, device, stack=1)
+    x = make.x(batch, channels[0], sides[0])
+    layer = make.layer(channels, sides, True, "leaky_relu")
+    assert_equals_definition(x, [layer], taps=(0,), stack=1)
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_nan_is_not_hidden(device, activation):
     """A model that diverged shows; its neighbours are untouched."""
