@@ -47,13 +47,12 @@ def build(architecture: Architecture) -> tuple[dict[str, Score], int]:
     card = Card("", "", 0, "", 0, architecture.channels, architecture.image_size, 1.0, 0.05, "")
     content, in_onnx = to_onnx(scorer, card, torch.uint8)
     images = random_images(architecture, 8)
-    in_pytorch = in_torch(scorer)
+    in_pytorch = in_torch(scorer, flops=cost(architecture).flops)
     apart = difference(in_onnx, images, in_pytorch(images))
     if not apart <= TOLERANCE:
         raise SystemExit(f"{architecture.widths}: ONNX Runtime differs by {apart:.1e}")
     runtimes = {
         "PyTorch": in_pytorch,
-        "PyTorch without oneDNN": partial(without_onednn, in_pytorch),
         "ONNX Runtime": in_onnx,
     }
     return runtimes, len(content)
@@ -63,15 +62,6 @@ def random_images(architecture: Architecture, count: int) -> np.ndarray:
     """(count, C, H, W) uint8."""
     shape = (count, architecture.channels, architecture.image_size, architecture.image_size)
     return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-
-
-def without_onednn(score: Score, images: np.ndarray) -> np.ndarray:
-    """For a small convolution oneDNN's preparations take longer than the convolution."""
-    torch.backends.mkldnn.enabled = False  # its context manager costs as much as a network
-    try:
-        return score(images)
-    finally:
-        torch.backends.mkldnn.enabled = True
 
 
 def interleaved(

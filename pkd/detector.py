@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,10 @@ from pkd.thresholds import CONTAMINATION, hold_out, own_scores, threshold
 from pkd.training_set import Member, TrainSet
 
 CHUNK = 1024  # images brought to 256 levels at a time
+NUMBERS = dict.fromkeys(
+    ("image_size", "latent", "batch_size", "teacher_epochs", "step1_epochs", "step2_epochs"),
+    Integral,
+) | dict.fromkeys(("lr", "held_out"), Real)
 # Parameters of Detector that are settings of a training run, under the same names.
 SETTINGS = (
     *("preset", "structure", "image_size", "held_out", "latent", "lr", "batch_size", "device"),
@@ -193,26 +197,41 @@ class Detector(OutlierMixin, BaseEstimator):
     def _span(self, images: np.ndarray) -> tuple[float, float]:
         if self.pixel_range is None:
             return pixel_range(images)
-        low, high = self.pixel_range
+        try:
+            low, high = map(float, self.pixel_range)
+        except (TypeError, ValueError):
+            low = high = np.nan
         if not -np.inf < low < high < np.inf:
-            raise InputError(f"pixel_range is {self.pixel_range}, but must be (black, white)")
-        return float(low), float(high)
+            raise InputError(f"pixel_range is {self.pixel_range!r}, but must be (black, white)")
+        return low, high
 
     def _config(self) -> TrainConfig:
         """The settings of a run with these parameters."""
         auto = self.contamination == "auto"
         if not auto and not isinstance(self.contamination, Real):
             raise InputError(f"contamination is {self.contamination!r}, but must be 'auto' or real")
-        widths = {
-            name: "-".join(map(str, value)) if value is not None else None
-            for name, value in (("teacher", self.teacher_widths), ("student", self.student_widths))
-        }
+        for name, kind in NUMBERS.items():
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, kind):
+                whole = "whole " if kind is Integral else ""
+                raise InputError(f"{name} is {value!r}, but must be a {whole}number")
         return TrainConfig(
             **{name: getattr(self, name) for name in SETTINGS},
-            teacher_widths=widths["teacher"],
-            student_widths=widths["student"],
+            teacher_widths=self._widths("teacher_widths"),
+            student_widths=self._widths("student_widths"),
             contamination=CONTAMINATION if auto else self.contamination,
         )
+
+    def _widths(self, name: str) -> str | None:
+        """Widths as settings have them, "8-16-64"."""
+        value = getattr(self, name)
+        if value is None:
+            return None
+        try:
+            return "-".join(str(int(width)) for width in value)
+        except (TypeError, ValueError) as error:
+            message = f"{name} is {value!r}, but must be three numbers, e.g. (8, 16, 64)"
+            raise InputError(message) from error
 
     def _scores(self, images: Tensor) -> np.ndarray:
         """(n,) novelty of images of the right size, higher is more novel."""

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pkd.command import PLAIN, Parser, add_choices
 from pkd.config import TrainConfig
+from pkd.cost import cost
 from pkd.datasets import resize
 from pkd.deployed import IMAGES, SCORES, Card, Score, open_onnx
 from pkd.errors import UserError
@@ -110,7 +111,8 @@ def open_run(
     config = config_from(folder.config(), path / "config.yaml")
     generator, cards = load_stack(folder, config, network or "student")
     member = choose(cards, normal_class, seed)
-    return cards[member], in_torch(Scorer(generator, member))
+    flops = cost(generator.architecture).flops
+    return cards[member], in_torch(Scorer(generator, member), flops=flops)
 
 
 def to_onnx(scorer: Scorer, card: Card, dtype: torch.dtype) -> tuple[bytes, Score]:

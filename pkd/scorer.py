@@ -3,21 +3,22 @@
 Its graph has one node for a convolution, one for a normalisation and so on.
 """
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from pkd_kernels.reference import LEAKY_SLOPE, NORM_EPS
 from torch import Tensor, nn
 
 from pkd.deployed import Score
+from pkd.hardware import convolutions
 from pkd.models import Generator, Layer
 
 ACTIVATIONS = {
     "none": nn.Identity,
-    "relu": nn.ReLU,
-    "leaky_relu": lambda: nn.LeakyReLU(LEAKY_SLOPE),
+    "relu": lambda: nn.ReLU(inplace=True),
+    "leaky_relu": lambda: nn.LeakyReLU(LEAKY_SLOPE, inplace=True),
     "tanh": nn.Tanh,
 }
 
@@ -79,7 +80,7 @@ class _InstanceNorm(nn.InstanceNorm2d):
     def forward(self, y: Tensor) -> Tensor:
         if torch.compiler.is_exporting():
             return super().forward(y)
-        return F.group_norm(y, self.num_features, self.weight, self.bias, self.eps)
+        return torch.group_norm(y, self.num_features, self.weight, self.bias, self.eps)
 
 
 def _with(tensors: dict[str, Tensor], module: nn.Module) -> nn.Module:
@@ -88,11 +89,12 @@ def _with(tensors: dict[str, Tensor], module: nn.Module) -> nn.Module:
     return module
 
 
-def in_torch(scorer: nn.Module, dtype: torch.dtype = torch.uint8) -> Score:
-    """Scores of arrays by a module that takes images of `dtype`."""
+def in_torch(scorer: nn.Module, dtype: torch.dtype = torch.uint8, flops: float = math.inf) -> Score:
+    """Scores of arrays by a module that takes images of `dtype`, at `flops` multiply-adds each."""
 
     @torch.inference_mode()
     def score(images: np.ndarray) -> np.ndarray:
-        return scorer(torch.from_numpy(images).to(dtype)).numpy()
+        with convolutions(len(images), flops)():
+            return scorer(torch.from_numpy(images).to(dtype)).numpy()
 
     return score

@@ -30,14 +30,13 @@ from torch import Tensor, nn
 from pkd import graph
 from pkd.cost import cost
 from pkd.errors import UserError
-from pkd.hardware import without_onednn
+from pkd.hardware import convolutions
 from pkd.models import GAN, Reconstruction, load_networks, network_tensors
 from pkd.structures import Structure
 from pkd.training_set import Member, TeacherCache, TrainSet
 
 LOSSES = ("generator", "discriminator", *TERMS)
 REPORT_SECONDS = 0.25
-FEW_IMAGES, FEW_FLOPS = 5, 3e6  # a step, and of one image
 
 
 @dataclass(frozen=True)
@@ -261,12 +260,10 @@ class Trainer:
 
     @cached_property
     def _convolutions(self) -> Callable[[], AbstractContextManager]:
-        """On a CPU oneDNN takes 0.1 ms to prepare a layer's three convolutions, PyTorch's own take
-        0.02 ms a model and image where these are small: few such go without oneDNN."""
-        images = len(self.members) * self.batch_size
+        if self.counter.is_cuda:
+            return nullcontext
         largest = max(cost(gan.architecture).flops for gan in self.networks.values())
-        few = images <= FEW_IMAGES and largest <= FEW_FLOPS and not self.counter.is_cuda
-        return without_onednn if few else nullcontext
+        return convolutions(len(self.members) * self.batch_size, largest)
 
     @cached_property
     def _replay(self) -> Callable[[], None] | None:

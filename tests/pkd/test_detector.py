@@ -301,6 +301,10 @@ BAD = {
     "device": (images(), {"device": "tpu"}, "device is 'tpu'.*cuda"),
     "range": (images(), {"pixel_range": (1, 1)}, r"\(black, white\)"),
     "lr": (images(), {"lr": 0.0}, "lr is 0.0"),
+    "lr text": (images(), {"lr": "x"}, "lr is 'x', but must be a number"),
+    "size of a half": (images(), {"image_size": 16.5}, "image_size is 16.5.* whole number"),
+    "one width": (images(), {"student_widths": 8}, "student_widths is 8.*three numbers"),
+    "half a range": (images(), {"pixel_range": (1,)}, r"\(black, white\)"),
     "diverging": (images(), {"lr": 1e30}, "no longer finite.* lower lr"),
 }
 
@@ -353,6 +357,9 @@ def test_images_of_other_channels_or_features_are_refused(fitted):
         flat.predict(np.zeros((2, 100)))
     with pytest.raises(ValueError, match="NaN"):
         fitted.score_samples(NAN)
+    assert fitted.pixel_range_ == (0, 255)
+    with pytest.raises(InputError, match=r"floats up to 1.*pixel_range=\(0, 1\)"):
+        fitted.predict(images(3) / 255)
 
 
 def test_a_detector_that_is_not_fitted_says_so():
