@@ -36,7 +36,7 @@ def without_onednn() -> Iterator[None]:
 def convolutions(images: int, flops: int) -> Callable[[], AbstractContextManager]:
     """The context for a network's convolutions on a CPU.
 
-    oneDNN takes 0.1 ms to prepare a layer's three convolutions, PyTorch's own take 0.02 ms an image
-    where they are small: a few images of a small network, `flops` each, go without oneDNN.
+    oneDNN takes longer to prepare a small convolution than to compute it (rows "oneDNN off" of
+    bench/README.md): a few images of a small network, `flops` each, go without it.
     """
     return without_onednn if images <= FEW_IMAGES and flops <= SMALL_FLOPS else nullcontext

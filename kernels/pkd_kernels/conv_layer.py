@@ -21,7 +21,8 @@ One program owns a whole channel of one image (or tiles of it, where nothing is 
 channels of a single pixel), so statistics never leave it. Forward is a launch a layer. Backward is
 a launch a layer too: some of its programs make dw of the layer, the others the gradient to its
 input, which they carry on through normalisation and activation of the layer before: it arrives
-there as dc. A tapped output's own gradient is added on the way.
+there as dc. A tapped output's own gradient is added on the way. Of several images dγ and dβ are
+left image by image, and a few programs of the layer's own launch, which comes next, sum them.
 """
 
 from typing import NamedTuple

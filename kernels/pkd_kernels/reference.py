@@ -123,8 +123,8 @@ def conv_chain_pair(
 def to_unit(images: Tensor) -> Tensor:
     """uint8 [0, 255] to [-1, 1] in the default type."""
     images = images.to(torch.get_default_dtype())
-    # By a tensor: on a GPU PyTorch divides by a number as it multiplies with its inverse.
-    return images.div_(images.new_tensor(127.5)).sub_(1.0)
+    # By a tensor, filled on the device: PyTorch on a GPU takes a number's inverse and multiplies.
+    return images.div_(images.new_full((), 127.5)).sub_(1.0)
 
 
 def gather(
