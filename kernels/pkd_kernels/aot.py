@@ -4,8 +4,8 @@
 to each kernel, compiles every distinct signature for sm_75 to sm_100 and prints a table of
 registers, shared memory and stack. Each is compiled twice: with every pointer at a multiple of 16
 bytes, and with none, as views may be; layers only so in the type that networks are trained in. A
-stack means spills: the exit code is then 1. It needs no GPU, but must not run under
-TRITON_INTERPRET.
+stack means spills, and more shared memory than there is that a launch would fail: the exit code is
+then 1. It needs no GPU, but must not run under TRITON_INTERPRET.
 """
 
 import argparse
@@ -32,15 +32,19 @@ from pkd_kernels.reference import ConvLayer
 
 OPS = ("generator_loss", "discriminator_loss", "novelty_score", "adam_step", "gather")
 MODULES = (*OPS, "conv_layer", "upstream")
-ARCHITECTURES = (75, 80, 90, 100)
+# Bytes of shared memory that a block may have (CUDA C++ Programming Guide, compute capabilities).
+ARCHITECTURES = {75: 65536, 80: 166912, 90: 232448, 100: 232448}
 PROCESSES = 2
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # Pixels, latents and features of an image: those of the networks, and sizes no vector fits.
 SIZES = ((1024, 256, 64), (3072, 256, 4096), (35, 9, 17), (300, 9, 17))
 SIZES += ((3075, 257, 4099), (256, 256, 256), (1, 1, 1))
 # Widths of all networks in the type they train in; one network in the others.
-NETWORKS = [(torch.float32, w) for w in ((1, 2, 4), (2, 4, 8), (8, 16, 64), (64, 128, 256))]
-NETWORKS += [(dtype, (8, 16, 64)) for dtype in DTYPES if dtype != torch.float32]
+NETWORKS = [(torch.float32, w, 1) for w in ((1, 2, 4), (2, 4, 8), (8, 16, 64), (64, 128, 256))]
+NETWORKS += [(dtype, (8, 16, 64), 1) for dtype in DTYPES if dtype != torch.float32]
+# Stacks, whose layers are matrix products; in float32 and in TF32.
+NETWORKS += [(torch.float32, w, 30) for w in ((8, 16, 64), (64, 128, 256))]
+NETWORKS += [(torch.float64, (8, 16, 64), 30)]
 _POINTERS = {
     torch.float32: "*fp32",
     torch.float64: "*fp64",
@@ -84,8 +88,7 @@ def recorded_launches() -> list[Launch]:
 
     def recorder(op: str, name: str, kernel):
         def record(*args, **keywords):
-            usual = op != "conv_layer" or args[0].dtype == torch.float32
-            for aligned in (True, False) if usual else (True,):
+            for aligned in (True, False) if _may_be_views(op, args, keywords) else (True,):
                 found[_launch(op, name, kernel, args, keywords, aligned)] = None
 
         fake = mock.MagicMock()
@@ -107,6 +110,13 @@ def recorded_launches() -> list[Launch]:
         for patch in patches:
             patch.stop()
     return list(found)
+
+
+def _may_be_views(op: str, args: tuple, keywords: dict) -> bool:
+    """Whether the launch is compiled for unaligned pointers too: not all that layers can be."""
+    if op != "conv_layer":
+        return True
+    return args[0].dtype == torch.float32 and not keywords.get("MATRIX")
 
 
 def _call_everything(modules: dict) -> Iterator[None]:
@@ -153,41 +163,48 @@ def _call_everything(modules: dict) -> Iterator[None]:
 
 def _call_networks(module: ModuleType) -> Iterator[None]:
     """A generator's twelve layers and a discriminator's four, forward and backward."""
-    for dtype, widths in NETWORKS:
+    for dtype, widths, stack in NETWORKS:
+        for precision in ("highest", "high") if stack > 1 else ("highest",):
+            with mock.patch.object(torch, "get_float32_matmul_precision", lambda p=precision: p):
+                yield from _call_network(module, dtype, widths, stack)
 
-        def parameter(*shape: int, dtype=dtype) -> torch.Tensor:
-            return torch.empty(shape, dtype=dtype, device="meta", requires_grad=True)
 
-        def layer(inputs, outputs, norm, *form, parameter=parameter):
-            sizes = (inputs, outputs) if form[2] else (outputs, inputs)
-            affine = [parameter(outputs) for _ in range(2)] if norm else [None, None]
-            return ConvLayer(parameter(*sizes, 4, 4), *affine, *form)
+def _call_network(
+    module: ModuleType, dtype: torch.dtype, widths: tuple[int, int, int], stack: int
+) -> Iterator[None]:
+    def parameter(*shape: int) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta", requires_grad=True)
 
-        def encoder(image, a, b, c, outputs, layer=layer):
-            down = (2, 1, False, "leaky_relu")
-            pairs = ((image, a), (a, b), (b, c))
-            return [layer(i, o, True, *down) for i, o in pairs] + [
-                layer(c, outputs, False, 1, 0, False, "none")
-            ]
+    def layer(inputs, outputs, norm, *form):
+        first, second = (inputs, outputs) if form[2] else (outputs, inputs)
+        affine = [parameter(stack * outputs) for _ in range(2)] if norm else [None, None]
+        return ConvLayer(parameter(stack * first, second, 4, 4), *affine, *form)
 
-        def decoder(latent, a, b, c, image, layer=layer):
-            up = (2, 1, True, "relu")
-            hidden = [layer(i, o, True, *up) for i, o in ((c, b), (b, a))]
-            root = layer(latent, c, True, 1, 0, True, "relu")
-            return [root, *hidden, layer(a, image, False, 2, 1, True, "tanh")]
+    def encoder(image, a, b, c, outputs):
+        down = (2, 1, False, "leaky_relu")
+        pairs = ((image, a), (a, b), (b, c))
+        return [layer(i, o, True, *down) for i, o in pairs] + [
+            layer(c, outputs, False, 1, 0, False, "none")
+        ]
 
-        image = 3 if widths[0] in (8, 64) else 1
-        first, second = (encoder(image, *widths, 256) for _ in range(2))
-        layers = first + decoder(256, *widths, image) + second
-        for batch in (1, 2):
-            x = torch.empty(batch, image, 32, 32, dtype=dtype, device="meta")
-            outputs = module.conv_chain(x, layers, taps=(3, 7, 11))
-            torch.autograd.backward(outputs, [torch.empty_like(y) for y in outputs])
-            fake = x.clone().requires_grad_()
-            pair = module.conv_chain_pair(x, fake, encoder(image, *widths, 1), tap=2)
-            judged = [y for y in pair if y.requires_grad]
-            torch.autograd.backward(judged, [torch.empty_like(y) for y in judged])
-            yield
+    def decoder(latent, a, b, c, image):
+        up = (2, 1, True, "relu")
+        hidden = [layer(i, o, True, *up) for i, o in ((c, b), (b, a))]
+        root = layer(latent, c, True, 1, 0, True, "relu")
+        return [root, *hidden, layer(a, image, False, 2, 1, True, "tanh")]
+
+    image = 3 if widths[0] in (8, 64) else 1
+    first, second = (encoder(image, *widths, 256) for _ in range(2))
+    layers = first + decoder(256, *widths, image) + second
+    for batch in (1, 2) if stack == 1 else (1,):
+        x = torch.empty(batch, stack * image, 32, 32, dtype=dtype, device="meta")
+        outputs = module.conv_chain(x, layers, taps=(3, 7, 11), stack=stack)
+        torch.autograd.backward(outputs, [torch.empty_like(y) for y in outputs])
+        fake = x.clone().requires_grad_()
+        pair = module.conv_chain_pair(x, fake, encoder(image, *widths, 1), tap=2, stack=stack)
+        judged = [y for y in pair if y.requires_grad]
+        torch.autograd.backward(judged, [torch.empty_like(y) for y in judged])
+        yield
 
 
 def _launch(
@@ -242,22 +259,30 @@ def compile_launch(launch: Launch, architecture: int) -> Usage:
 
 
 def main() -> int:
-    """Print the table; 1 if any kernel spills."""
+    """Print the table; 1 if any kernel spills or asks for too much."""
     parser = argparse.ArgumentParser(prog="python -m pkd_kernels.aot", description=__doc__)
     parser.parse_args()
     if triton.knobs.runtime.interpret:
         sys.exit("pkd_kernels.aot compiles: unset TRITON_INTERPRET")
+    failed = False
     print(f"{'kernel':20} {'type':5} {'constants':42} align warps   sm  registers  shared  stack")
-    spilled = False
     launches, architectures = zip(
         *itertools.product(recorded_launches(), ARCHITECTURES), strict=True
     )
     with ProcessPoolExecutor(PROCESSES, get_context("spawn")) as pool:
         uses = pool.map(compile_launch, launches, architectures, chunksize=8)
         for launch, use in zip(launches, uses, strict=True):
-            spilled |= use.stack > 0
-            print(_row(launch, use), flush=True)
-    return int(spilled)
+            trouble = _trouble(use)
+            failed |= bool(trouble)
+            print(_row(launch, use) + trouble, flush=True)
+    return int(failed)
+
+
+def _trouble(use: Usage) -> str:
+    """What keeps the launch from running, or running well."""
+    room = ARCHITECTURES[use.architecture]
+    spills = "  SPILLS" if use.stack else ""
+    return spills + (f"  MORE SHARED MEMORY THAN {room}" if use.shared > room else "")
 
 
 def _row(launch: Launch, use: Usage) -> str:
@@ -269,7 +294,7 @@ def _row(launch: Launch, use: Usage) -> str:
     return (
         f"{kernel:20} {launch.signature[0][1]:5} {constants:42.42} "
         f"{alignment:5} {dict(launch.options)['num_warps']:5} {use.architecture:5} "
-        f"{use.registers:10} {use.shared:7} {use.stack:6}" + ("  SPILLS" if use.stack else "")
+        f"{use.registers:10} {use.shared:7} {use.stack:6}"
     )
 
 

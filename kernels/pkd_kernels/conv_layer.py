@@ -17,12 +17,17 @@ convolution's result c. With u = (c - mean c) / √(var c + ε) of one channel o
     y  = act(γ u + β)         g = dy act'            act' is read off y
     dβ = Σ g      dγ = Σ g u      dc = γ / √(var c + ε) (g - mean g - u mean(g u))
 
-One program owns a whole channel of one image (or tiles of it, where nothing is normalised; or some
-channels of a single pixel), so statistics never leave it. Forward is a launch a layer. Backward is
-a launch a layer too: some of its programs make dw of the layer, the others the gradient to its
-input, which they carry on through normalisation and activation of the layer before: it arrives
-there as dc. A tapped output's own gradient is added on the way. Of several images dγ and dβ are
-left image by image, and a few programs of the layer's own launch, which comes next, sum them.
+One program owns whole channels of one image (or tiles of them, where nothing is normalised), so
+statistics never leave it. Forward is a launch a layer. Backward is a launch a layer too: some of
+its programs make dw of the layer, the others the gradient to its input, which they carry on through
+normalisation and activation of the layer before: it arrives there as dc. A tapped output's own
+gradient is added on the way. Of several images dγ and dβ are left image by image, and a few
+programs of the layer's own launch, which comes next, sum them.
+
+A layer is summed up in one of two ways. Where few programs would have work, as for one small model,
+each takes one channel and spreads the products of every sum over its threads. Where there are many,
+each takes several channels, and a matrix product reads what a channel needs once for all of them.
+dw is a matrix product always.
 """
 
 from typing import NamedTuple
@@ -40,8 +45,158 @@ TILES = {2**15: (4096, 8), 2**31: (8192, 16)}
 ELEMENTS_PER_THREAD = 16
 PIXELS = 64  # of a program, where it need not own the whole map
 POINT_CHANNELS = 32  # of a program, at most, where a channel is one pixel
-WEIGHTS = 1024  # of a program that makes their gradients, at most
+# Matrix products: channels of a program, the most that leave so many programs; pixels at most, and
+# elements of what it reads at once. Layers of fewer channels than MATRIX_LEAST are spread.
+MATRIX_CHANNELS, MATRIX_PROGRAMS, MATRIX_LEAST = (16, 8, 4), 48, 8
+MATRIX_PIXELS, MATRIX_ELEMENTS = 256, 4096
+# Weights of a program that makes their gradients, rows by columns: the largest that leaves so many
+# programs. Between a 4x4 map and a pixel nothing is summed but images, and memory is the limit.
+WEIGHT_TILES, WEIGHT_PROGRAMS = ((32, 64), (16, 64), (16, 32), (8, 16)), 64
+POINT_WEIGHTS = (16, 256)
+WEIGHT_TERMS = 16  # pixels of all images that such a program reads at once
 CHANNELS = 128  # of a program that sums the gradients of gamma and beta over images
+
+
+@triton.jit
+def _tile(
+    block,
+    channels,
+    UP: tl.constexpr,
+    SIDE: tl.constexpr,
+    C: tl.constexpr,
+    P: tl.constexpr,
+    MATRIX: tl.constexpr,
+):
+    """c [C], p [P] and inside [C, P]: channels, pixels and those there are, of a program."""
+    side: tl.constexpr = (4 if SIDE == 1 else 2 * SIDE) if UP else SIDE
+    tiles: tl.constexpr = (side * side + P - 1) // P
+    c = block // tiles * C + tl.arange(0, C)
+    p = block % tiles * P + tl.arange(0, P)
+    there = p < side * side
+    if MATRIX and UP:  # pixels of even and odd rows and columns apart
+        q = p % (P // 4)
+        there = q < SIDE * SIDE
+        odd = p // (P // 4)
+        p = (2 * (q // SIDE) + odd // 2) * side + 2 * (q % SIDE) + odd % 2
+    return c, p, (c < channels)[:, None] & there[None, :]
+
+
+@triton.jit
+def _spread_products(
+    source_ptr,
+    w_ptr,
+    c,
+    p,
+    inputs,
+    channels,
+    UP: tl.constexpr,
+    SIDE: tl.constexpr,
+    C: tl.constexpr,
+    P: tl.constexpr,
+    K: tl.constexpr,
+    acc: tl.constexpr,
+):
+    """[C, P] What pixels p of a channel c, or the single pixels of channels c, sum up; C or P is 1,
+    and a tile of products K by the other is spread over the threads."""
+    taps: tl.constexpr = (1 if SIDE == 1 else 4) if UP else 16
+    length = inputs * taps
+    if SIDE == 1 and not UP:
+        b_sum = tl.zeros([C, K], acc)
+        for start in range(0, length, K):
+            k = start + tl.arange(0, K)[None, :]  # [1, K]
+            b_source = tl.load(source_ptr + k, mask=k < length, other=0).to(acc)
+            inside = (k < length) & (c < channels)[:, None]
+            b_w = tl.load(w_ptr + (c * length)[:, None] + k, mask=inside, other=0).to(acc)
+            b_sum += b_source * b_w  # [C, K]
+        result = tl.sum(b_sum, 1)[:, None]
+    else:
+        b_sum = tl.zeros([K, P], acc)
+        for start in range(0, length, K):
+            k = start + tl.arange(0, K)[:, None]  # [K, 1]
+            if SIDE == 1:
+                inside = (k < length) & (p < 16)[None, :]
+                b_source = tl.load(source_ptr + k, mask=k < length, other=0).to(acc)
+                at_w = (k * channels + c[None, :]) * 16 + p[None, :]
+                b_w = tl.load(w_ptr + at_w, mask=inside, other=0).to(acc)
+            elif UP:
+                y = (p // (2 * SIDE))[None, :]
+                x = (p % (2 * SIDE))[None, :]
+                y_small = (y + 1) // 2 - k // 2 % 2
+                x_small = (x + 1) // 2 - k % 2
+                inside = (y_small >= 0) & (y_small < SIDE) & (x_small >= 0) & (x_small < SIDE)
+                inside &= (k < length) & (y < 2 * SIDE)
+                at = (k // 4 * SIDE + y_small) * SIDE + x_small
+                b_source = tl.load(source_ptr + at, mask=inside, other=0).to(acc)
+                tap = (y + 1 - 2 * y_small) * 4 + x + 1 - 2 * x_small
+                at_w = (k // 4 * channels + c[None, :]) * 16 + tap
+                b_w = tl.load(w_ptr + at_w, mask=inside, other=0).to(acc)
+            else:
+                y = 2 * (p // SIDE)[None, :] - 1 + k // 4 % 4
+                x = 2 * (p % SIDE)[None, :] - 1 + k % 4
+                inside = (y >= 0) & (y < 2 * SIDE) & (x >= 0) & (x < 2 * SIDE)
+                inside &= (k < length) & (p < SIDE * SIDE)[None, :]
+                at = (k // 16 * (2 * SIDE) + y) * (2 * SIDE) + x
+                b_source = tl.load(source_ptr + at, mask=inside, other=0).to(acc)
+                at_w = c[None, :] * length + k
+                b_w = tl.load(w_ptr + at_w, mask=k < length, other=0).to(acc)
+            b_sum += b_source * b_w  # [K, P]
+        result = tl.sum(b_sum, 0)[None, :]
+    return result
+
+
+@triton.jit
+def _matrix_product(
+    source_ptr,
+    w_ptr,
+    c,
+    inputs,
+    channels,
+    UP: tl.constexpr,
+    SIDE: tl.constexpr,
+    C: tl.constexpr,
+    P: tl.constexpr,
+    K: tl.constexpr,
+    PRECISION: tl.constexpr,
+    acc: tl.constexpr,
+):
+    """[C, P] What all pixels of channels c sum up, in the order of `_tile`."""
+    if UP:
+        # A pixel q of the small map becomes four, of an even or odd row and column each. Under each
+        # of these lie two rows and two columns of the small map.
+        quarter: tl.constexpr = P // 4
+        odd = tl.arange(0, 4)[:, None, None]
+        q = tl.arange(0, quarter)[None, None, :]
+        b_sum = tl.zeros([4, C, quarter], acc)
+        for start in range(0, inputs * 4, K):
+            k = start + tl.arange(0, K)[None, :, None]
+            y = q // SIDE + odd // 2 - k // 2 % 2
+            x = q % SIDE + odd % 2 - k % 2
+            inside = (y >= 0) & (y < SIDE) & (x >= 0) & (x < SIDE) & (k < inputs * 4)
+            at = (k // 4 * SIDE + y) * SIDE + x
+            b_source = tl.load(source_ptr + at, mask=inside, other=0).to(acc)  # [4, K, quarter]
+            k = start + tl.arange(0, K)[None, None, :]
+            tap = (1 - odd // 2 + 2 * (k // 2 % 2)) * 4 + 1 - odd % 2 + 2 * (k % 2)
+            inside = (c[None, :, None] < channels) & (k < inputs * 4)
+            at = (k // 4 * channels + c[None, :, None]) * 16 + tap
+            b_w = tl.load(w_ptr + at, mask=inside, other=0).to(acc)  # [4, C, K]
+            b_sum = tl.dot(b_w, b_source, b_sum, input_precision=PRECISION, out_dtype=acc)
+        result = tl.reshape(tl.permute(b_sum, (1, 0, 2)), [C, P])
+    else:
+        p = tl.arange(0, P)[None, :]
+        result = tl.zeros([C, P], acc)
+        for start in range(0, inputs * 16, K):
+            k = start + tl.arange(0, K)[:, None]
+            y = 2 * (p // SIDE) - 1 + k // 4 % 4
+            x = 2 * (p % SIDE) - 1 + k % 4
+            inside = (y >= 0) & (y < 2 * SIDE) & (x >= 0) & (x < 2 * SIDE) & (k < inputs * 16)
+            at = (k // 16 * (2 * SIDE) + y) * (2 * SIDE) + x
+            b_source = tl.load(source_ptr + at, mask=inside, other=0).to(acc)  # [K, P]
+            k = start + tl.arange(0, K)[None, :]
+            inside = (c < channels)[:, None] & (k < inputs * 16)
+            at = c[:, None] * (inputs * 16) + k
+            b_w = tl.load(w_ptr + at, mask=inside, other=0).to(acc)  # [C, K]
+            result = tl.dot(b_w, b_source, result, input_precision=PRECISION, out_dtype=acc)
+    return result
 
 
 @triton.jit
@@ -54,54 +209,20 @@ def _sum_over_taps(
     channels,
     UP: tl.constexpr,
     SIDE: tl.constexpr,
-    O: tl.constexpr,  # noqa: E741
+    C: tl.constexpr,
+    P: tl.constexpr,
     K: tl.constexpr,
+    MATRIX: tl.constexpr,
+    PRECISION: tl.constexpr,
     acc: tl.constexpr,
 ):
-    """[O] What pixels p [O] of channel c, or the single pixels of channels c [O], sum up."""
-    taps: tl.constexpr = (1 if SIDE == 1 else 4) if UP else 16
-    length = inputs * taps
-    if SIDE == 1 and not UP:
-        b_sum = tl.zeros([O, K], acc)
-        for start in range(0, length, K):
-            k = start + tl.arange(0, K)[None, :]  # [1, K]
-            b_source = tl.load(source_ptr + k, mask=k < length, other=0).to(acc)
-            inside = (k < length) & (c < channels)[:, None]
-            b_w = tl.load(w_ptr + (c * length)[:, None] + k, mask=inside, other=0).to(acc)
-            b_sum += b_source * b_w  # [O, K]
-        result = tl.sum(b_sum, 1)
+    """[C, P] A layer's sums over its input's channels and taps, for the program's `_tile`."""
+    if MATRIX:
+        result = _matrix_product(
+            source_ptr, w_ptr, c, inputs, channels, UP, SIDE, C, P, K, PRECISION, acc
+        )
     else:
-        b_sum = tl.zeros([K, O], acc)
-        for start in range(0, length, K):
-            k = start + tl.arange(0, K)[:, None]  # [K, 1]
-            if SIDE == 1:
-                inside = (k < length) & (p < 16)[None, :]
-                b_source = tl.load(source_ptr + k, mask=k < length, other=0).to(acc)
-                at_w = (k * channels + c) * 16 + p[None, :]
-                b_w = tl.load(w_ptr + at_w, mask=inside, other=0).to(acc)
-            elif UP:
-                i = k // 4
-                y = (p // (2 * SIDE))[None, :]
-                x = (p % (2 * SIDE))[None, :]
-                y_small = (y + 1) // 2 - k // 2 % 2
-                x_small = (x + 1) // 2 - k % 2
-                inside = (y_small >= 0) & (y_small < SIDE) & (x_small >= 0) & (x_small < SIDE)
-                inside &= (k < length) & (y < 2 * SIDE)
-                at = (i * SIDE + y_small) * SIDE + x_small
-                b_source = tl.load(source_ptr + at, mask=inside, other=0).to(acc)
-                tap = (y + 1 - 2 * y_small) * 4 + x + 1 - 2 * x_small
-                at_w = (i * channels + c) * 16 + tap
-                b_w = tl.load(w_ptr + at_w, mask=inside, other=0).to(acc)
-            else:
-                y = 2 * (p // SIDE)[None, :] - 1 + k // 4 % 4
-                x = 2 * (p % SIDE)[None, :] - 1 + k % 4
-                inside = (y >= 0) & (y < 2 * SIDE) & (x >= 0) & (x < 2 * SIDE)
-                inside &= (k < length) & (p < SIDE * SIDE)[None, :]
-                at = (k // 16 * (2 * SIDE) + y) * (2 * SIDE) + x
-                b_source = tl.load(source_ptr + at, mask=inside, other=0).to(acc)
-                b_w = tl.load(w_ptr + c * length + k, mask=k < length, other=0).to(acc)
-            b_sum += b_source * b_w  # [K, O]
-        result = tl.sum(b_sum, 0)
+        result = _spread_products(source_ptr, w_ptr, c, p, inputs, channels, UP, SIDE, C, P, K, acc)
     return result
 
 
@@ -109,39 +230,46 @@ def _sum_over_taps(
 def _sum_over_pixels(
     small_ptr,
     big_ptr,
-    first,
+    i,
+    o,
+    small_channels,
     big_channels,
-    count,
     batch,
     stride_small,
     stride_big,
     SIDE: tl.constexpr,
-    PIXELS: tl.constexpr,
-    WEIGHTS: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    K: tl.constexpr,
+    PRECISION: tl.constexpr,
     acc: tl.constexpr,
 ):
-    """[WEIGHTS] Gradients of a model's weights from `first` on."""
-    o = first + tl.arange(0, WEIGHTS)
-    i = (o // (big_channels * 16))[:, None]  # [WEIGHTS, 1]
-    k = (o % (big_channels * 16))[:, None]
-    b_sum = tl.zeros([WEIGHTS, PIXELS], acc)
-    for _ in range(0, batch):
-        for start in range(0, SIDE * SIDE, PIXELS):
-            p = start + tl.arange(0, PIXELS)[None, :]  # [1, PIXELS]
-            inside = (o < count)[:, None] & (p < SIDE * SIDE)
-            b_small = tl.load(small_ptr + i * SIDE * SIDE + p, mask=inside, other=0).to(acc)
-            if SIDE == 1:
-                at = k + 0 * p
-            else:
-                y = 2 * (p // SIDE) - 1 + k // 4 % 4
-                x = 2 * (p % SIDE) - 1 + k % 4
-                inside &= (y >= 0) & (y < 2 * SIDE) & (x >= 0) & (x < 2 * SIDE)
-                at = (k // 16 * (2 * SIDE) + y) * (2 * SIDE) + x
-            b_big = tl.load(big_ptr + at, mask=inside, other=0).to(acc)
-            b_sum += b_small * b_big  # [WEIGHTS, PIXELS]
-        small_ptr += stride_small
-        big_ptr += stride_big
-    return tl.sum(b_sum, 1)
+    """[ROWS, COLUMNS] Gradients of weights: small channels i by big channels and their taps o."""
+    rows, columns = i < small_channels, o < big_channels * 16
+    result = tl.zeros([ROWS, COLUMNS], acc)
+    if SIDE == 1:
+        for _ in range(0, batch):
+            b_small = tl.load(small_ptr + i, mask=rows, other=0).to(acc)
+            b_big = tl.load(big_ptr + o, mask=columns, other=0).to(acc)
+            result += b_small[:, None] * b_big[None, :]
+            small_ptr += stride_small
+            big_ptr += stride_big
+    else:
+        pixels: tl.constexpr = SIDE * SIDE
+        for start in range(0, batch * pixels, K):
+            k = start + tl.arange(0, K)  # pixels of all images
+            n, p = (k // pixels).to(tl.int64), k % pixels
+            inside = rows[:, None] & (k < batch * pixels)[None, :]
+            at = (n * stride_small + p)[None, :] + (i * pixels)[:, None]
+            b_small = tl.load(small_ptr + at, mask=inside, other=0).to(acc)  # [ROWS, K]
+            y = 2 * (p // SIDE)[:, None] - 1 + (o // 4 % 4)[None, :]
+            x = 2 * (p % SIDE)[:, None] - 1 + (o % 4)[None, :]
+            inside = (y >= 0) & (y < 2 * SIDE) & (x >= 0) & (x < 2 * SIDE)
+            inside &= (k < batch * pixels)[:, None] & columns[None, :]
+            at = (n * stride_big)[:, None] + ((o // 16)[None, :] * (2 * SIDE) + y) * (2 * SIDE) + x
+            b_big = tl.load(big_ptr + at, mask=inside, other=0).to(acc)  # [K, COLUMNS]
+            result = tl.dot(b_small, b_big, result, input_precision=PRECISION, out_dtype=acc)
+    return result
 
 
 @triton.jit
@@ -150,7 +278,8 @@ def _back_through(
     at,
     inside,
     channel,
-    c,
+    row,
+    there,
     pixels,
     y_ptr,
     u_ptr,
@@ -163,8 +292,8 @@ def _back_through(
     SLOPE: tl.constexpr,
     acc: tl.constexpr,
 ):
-    """The gradient to y becomes that to c, of one channel: `channel` of its model's stack, number
-    `c` of all images' channels."""
+    """[C, P] The gradient to y becomes that to c: of channels `channel` [C] of the stack, which are
+    `row` [C] of all images' channels, those that are `there`."""
     if ACTIVATION != "none":
         b_y = tl.load(y_ptr + at, mask=inside, other=0).to(acc)
         if ACTIVATION == "tanh":
@@ -176,12 +305,14 @@ def _back_through(
     if NORM:
         b_grad = tl.where(inside, b_grad, 0)
         b_u = tl.load(u_ptr + at, mask=inside, other=0).to(acc)
-        beta_grad = tl.sum(b_grad)
-        gamma_grad = tl.sum(b_grad * b_u)
-        tl.store(beta_grad_ptr + c, beta_grad)
-        tl.store(gamma_grad_ptr + c, gamma_grad)
-        factor = tl.load(gamma_ptr + channel).to(acc) * tl.load(rstd_ptr + c).to(acc)
-        b_grad = factor * (b_grad - beta_grad / pixels - b_u * (gamma_grad / pixels))
+        beta_grad = tl.sum(b_grad, 1)
+        gamma_grad = tl.sum(b_grad * b_u, 1)
+        tl.store(beta_grad_ptr + row, beta_grad, mask=there)
+        tl.store(gamma_grad_ptr + row, gamma_grad, mask=there)
+        factor = tl.load(gamma_ptr + channel, mask=there, other=0).to(acc)
+        factor *= tl.load(rstd_ptr + row, mask=there, other=0).to(acc)
+        b_grad -= (beta_grad / pixels)[:, None] + b_u * (gamma_grad / pixels)[:, None]
+        b_grad *= factor[:, None]
     return b_grad
 
 
@@ -205,39 +336,47 @@ def _forward_kernel(
     SAVE: tl.constexpr,
     EPS: tl.constexpr,
     SLOPE: tl.constexpr,
-    O: tl.constexpr,  # noqa: E741
+    C: tl.constexpr,
+    P: tl.constexpr,
     K: tl.constexpr,
+    MATRIX: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
-    block = tl.program_id(0)
     m = tl.program_id(1)
     n = tl.program_id(2).to(tl.int64)
     acc: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
     side: tl.constexpr = (4 if SIDE == 1 else 2 * SIDE) if UP else SIDE
     pixels: tl.constexpr = side * side
-    if pixels == 1:
-        c = block * O + tl.arange(0, O)  # [O]
-        p = 0
-        inside = c < channels
-    else:
-        tiles: tl.constexpr = (pixels + O - 1) // O
-        c = block // tiles
-        p = block % tiles * O + tl.arange(0, O)  # [O]
-        inside = p < pixels
-    source_ptr = x_ptr + n * stride_xn + m.to(tl.int64) * stride_xm
-    model_ptr = w_ptr + m.to(tl.int64) * inputs * channels * 16
-    b_y = _sum_over_taps(source_ptr, model_ptr, c, p, inputs, channels, UP, SIDE, O, K, acc)
-
+    c, p, inside = _tile(tl.program_id(0), channels, UP, SIDE, C, P, MATRIX)
+    b_y = _sum_over_taps(
+        x_ptr + n * stride_xn + m.to(tl.int64) * stride_xm,
+        w_ptr + m.to(tl.int64) * inputs * channels * 16,
+        c,
+        p,
+        inputs,
+        channels,
+        UP,
+        SIDE,
+        C,
+        P,
+        K,
+        MATRIX,
+        PRECISION,
+        acc,
+    )
     row = (n * tl.num_programs(1) + m) * channels + c
-    at = row * pixels + p
+    at = row[:, None] * pixels + p[None, :]
     if NORM:
-        b_y -= tl.sum(tl.where(inside, b_y, 0)) / pixels
-        rstd = 1 / tl.sqrt(tl.sum(tl.where(inside, b_y * b_y, 0)) / pixels + EPS)
-        b_y *= rstd
+        there = c < channels
+        b_y -= (tl.sum(tl.where(inside, b_y, 0), 1) / pixels)[:, None]
+        rstd = 1 / tl.sqrt(tl.sum(tl.where(inside, b_y * b_y, 0), 1) / pixels + EPS)
+        b_y *= rstd[:, None]
         if SAVE:
             tl.store(u_ptr + at, b_y, mask=inside)
-            tl.store(rstd_ptr + row, rstd)
-        channel = m * channels + c
-        b_y = b_y * tl.load(gamma_ptr + channel).to(acc) + tl.load(beta_ptr + channel).to(acc)
+            tl.store(rstd_ptr + row, rstd, mask=there)
+        b_gamma = tl.load(gamma_ptr + m * channels + c, mask=there, other=0).to(acc)
+        b_beta = tl.load(beta_ptr + m * channels + c, mask=there, other=0).to(acc)
+        b_y = b_y * b_gamma[:, None] + b_beta[:, None]
     if ACTIVATION == "tanh":
         b_y = 2 * tl.sigmoid(2 * b_y) - 1
     if ACTIVATION == "relu":
@@ -299,10 +438,14 @@ def _backward_kernel(
     TAPPED: tl.constexpr,
     SUMS: tl.constexpr,
     SLOPE: tl.constexpr,
-    O: tl.constexpr,  # noqa: E741
+    C: tl.constexpr,
+    P: tl.constexpr,
     K: tl.constexpr,
-    PIXELS: tl.constexpr,
-    WEIGHTS: tl.constexpr,
+    MATRIX: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    TERMS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
     acc: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
@@ -311,17 +454,9 @@ def _backward_kernel(
     pixels_out: tl.constexpr = big * big if UP else SIDE * SIDE
     program = tl.program_id(0)
     if program < input_programs:
-        if pixels_in == 1:
-            blocks = (inputs + O - 1) // O
-            c = program % blocks * O + tl.arange(0, O)  # [O]
-            p = 0
-            inside = c < inputs
-        else:
-            tiles: tl.constexpr = (pixels_in + O - 1) // O
-            blocks = inputs * tiles
-            c = program % blocks // tiles
-            p = program % tiles * O + tl.arange(0, O)  # [O]
-            inside = p < pixels_in
+        tiles: tl.constexpr = 1 if MATRIX else (pixels_in + P - 1) // P
+        blocks = (inputs + C - 1) // C * tiles
+        c, p, inside = _tile(program % blocks, inputs, not UP, SIDE, C, P, MATRIX)
         image = (program // blocks).to(tl.int64)  # of a model
         m = image % stack
         b_grad = _sum_over_taps(
@@ -333,11 +468,15 @@ def _backward_kernel(
             inputs,
             not UP,
             SIDE,
-            O,
+            C,
+            P,
             K,
+            MATRIX,
+            PRECISION,
             acc,
         )
-        at = (image * inputs + c) * pixels_in + p
+        row = image * inputs + c
+        at = row[:, None] * pixels_in + p[None, :]
         if TAPPED:
             b_grad += tl.load(tapped_ptr + at, mask=inside, other=0).to(acc)
         b_grad = _back_through(
@@ -345,7 +484,8 @@ def _backward_kernel(
             at,
             inside,
             m * inputs + c,
-            image * inputs + c,
+            row,
+            c < inputs,
             pixels_in,
             x_ptr,
             u_ptr,
@@ -362,43 +502,35 @@ def _backward_kernel(
     elif program < input_programs + weight_programs:
         program -= input_programs
         of_model = (program // (weight_programs // stack)).to(tl.int64)
-        first = program % (weight_programs // stack) * WEIGHTS
-        count = inputs * channels * 16
-        stride_gn = stack.to(tl.int64) * channels * pixels_out
+        program = program % (weight_programs // stack)
         x_ptr += of_model * stride_xm
         grad_ptr += of_model * channels * pixels_out
-        if UP:
-            b_w_grad = _sum_over_pixels(
-                x_ptr,
-                grad_ptr,
-                first,
-                channels,
-                count,
-                batch,
-                stride_xn,
-                stride_gn,
-                SIDE,
-                PIXELS,
-                WEIGHTS,
-                acc,
-            )
-        else:
-            b_w_grad = _sum_over_pixels(
-                grad_ptr,
-                x_ptr,
-                first,
-                inputs,
-                count,
-                batch,
-                stride_gn,
-                stride_xn,
-                SIDE,
-                PIXELS,
-                WEIGHTS,
-                acc,
-            )
-        o = first + tl.arange(0, WEIGHTS)
-        tl.store(w_grad_ptr + of_model * count + o, b_w_grad, mask=o < count)
+        stride_gn = stack.to(tl.int64) * channels * pixels_out
+        small_channels = inputs if UP else channels
+        big_channels = channels if UP else inputs
+        across = (big_channels * 16 + COLUMNS - 1) // COLUMNS
+        i = program // across * ROWS + tl.arange(0, ROWS)
+        o = program % across * COLUMNS + tl.arange(0, COLUMNS)
+        b_w_grad = _sum_over_pixels(
+            x_ptr if UP else grad_ptr,
+            grad_ptr if UP else x_ptr,
+            i,
+            o,
+            small_channels,
+            big_channels,
+            batch,
+            stride_xn if UP else stride_gn,
+            stride_gn if UP else stride_xn,
+            SIDE,
+            ROWS,
+            COLUMNS,
+            TERMS,
+            PRECISION,
+            acc,
+        )
+        at = of_model * inputs * channels * 16 + (i * big_channels * 16)[:, None] + o[None, :]
+        inside = (i < small_channels)[:, None] & (o < big_channels * 16)[None, :]
+        tl.store(w_grad_ptr + at, b_w_grad, mask=inside)
     elif SUMS:
         own = (program - input_programs - weight_programs) * CHANNELS + tl.arange(0, CHANNELS)
         rows = stack * channels
@@ -421,21 +553,23 @@ def _output_kernel(
     NORM: tl.constexpr,
     ACTIVATION: tl.constexpr,
     SLOPE: tl.constexpr,
-    O: tl.constexpr,  # noqa: E741
+    P: tl.constexpr,
 ):
     """The gradient to the last layer's y becomes that to its c."""
     acc: tl.constexpr = tl.float64 if y_ptr.dtype.element_ty == tl.float64 else tl.float32
-    tiles: tl.constexpr = (PIXELS + O - 1) // O
-    channel = tl.program_id(0) // tiles
-    c = tl.program_id(1).to(tl.int64) * channels + channel
-    p = tl.program_id(0) % tiles * O + tl.arange(0, O)  # [O]
-    at = c * PIXELS + p
+    tiles: tl.constexpr = (PIXELS + P - 1) // P
+    channel = tl.program_id(0) // tiles + tl.arange(0, 1)  # [1]
+    row = tl.program_id(1).to(tl.int64) * channels + channel
+    p = tl.program_id(0) % tiles * P + tl.arange(0, P)
+    at = row[:, None] * PIXELS + p[None, :]
+    inside = (p < PIXELS)[None, :]
     b_grad = _back_through(
-        tl.load(y_grad_ptr + at, mask=p < PIXELS, other=0).to(acc),
+        tl.load(y_grad_ptr + at, mask=inside, other=0).to(acc),
         at,
-        p < PIXELS,
+        inside,
         channel,
-        c,
+        row,
+        channel < channels,
         PIXELS,
         y_ptr,
         u_ptr,
@@ -448,7 +582,7 @@ def _output_kernel(
         SLOPE,
         acc,
     )
-    tl.store(out_ptr + at, b_grad, mask=p < PIXELS)
+    tl.store(out_ptr + at, b_grad, mask=inside)
 
 
 class _Form(NamedTuple):
@@ -514,17 +648,79 @@ def _form(layer: ConvLayer, x: Tensor, stack: int, first: bool) -> _Form:
     return form
 
 
-def _tile(up: bool, side: int, inputs: int, channels: int, whole: bool) -> tuple[int, int, int]:
-    """O, K and warps of programs that sum over taps into maps of `channels`."""
+class _Tiling(NamedTuple):
+    """How programs share out the maps of a layer's output, or of its input's gradient."""
+
+    channels: int
+    pixels: int
+    products: int
+    warps: int
+    matrix: bool
+
+    def programs(self, channels: int, pixels: int) -> int:
+        """Of one image and model, with maps of that many channels and pixels."""
+        tiles = 1 if self.matrix else triton.cdiv(pixels, self.pixels)
+        return triton.cdiv(channels, self.channels) * tiles
+
+    @property
+    def constants(self) -> dict[str, int | bool]:
+        return {"C": self.channels, "P": self.pixels, "K": self.products, "MATRIX": self.matrix}
+
+
+def _tiling(up: bool, side: int, inputs: int, channels: int, whole: bool, copies: int) -> _Tiling:
+    """Of programs that sum over taps into maps of `channels`, of so many images and models."""
+    return _matrix_tiling(up, side, channels, copies) or _spread_tiling(
+        up, side, inputs, channels, whole
+    )
+
+
+def _matrix_tiling(up: bool, side: int, channels: int, copies: int) -> _Tiling | None:
+    """None where a matrix product does not pay."""
+    pixels = triton.next_power_of_2(side * side) * (4 if up else 1)
+    if side == 1 or channels < MATRIX_LEAST or pixels > MATRIX_PIXELS:
+        return None
+    for c in MATRIX_CHANNELS:
+        if copies * triton.cdiv(channels, c) >= MATRIX_PROGRAMS:
+            k = max(16, min(32, MATRIX_ELEMENTS // pixels))
+            return _Tiling(c, pixels, k, 8 if pixels > 16 else 4, matrix=True)
+    return None
+
+
+def _spread_tiling(up: bool, side: int, inputs: int, channels: int, whole: bool) -> _Tiling:
     big = 4 if side == 1 else 2 * side
     terms = inputs * ((1 if side == 1 else 4) if up else 16)
     pixels = triton.next_power_of_2(big * big if up else side * side)
     o = pixels if whole else min(pixels, PIXELS)
     size, warps = next(entry for limit, entry in TILES.items() if terms * o <= limit)
     k = min(triton.next_power_of_2(terms), max(1, size // max(o, 2)))
+    c = 1
     if pixels == 1:
-        o = min(POINT_CHANNELS, size // k, triton.next_power_of_2(channels))
-    return o, k, min(warps, max(1, o * k // (32 * ELEMENTS_PER_THREAD)))
+        c = o = min(POINT_CHANNELS, size // k, triton.next_power_of_2(channels))
+    warps = min(warps, max(1, o * k // (32 * ELEMENTS_PER_THREAD)))
+    return _Tiling(c, min(o, pixels), k, warps, matrix=False)
+
+
+def _weight_tile(side: int, rows: int, columns: int, stack: int) -> tuple[int, int]:
+    """Weights of a program that makes their gradients, of a matrix rows by columns a model."""
+
+    def cut(tile: tuple[int, int]) -> tuple[int, int]:
+        r, c = (triton.next_power_of_2(n) for n in (rows, columns))
+        return min(tile[0], r), min(tile[1], c)
+
+    if side == 1:
+        return cut(POINT_WEIGHTS)
+    for tile in map(cut, WEIGHT_TILES):
+        if stack * _tiles(tile, rows, columns) >= WEIGHT_PROGRAMS:
+            break
+    return tile
+
+
+def _weight_warps(side: int, rows: int, columns: int) -> int:
+    return min(8, max(1 if side == 1 else 4, rows * columns // 256))
+
+
+def _tiles(tile: tuple[int, int], rows: int, columns: int) -> int:
+    return triton.cdiv(rows, tile[0]) * triton.cdiv(columns, tile[1])
 
 
 def _registers(warps: int) -> dict[str, int]:
@@ -532,6 +728,12 @@ def _registers(warps: int) -> dict[str, int]:
     64 a thread and spills one."""
     limit = min(255, 2**16 // (32 * warps))
     return {"num_warps": warps, "maxnreg": limit, "enable_fp_fusion": True}
+
+
+def _precision(x: Tensor) -> str:
+    """Of matrix products: TF32 where x is float32 and PyTorch is told to take it for its own."""
+    exact = x.dtype != torch.float32 or torch.get_float32_matmul_precision() == "highest"
+    return "ieee" if exact else "tf32"
 
 
 class Done(NamedTuple):
@@ -551,9 +753,8 @@ def forward_layer(x: Tensor, layer: ConvLayer, stack: int, save: bool, first: bo
     norm = layer.gamma is not None
     u = torch.empty_like(y) if norm and save else None
     rstd = x.new_empty(batch, channels, dtype=accumulator(x)) if norm and save else None
-    o, k, warps = _tile(form.up, form.side, form.inputs, form.outputs, norm)
-    pixels = form.side_out**2
-    blocks = triton.cdiv(form.outputs, o) if pixels == 1 else form.outputs * triton.cdiv(pixels, o)
+    tiling = _tiling(form.up, form.side, form.inputs, form.outputs, norm, batch * stack)
+    blocks = tiling.programs(form.outputs, form.side_out**2)
     _forward_kernel[(blocks, stack, batch)](
         x,
         layer.weight,
@@ -573,9 +774,9 @@ def forward_layer(x: Tensor, layer: ConvLayer, stack: int, save: bool, first: bo
         SAVE=u is not None,
         EPS=reference.NORM_EPS,
         SLOPE=reference.LEAKY_SLOPE,
-        O=o,
-        K=k,
-        **_registers(warps),
+        **tiling.constants,
+        PRECISION=_precision(x),
+        **_registers(tiling.warps),
     )
     return Done(layer, y, u, rstd)
 
@@ -602,9 +803,9 @@ def output_gradient(grad: Tensor, done: Done, affine: Affine | None) -> Tensor:
         return grad
     batch, channels, side, _ = done.y.shape
     pixels = triton.next_power_of_2(side * side)
-    o = pixels if norm else min(pixels, PIXELS)
+    p = pixels if norm else min(pixels, PIXELS)
     out = torch.empty_like(done.y)
-    _output_kernel[(channels * triton.cdiv(side * side, o), batch)](
+    _output_kernel[(channels * triton.cdiv(side * side, p), batch)](
         grad,
         done.y,
         done.u if norm else grad,
@@ -617,8 +818,8 @@ def output_gradient(grad: Tensor, done: Done, affine: Affine | None) -> Tensor:
         NORM=norm,
         ACTIVATION=done.layer.activation,
         SLOPE=reference.LEAKY_SLOPE,
-        O=o,
-        **_registers(min(8, max(1, o // 128))),
+        P=p,
+        **_registers(min(8, max(1, p // 128))),
     )
     return out
 
@@ -652,15 +853,12 @@ def backward_layer(
     form = _form(done.layer, x, stack, first=before is None)
     batch, pixels_in = x.shape[0], form.side_in**2
     norm = affine is not None
-    o, k, warps = _tile(not form.up, form.side, form.outputs, form.inputs, norm)
-    pixels = min(triton.next_power_of_2(form.side**2), 256)
-    count = form.inputs * form.outputs * 16
-    weights = min(WEIGHTS, 4096 // pixels, triton.next_power_of_2(count))
-    blocks = form.inputs * triton.cdiv(pixels_in, o)
-    if pixels_in == 1:
-        blocks = triton.cdiv(form.inputs, o)
-    input_programs = batch * stack * blocks if through else 0
-    weight_programs = 0 if weight_grad is None else stack * triton.cdiv(count, weights)
+    tiling = _tiling(not form.up, form.side, form.outputs, form.inputs, norm, batch * stack)
+    small, big = (form.inputs, form.outputs)[:: 1 if form.up else -1]
+    tile = _weight_tile(form.side, small, 16 * big, stack)
+    programs = tiling.programs(form.inputs, pixels_in)
+    input_programs = batch * stack * programs if through else 0
+    weight_programs = 0 if weight_grad is None else stack * _tiles(tile, small, 16 * big)
     sum_programs = 0 if own is None else triton.cdiv(stack * form.outputs, CHANNELS)
     out = x.new_empty(batch, stack * form.inputs, *x.shape[2:])
     _backward_kernel[(input_programs + weight_programs + sum_programs,)](
@@ -690,11 +888,12 @@ def backward_layer(
         TAPPED=tapped is not None,
         SUMS=own is not None,
         SLOPE=reference.LEAKY_SLOPE,
-        O=o,
-        K=k,
-        PIXELS=pixels,
-        WEIGHTS=weights,
+        **tiling.constants,
+        PRECISION=_precision(x),
+        ROWS=tile[0],
+        COLUMNS=tile[1],
+        TERMS=WEIGHT_TERMS,
         CHANNELS=CHANNELS,
-        **_registers(max(warps, min(8, max(1, weights * pixels // (32 * ELEMENTS_PER_THREAD))))),
+        **_registers(max(tiling.warps, _weight_warps(form.side, *tile))),
     )
     return out

@@ -9,7 +9,15 @@ import torch
 from cases import DTYPES, assert_close
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pkd_kernels import ConvLayer, conv_chain, conv_chain_pair, conv_norm_act, dispatch, reference
+from pkd_kernels import (
+    ConvLayer,
+    conv_chain,
+    conv_chain_pair,
+    conv_layer,
+    conv_norm_act,
+    dispatch,
+    reference,
+)
 from pkd_kernels.reference import ACTIVATIONS
 from torch import Tensor
 
@@ -18,6 +26,23 @@ from pkd.models import Architecture, Discriminator, Generator
 
 # How a map's side changes from one layer to the next: all that the kernels know.
 SIDES = [(4, 2), (6, 3), (24, 12), (32, 16), (2, 4), (3, 6), (5, 10), (16, 32), (4, 1), (1, 4)]
+
+
+@contextmanager
+def summed(how: str):
+    """Every layer that can be is summed by a matrix product, or none is."""
+    least = {"matrix": 1, "spread": 2**30}[how]
+    with (
+        mock.patch.object(conv_layer, "MATRIX_LEAST", 1),
+        mock.patch.object(conv_layer, "MATRIX_PROGRAMS", least),
+    ):
+        yield
+
+
+@pytest.fixture(params=["matrix", "spread"])
+def both(request):
+    with summed(request.param):
+        yield
 
 
 class Maker:
@@ -91,6 +116,7 @@ def assert_equals_definition(x: Tensor, layers: list[ConvLayer], **kwargs) -> No
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("sides", SIDES, ids=lambda s: f"{s[0]}-{s[1]}")
+@pytest.mark.usefixtures("both")
 def test_every_geometry(device, sides, dtype):
     make = Maker(dtype, device, stack=1)
     layer = make.layer((2, 3), sides, False, "none")
@@ -101,6 +127,7 @@ def test_every_geometry(device, sides, dtype):
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("norm", [False, True], ids=["plain", "norm"])
 @pytest.mark.parametrize("sides", [(6, 3), (3, 6)], ids=["down", "up"])
+@pytest.mark.usefixtures("both")
 def test_every_part_of_a_layer(device, sides, norm, activation, dtype):
     make = Maker(dtype, device, stack=2)
     layer = make.layer((1, 2), sides, norm, activation)
@@ -109,6 +136,7 @@ def test_every_part_of_a_layer(device, sides, norm, activation, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize(("batch", "stack"), [(1, 1), (1, 3), (5, 2)])
+@pytest.mark.usefixtures("both")
 def test_chain(device, batch, stack, dtype):
     """Widths, latent and maps without a power of two; taps in between, at a pixel, at the end."""
     make = Maker(dtype, device, stack)
@@ -156,6 +184,7 @@ def chains(draw) -> dict:
         "taps": taps,
         "used": draw(st.sets(st.integers(0, len(taps) - 1), min_size=1)),
         "frozen": draw(st.sets(st.integers(0, 3 * len(forms)))),
+        "summed": draw(st.sampled_from(["matrix", "spread"])),
         "batch": draw(st.integers(1, 5)),
         "stack": draw(st.integers(1, 3)),
     }
@@ -173,7 +202,7 @@ def test_any_chain(case):
     for i, tensor in enumerate(tensors_of(x, layers)):
         # The first weight is always wanted: every output depends on something.
         tensor.requires_grad_(i == 1 or i not in case["frozen"])
-    with mock.patch.object(dispatch, "BACKEND", "triton"):
+    with mock.patch.object(dispatch, "BACKEND", "triton"), summed(case["summed"]):
         assert_equals_definition(x, layers, taps=case["taps"], stack=stack, used=case["used"])
 
 
@@ -253,6 +282,7 @@ def pair_results(op, real: Tensor, fake: Tensor, layers: list[ConvLayer], stack:
 
 
 @pytest.mark.parametrize(("batch", "stack"), [(1, 1), (1, 3), (3, 2)])
+@pytest.mark.usefixtures("both")
 def test_pair(device, batch, stack):
     make = Maker(torch.float64, device, stack)
     layers = make.chain((2, 3, 2, 1), (16, 8, 4, 1))
@@ -296,6 +326,7 @@ def poisoned():
 
 
 @pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.usefixtures("both")
 def test_every_output_is_written(device, batch):
     make = Maker(torch.float64, device, stack=2)
     layers = make.chain((2, 3, 5, 3, 2), (8, 4, 1, 4, 8))
@@ -306,6 +337,7 @@ def test_every_output_is_written(device, batch):
     assert_close(found, expected, torch.float64)
 
 
+@pytest.mark.usefixtures("both")
 def test_a_channel_without_variance(device):
     make = Maker(torch.float64, device, stack=2)
     layer, x = make.layer((2, 3), (8, 4), True, "leaky_relu"), make.x(2, 2, 8)
@@ -340,6 +372,8 @@ def test_gradient_at_zero(device, activation, slope):
         ((2, 1), (32, 64), 1),
         ((1, 1), (128, 64), 1),
         ((1, 2), (8, 4), 64),
+        ((3, 20), (8, 4), 64),  # matrix products
+        ((40, 9), (2, 4), 32),
     ],
 )
 def test_wide_layers_large_images_and_large_batches(device, channels, sides, batch):
@@ -350,6 +384,7 @@ def test_wide_layers_large_images_and_large_batches(device, channels, sides, bat
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.usefixtures("both")
 def test_nan_is_not_hidden(device, activation):
     """A model that diverged shows; its neighbours are untouched."""
     make = Maker(torch.float32, device, stack=2)
@@ -370,7 +405,53 @@ def test_nan_is_not_hidden(device, activation):
         assert w_grad.isnan().any((1, 2, 3)).tolist() == [True, True, False, False]
 
 
+@contextmanager
+def matmul_precision(name: str):
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(name)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "told", "taken"),
+    [
+        (torch.float32, "highest", "ieee"),
+        (torch.float32, "high", "tf32"),
+        (torch.float64, "high", "ieee"),
+        (torch.float16, "high", "ieee"),
+    ],
+    ids=str,
+)
+def test_tf32_is_taken_where_pytorch_is_told_to(dtype, told, taken):
+    make = Maker(dtype, "cpu", stack=1)
+    layer, x = make.layer((1, 1), (8, 4), True, "relu"), make.x(1, 1, 8).detach()
+    kernel = mock.MagicMock()
+    with (
+        matmul_precision(told),
+        mock.patch.object(dispatch, "BACKEND", "triton"),
+        mock.patch.object(conv_layer, "_forward_kernel", kernel),
+    ):
+        conv_chain(x, [layer], taps=(0,))
+    (call,) = kernel.__getitem__.return_value.mock_calls
+    assert call.kwargs["PRECISION"] == taken
+
+
+def test_tf32_is_right_to_its_ten_bits(device):
+    """Through three layers and back, so to a little less; the interpreter has no TF32."""
+    make = Maker(torch.float32, device, stack=3)
+    layers, x = make.chain((3, 16, 9, 3), (16, 8, 4, 8)), make.x(2, 3, 16)
+    expected = results(reference.conv_chain, *wide(x, layers), taps=(2,), stack=3)
+    with matmul_precision("high"), summed("matrix"):
+        found = results(conv_chain, x, layers, taps=(2,), stack=3)
+    for result, wanted in zip(found, expected, strict=True):
+        assert (result - wanted).abs().max() <= 2**-8 * wanted.abs().max()
+
+
 @pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.usefixtures("both")
 def test_main_grad_is_written_in_place_of_what_was_there(device, batch):
     make = Maker(torch.float64, device, stack=2)
     layers = make.chain((2, 3, 2), (8, 4, 8))
@@ -410,7 +491,7 @@ def test_a_layer_behind_the_gradient_gets_none(device):
     layers, x = make.chain((1, 2, 2), (8, 4, 8)), make.x(1, 1, 8)
     layers[1].weight.main_grad = torch.full_like(layers[1].weight, 7.0)
     first, _ = conv_chain(x, layers, taps=(0, 1))
-    first.sum().backward()
+    first.backward(*upstream_of([first]))
     assert layers[1].gamma.grad is None
     assert torch.equal(layers[1].weight.main_grad, torch.full_like(layers[1].weight, 7.0))
     assert layers[0].weight.grad.any()
