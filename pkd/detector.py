@@ -16,12 +16,12 @@ from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
+from pkd.assembly import make_networks, phase_trainer
 from pkd.config import TrainConfig
 from pkd.datasets import resize
 from pkd.errors import InputError, UserError
 from pkd.images import channels_first, pixel_range, to_bytes
 from pkd.models import GAN, Generator
-from pkd.schedule import make_networks, phase_trainer
 from pkd.thresholds import CONTAMINATION, hold_out, own_scores, threshold
 from pkd.training_set import Member, TrainSet
 

@@ -12,7 +12,7 @@ from pkd_kernels import to_unit
 from torch import Tensor
 
 from pkd.models import Generator
-from pkd.schedule import Run
+from pkd.run import Run
 from pkd.verdicts import Verdicts
 
 SHOWN = 6  # most normal images of a class, and most novel ones; fewer where there is much to show:
