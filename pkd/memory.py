@@ -10,6 +10,7 @@ from pkd.assembly import NETWORKS, make_networks, phase_trainer
 from pkd.config import TrainConfig
 from pkd.cost import cost
 from pkd.errors import UserError
+from pkd.hardware import precision
 from pkd.run_data import class_sizes
 from pkd.training_set import Member, TrainSet
 
@@ -59,11 +60,12 @@ def training_memory(
     images = datasets.resize(dataset.train_images, config.image_size)
     data = TrainSet(images, dataset.train_labels, members, config.max_train_images, device)
     networks = make_networks(config, members, images.shape[1], device)
-    for number in range(len(config.phases())):
-        trainer = phase_trainer(config, number, networks, members, data)
-        trainer.begin_epoch(0)
-        trainer.step()
-        del trainer  # before the next phase's is made
+    with precision(config.precision, device):
+        for number in range(len(config.phases())):
+            trainer = phase_trainer(config, number, networks, members, data)
+            trainer.begin_epoch(0)
+            trainer.step()
+            del trainer  # before the next phase's is made
     return torch.cuda.max_memory_allocated() - before
 
 

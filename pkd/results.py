@@ -6,7 +6,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from pkd.cost import cost
-from pkd.hardware import device_name
+from pkd.hardware import device_name, in_tf32
 from pkd.run import Run
 from pkd.thresholds import threshold
 from pkd.training_set import Member
@@ -44,7 +44,7 @@ def results_of(run: Run, auc: dict[str, list[float]]) -> dict[str, Any]:
         **summarize(auc, run.members),
         "cost": {name: vars(cost(gan.architecture)) for name, gan in run.networks.items()},
         "seconds": {name: round(spent, 1) for name, spent in run.folder.progress.seconds.items()},
-        "hardware": device_name(run.device),
+        "hardware": device_name(run.device) + ", TF32" * in_tf32(config.precision, run.device),
         "versions": {"python": platform.python_version(), **run.versions},
     }
 

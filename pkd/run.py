@@ -1,6 +1,7 @@
 """A run as its folder has it: settings, images, members and networks, and how well they score."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
@@ -13,6 +14,7 @@ from pkd import datasets
 from pkd.assembly import make_networks
 from pkd.config import Phase
 from pkd.errors import UserError
+from pkd.hardware import precision
 from pkd.models import GAN, load_networks
 from pkd.parsing import config_from
 from pkd.run_data import load_dataset, members_of
@@ -43,7 +45,6 @@ class Run:
         config = config_from(folder.config(), folder.path / "config.yaml")
         self.config = config = replace(config, **changes)
         self.device = config.torch_device()
-        torch.backends.cudnn.allow_tf32 = False  # full float32, as on a CPU
         self.versions = {name: version(name) for name in PACKAGES}
         self.phases = config.phases()
         self.dataset = dataset or load_dataset(config)
@@ -101,9 +102,14 @@ class Run:
             return self.networks
         return {k: part_of(gan, stack).to(self.device) for k, gan in self.networks.items()}
 
+    def precision(self) -> AbstractContextManager:
+        """The context in which the networks compute as the settings say."""
+        return precision(self.config.precision, self.device)
+
     def evaluate(self, network: str) -> list[float]:
         """AUC of each member of a network on the test split; UserError as `scores`."""
-        found = [self.scores(self.on_device(stack), stack, network) for stack in self.stacks]
+        with self.precision():
+            found = [self.scores(self.on_device(stack), stack, network) for stack in self.stacks]
         return auc_by_member(np.concatenate(found, 1), self.dataset.test_labels, self.members)
 
     def scores(

@@ -27,7 +27,7 @@ from pkd.thresholds import own_scores
 def start(config: TrainConfig, out: Path | None) -> tuple[RunFolder, Dataset]:
     """Check a configuration against its data, then begin a run folder for it."""
     resolved = config.resolved()
-    resolved.torch_device()
+    resolved.training_device()
     dataset = load_dataset(resolved)
     config = replace(config, channels=dataset.train_images.shape[1])
     few = min(class_sizes(resolved, dataset).values()) if config.dataset in OWN_DATA else None
@@ -64,7 +64,9 @@ class Schedule:
         for phase in run.phases[: folder.progress.phase]:
             run.load_phase(phase)
         if folder.progress.phase < len(run.phases):
-            self._train_phases()
+            run.config.training_device()  # another machine may have begun
+            with run.precision():
+                self._train_phases()
         elif (written := folder.results()) is not None:
             return written  # with the hardware and versions of the machine that trained
         write_atomically(
