@@ -22,8 +22,11 @@ from pkd.errors import UserError
 from pkd.export import export_parser, run_export
 from pkd.parsing import add_settings
 from pkd.report import write_report
-from pkd.runs import RunFolder
-from pkd.schedule import Interrupted, Reporter, Run, Several, StopRequest, start
+from pkd.reporter import Interrupted, Reporter, Several, StopRequest
+from pkd.results import results_of
+from pkd.run import Run
+from pkd.run_folder import RunFolder
+from pkd.schedule import Schedule, start
 from pkd.score import run_score, score_parser
 
 console = Console(**PLAIN)
@@ -109,9 +112,9 @@ def run_train(args: Namespace) -> int:
             reporters = [told.enter_context(ProgressBar())]
             if args.tensorboard:
                 reporters.append(told.enter_context(TensorBoard(folder.path / "tensorboard")))
-            run = Run(folder, Several(*reporters), stop.check, dataset)
+            run = Run(folder, dataset)
             tell_left_out(run.dataset)
-            results = run.train()
+            results = Schedule(run, Several(*reporters), stop.check).train()
     except Interrupted:
         command = f"pkd train --resume {shlex.quote(str(folder.path))}"
         console.print(f"stopped; continue with: {command}", soft_wrap=True)
@@ -209,7 +212,7 @@ def run_evaluate(args: Namespace) -> int:
     for phase in run.phases[: folder.progress.phase]:
         run.load_phase(phase)
         auc[phase.name] = run.evaluate(phase.judged)
-    print_auc(run.results(auc))
+    print_auc(results_of(run, auc))
     return 0
 
 

@@ -9,6 +9,7 @@ import torch
 
 from pkd.cost import PAPER_STUDENTS
 from pkd.errors import UserError, flag
+from pkd.hardware import device_name, in_tf32
 from pkd.models import IMAGE_SIZES, Architecture
 from pkd.structures import PHASE_NAMES, SCHEDULES, TEACHER, Structure
 from pkd.thresholds import CONTAMINATION
@@ -94,6 +95,8 @@ class TrainConfig:
         norm_first: normalise the first encoder convolution too, as the paper's Table 1 has it.
         latent: size of the latent vectors.
         device: where to train; "auto" takes a GPU if there is one.
+        precision: of float32 products on a GPU: in full, or TF32, their factors rounded to 10 bits
+            of mantissa, which results then name.
         stack: models trained together; default all of them, or as many as fit the GPU's memory,
             one stack after the other.
         graph: on a GPU, replay a training step as one CUDA graph instead of launching its kernels
@@ -128,6 +131,7 @@ class TrainConfig:
     norm_first: bool = True
     latent: int = 256
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["float32", "tf32"] = "float32"
     stack: int | None = None
     graph: bool = True
     checkpoint_every: float = 60.0
@@ -202,7 +206,7 @@ class TrainConfig:
         ]
 
     def torch_device(self) -> torch.device:
-        """The device to train on; UserError if cuda is asked for where there is none."""
+        """The device to compute on; UserError if cuda is asked for where there is none."""
         cuda = torch.cuda.is_available()
         if self.device == "cuda" and not cuda:
             raise UserError(
@@ -210,6 +214,20 @@ class TrainConfig:
                 "use cpu or auto, or install a CUDA build of torch"
             )
         return torch.device("cuda" if cuda and self.device != "cpu" else "cpu")
+
+    def training_device(self) -> torch.device:
+        """`torch_device`, to train on; UserError if it has no TF32 where that is asked for.
+
+        Training goes on nowhere in another precision than results say; scoring takes what there is.
+        """
+        device = self.torch_device()
+        if self.precision == "tf32" and not in_tf32(self.precision, device):
+            raise UserError(
+                "--precision tf32 (or config.yaml's) takes an NVIDIA GPU of compute capability 8.0 "
+                f"or newer, and training would be on {device_name(device)}: train where there is "
+                "one, or in float32"
+            )
+        return device
 
     def as_dict(self) -> dict[str, Any]:
         """Plain types only, for YAML and JSON."""

@@ -16,12 +16,13 @@ from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
+from pkd.assembly import make_networks, phase_trainer
 from pkd.config import TrainConfig
 from pkd.datasets import resize
 from pkd.errors import InputError, UserError
+from pkd.hardware import precision
 from pkd.images import channels_first, pixel_range, to_bytes
 from pkd.models import GAN, Generator
-from pkd.schedule import make_networks, phase_trainer
 from pkd.thresholds import CONTAMINATION, hold_out, own_scores, threshold
 from pkd.training_set import Member, TrainSet
 
@@ -32,7 +33,17 @@ NUMBERS = dict.fromkeys(
 ) | dict.fromkeys(("lr", "held_out"), Real)
 # Parameters of Detector that are settings of a training run, under the same names.
 SETTINGS = (
-    *("preset", "structure", "image_size", "held_out", "latent", "lr", "batch_size", "device"),
+    *(
+        "preset",
+        "structure",
+        "image_size",
+        "held_out",
+        "latent",
+        "lr",
+        "batch_size",
+        "device",
+        "precision",
+    ),
     *("teacher_epochs", "step1_epochs", "step2_epochs"),
 )
 
@@ -68,6 +79,8 @@ class Detector(OutlierMixin, BaseEstimator):
         lr: Adam's learning rate; None takes the preset's.
         latent: size of the latent vectors.
         device: "auto" takes a GPU if there is one; or "cpu", "cuda".
+        precision: of training on a GPU, "float32" in full or "tf32", see `pkd train --help`;
+            scores are computed in float64 all the same.
         random_state: seed of first weights, data order and the choice of what is held out.
 
     Attributes:
@@ -106,6 +119,7 @@ class Detector(OutlierMixin, BaseEstimator):
         lr: float | None = None,
         latent: int = 256,
         device: str = "auto",
+        precision: str = "float32",
         random_state: int | np.random.RandomState | None = None,
     ):
         self.contamination = contamination
@@ -124,6 +138,7 @@ class Detector(OutlierMixin, BaseEstimator):
         self.lr = lr
         self.latent = latent
         self.device = device
+        self.precision = precision
         self.random_state = random_state
 
     def fit(self, X: Any, y: Any = None) -> "Detector":  # noqa: N803
@@ -253,15 +268,16 @@ def _train(config: TrainConfig, images: Tensor, seed: int) -> dict[str, GAN]:
     config = config.resolved(len(images))
     config = replace(config, batch_size=min(config.batch_size, len(images)))
     members = [Member(0, seed)]
-    device = config.torch_device()
+    device = config.training_device()
     data = TrainSet(images, np.zeros(len(images), np.int64), members, device=device)
     networks = make_networks(config, members, images.shape[1], device)
-    for number, phase in enumerate(config.phases()):
-        trainer = phase_trainer(config, number, networks, members, data)
-        for epoch in range(phase.epochs):
-            for _ in trainer.epoch(epoch):
-                pass
-        del trainer  # its moments and graph, before the next phase makes its own
+    with precision(config.precision, device):
+        for number, phase in enumerate(config.phases()):
+            trainer = phase_trainer(config, number, networks, members, data)
+            for epoch in range(phase.epochs):
+                for _ in trainer.epoch(epoch):
+                    pass
+            del trainer  # its moments and graph, before the next phase makes its own
     return networks
 
 

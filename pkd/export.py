@@ -26,8 +26,8 @@ from pkd.errors import UserError
 from pkd.files import new_file
 from pkd.models import Generator
 from pkd.parsing import config_from
-from pkd.runs import RunFolder
-from pkd.schedule import load_dataset
+from pkd.run_data import load_dataset
+from pkd.run_folder import RunFolder
 from pkd.scorer import Scorer, in_torch
 from pkd.scoring import novelty_scores
 

@@ -12,7 +12,7 @@ from pkd_kernels import to_unit
 from torch import Tensor
 
 from pkd.models import Generator
-from pkd.schedule import Run
+from pkd.run import Run
 from pkd.verdicts import Verdicts
 
 SHOWN = 6  # most normal images of a class, and most novel ones; fewer where there is much to show:
@@ -43,10 +43,11 @@ def pictures(
     orders = [verdicts[k].scores.argsort(kind="stable") for k in members]
     rows = np.stack([np.concatenate([own[:count], own[: -count - 1 : -1]]) for own in orders], 1)
     originals = run.test_images[torch.from_numpy(rows)]  # [2 * count, groups, C, H, W]
-    run.load_phase(run.phases[-1])
-    student = reconstructions(run.networks["student"].generator, originals, members)
-    run.load_phase(run.phases[0])
-    teacher = reconstructions(run.networks["teacher"].generator, originals, members)
+    with run.precision():
+        run.load_phase(run.phases[-1])
+        student = reconstructions(run.networks["student"].generator, originals, members)
+        run.load_phase(run.phases[0])
+        teacher = reconstructions(run.networks["teacher"].generator, originals, members)
     stacked = torch.cat([originals, teacher, student], 3).cpu().numpy()
     labels, names = run.dataset.test_labels, run.dataset.classes
     found = []

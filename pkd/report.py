@@ -17,13 +17,13 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from pkd.charts import STEPS, ratio_axis, roc_chart, score_chart, training_charts
-from pkd.config import Phase, TrainConfig
+from pkd.config import OWN_DATA, Phase, TrainConfig
 from pkd.cost import table4
 from pkd.errors import UserError
 from pkd.files import replace_file
 from pkd.paper import paper_class, paper_mean
 from pkd.pictures import pictures
-from pkd.schedule import OWN_DATA, Run
+from pkd.run import Run
 from pkd.structures import KDGAN
 from pkd.svg import Chart
 from pkd.verdicts import Verdicts, judge

@@ -15,6 +15,7 @@ from pkd.deployed import Score
 from pkd.hardware import convolutions
 from pkd.models import Generator, Layer
 
+# Those of the definition as PyTorch's modules; in place, as a second map takes time.
 ACTIVATIONS = {
     "none": nn.Identity,
     "relu": lambda: nn.ReLU(inplace=True),

@@ -1,7 +1,5 @@
 """The models of a run in stacks that fit the device's memory."""
 
-from collections.abc import Callable
-
 from pkd.models import GAN
 
 
@@ -30,14 +28,3 @@ def put_back(parts: dict[str, GAN], networks: dict[str, GAN], stack: slice) -> N
             continue
         for own, whole in zip(part.state_dict().values(), gan.state_dict().values(), strict=True):
             whole.unflatten(0, (gan.stack, -1))[stack] = own.unflatten(0, (part.stack, -1)).cpu()
-
-
-def largest_stack(bytes_of: Callable[[int], int], free: int) -> int:
-    """How many models fit into `free` bytes, at least 1.
-
-    Args:
-        bytes_of: memory that a stack of so many models needs, measured. What a further one adds
-            is taken from stacks of one and two.
-    """
-    one, two = bytes_of(1), bytes_of(2)
-    return 1 + max(0, free - one) // max(1, two - one)

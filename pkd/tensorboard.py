@@ -7,7 +7,7 @@ from typing import Any
 
 from pkd.config import Phase
 from pkd.errors import UserError
-from pkd.schedule import Reporter
+from pkd.reporter import Reporter
 
 try:
     from torch.utils.tensorboard import SummaryWriter

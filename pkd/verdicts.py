@@ -8,7 +8,7 @@ import numpy as np
 from sklearn.metrics import average_precision_score, f1_score
 
 from pkd.errors import UserError
-from pkd.schedule import Run
+from pkd.run import Run
 from pkd.scoring import auc_by_member
 
 LEAST_RATIO = 1e-6

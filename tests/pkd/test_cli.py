@@ -16,10 +16,10 @@ from image_helpers import picture, product_photos, save
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from pkd import cli, datasets, graph, schedule
+from pkd import cli, datasets, graph
 from pkd.cli import main
-from pkd.runs import RunFolder
-from pkd.schedule import Run
+from pkd.run import Run
+from pkd.run_folder import RunFolder
 from pkd.thresholds import threshold
 from pkd.trainer import Trainer
 
@@ -511,7 +511,7 @@ def test_weights_that_turn_bad_never_replace_a_good_checkpoint(
 
 
 def test_scores_that_are_not_finite_end_a_run_clearly(refused, tmp_path, monkeypatch):
-    monkeypatch.setattr(schedule, "novelty_scores", lambda *_: np.full((360, 2), np.nan))
+    monkeypatch.setattr("pkd.run.novelty_scores", lambda *_: np.full((360, 2), np.nan))
     argv = ["train", *TINY, "--out", tmp_path / "run"]
     refused(argv, "scores of the teacher of normal class 0, seed 0", "lower --lr")
 
@@ -653,7 +653,7 @@ def test_of_identical_images_everything_stays_finite(tmp_path):
 
 
 def test_curves_never_miss_a_class_however_rare(tmp_path, monkeypatch):
-    monkeypatch.setattr(schedule, "CURVE_IMAGES", 4)
+    monkeypatch.setattr("pkd.epochs.CURVE_IMAGES", 4)
     images = np.random.default_rng(0).integers(0, 256, (40, 20, 20), np.uint8)
     labels = np.ones(40, np.int64)
     labels[3] = 0

@@ -17,7 +17,7 @@ from pkd.datasets import load, resize
 from pkd.deployed import Card, open_onnx
 from pkd.export import difference, to_onnx, to_torch
 from pkd.models import Architecture, Generator
-from pkd.runs import RunFolder
+from pkd.run_folder import RunFolder
 from pkd.scorer import Scorer, in_torch
 
 CARD = Card("student", "digits", 5, "5", 1, 1, 32, 0.1, 0.05, "0.1.0")

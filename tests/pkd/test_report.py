@@ -26,8 +26,8 @@ from pkd.cost import cost
 from pkd.models import Architecture
 from pkd.pictures import reconstructions
 from pkd.report import compression, duration, short, times
-from pkd.runs import RunFolder
-from pkd.schedule import Run
+from pkd.run import Run
+from pkd.run_folder import RunFolder
 from pkd.scoring import novelty_scores
 from pkd.verdicts import Verdicts
 

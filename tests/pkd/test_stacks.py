@@ -1,19 +1,19 @@
-"""A run in several stacks is the run in one; how many models fit is found by measuring."""
+"""A run in several stacks is the run in one."""
 
 import json
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 
-from pkd import schedule
 from pkd.cli import main
 from pkd.config import TrainConfig
 from pkd.models import GAN, Architecture
-from pkd.runs import RunFolder
-from pkd.schedule import Interrupted, Run, load_dataset, members_of, start
-from pkd.stacks import largest_stack, part_of, put_back, stacks_of
+from pkd.reporter import Interrupted, Reporter
+from pkd.run import Run
+from pkd.run_folder import RunFolder
+from pkd.schedule import Schedule, start
+from pkd.stacks import part_of, put_back, stacks_of
 
 SETTINGS = (
     *("--normal-class", "0,1", "--seeds", "2", "--device", "cpu", "--latent", "8"),
@@ -46,18 +46,6 @@ def test_a_part_of_a_stack_is_the_stack_of_its_models_and_goes_back_to_its_place
         found, old = value.view(5, -1), before[key].view(5, -1)
         assert (found[1:3] == 7).all()
         assert torch.equal(found[[0, 3, 4]], old[[0, 3, 4]])
-
-
-@pytest.mark.parametrize(
-    ("free", "size"), [(0, 1), (1000, 1), (1299, 1), (1300, 2), (3999, 10), (4000, 11)]
-)
-def test_the_largest_stack_follows_from_what_a_further_model_needs(free, size):
-    """A model needs 300 bytes, and whatever is there only once another 700."""
-    assert largest_stack(lambda count: 700 + 300 * count, free) == size
-
-
-def test_models_that_need_no_memory_all_fit():
-    assert largest_stack(lambda count: 700, 10**6) > 10**5
 
 
 @pytest.fixture(scope="module")
@@ -130,64 +118,20 @@ def test_stopped_between_two_stacks_nothing_of_the_first_is_trained_again(tmp_pa
             raise Interrupted
 
     with pytest.raises(Interrupted):
-        Run(folder, check=check).train()
+        Schedule(Run(folder), check=check).train()
     assert (finished[0].stack, finished[0].step) == (0, 0)
     folder.release()
     folder = RunFolder.resume(tmp_path / "run")
     steps = []
 
-    class Steps(schedule.Reporter):
+    class Steps(Reporter):
         def begin(self, phase, steps_in_all, done):
             steps.append((phase.name, steps_in_all, done))
 
-    Run(folder, Steps()).train()
+    Schedule(Run(folder), Steps()).train()
     assert steps == [
         ("step1", 10, 10),
         ("step1", 10, 0),
         ("step2", 5, 0),
         ("step2", 5, 0),
     ]
-
-
-@pytest.fixture
-def gpu_of(monkeypatch):
-    """gpu_of(free): a GPU with that much free memory, where a model needs 10 MiB and all 5."""
-
-    def install(free):
-        gpu = torch.device("cuda")
-        monkeypatch.setattr(TrainConfig, "torch_device", lambda config: gpu)
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, free))
-        monkeypatch.setattr(
-            schedule, "training_memory", lambda _, __, members: (5 + 10 * len(members)) * 2**20
-        )
-
-    return install
-
-
-@pytest.mark.parametrize(("mebibytes", "stack"), [(19, 1), (50, 3), (131, 9), (10**6, None)])
-def test_stacks_are_as_large_as_the_gpus_memory_allows(mebibytes, stack, gpu_of, tmp_path):
-    """Ten models; a fifth of the memory is left free."""
-    gpu_of(mebibytes * 2**20)
-    narrow = {"teacher_widths": "2-4-8", "student_widths": "1-2-4", "latent": 8}
-    folder, _ = start(TrainConfig(**narrow), tmp_path / "run")
-    folder.release()
-    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["stack"] == stack
-
-
-def test_a_stack_that_the_user_chose_is_not_measured(gpu_of, tmp_path, monkeypatch):
-    gpu_of(10**9)
-    monkeypatch.setattr(schedule, "training_memory", pytest.fail)
-    folder, _ = start(TrainConfig(student_widths="1-2-4", stack=7), tmp_path / "run")
-    folder.release()
-    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["stack"] == 7
-
-
-@pytest.mark.gpu
-def test_memory_measured_for_two_models_tells_that_of_eight():
-    config = TrainConfig(device="cuda").resolved()
-    dataset = load_dataset(config)
-    members = members_of(config, dataset)
-    one, two, eight = (
-        schedule.training_memory(config, dataset, members[:count]) for count in (1, 2, 8)
-    )
-    assert eight == pytest.approx(one + 7 * (two - one), rel=0.1)

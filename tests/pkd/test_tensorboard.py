@@ -8,8 +8,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from pkd.cli import main
 from pkd.config import TrainConfig
-from pkd.runs import RunFolder
-from pkd.schedule import Interrupted, Run, start
+from pkd.reporter import Interrupted
+from pkd.run import Run
+from pkd.run_folder import RunFolder
+from pkd.schedule import Schedule, start
 from pkd.tensorboard import TensorBoard
 
 TINY = {
@@ -74,7 +76,7 @@ def test_a_resumed_run_continues_its_curves(tmp_path, every_step_reported):
             raise Interrupted
 
     with TensorBoard(folder.path / "tensorboard") as live, pytest.raises(Interrupted):
-        Run(folder, live, stop, dataset).train()
+        Schedule(Run(folder, dataset), live, stop).train()
     done = folder.progress.epoch * 10 + folder.progress.step
     assert 0 < done < 20
     with TensorBoard(folder.path / "tensorboard") as live:  # as a process that was killed would

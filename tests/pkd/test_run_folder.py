@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pkd.errors import UserError
-from pkd.runs import Progress, RunFolder, parse_progress, write_atomically, write_text
+from pkd.run_folder import Progress, RunFolder, parse_progress, write_atomically, write_text
 
 CONFIG = {"dataset": "digits"}
 WEIGHTS = {"a": torch.tensor([1.0, 2.0]), "b": torch.arange(6.0).view(2, 3).T}
