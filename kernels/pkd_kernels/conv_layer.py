@@ -81,6 +81,41 @@ def _tile(
     return c, p, (c < channels)[:, None] & there[None, :]
 
 
+# Addresses are sums of what belongs to the pixel and what belongs to the term k, so that of a tile
+# of both an element takes one addition.
+
+
+@triton.jit
+def _big_at(p, k, SIDE: tl.constexpr):
+    """Where tap k % 16 of the small map's pixel p lies in the big map's channel k // 16, and
+    whether inside."""
+    y = 2 * (p // SIDE) - 1
+    x = 2 * (p % SIDE) - 1
+    at = (y * (2 * SIDE) + x) + (k // 16 * (4 * SIDE * SIDE) + k // 4 % 4 * (2 * SIDE) + k % 4)
+    y += k // 4 % 4
+    x += k % 4
+    return at, (y >= 0) & (y < 2 * SIDE) & (x >= 0) & (x < 2 * SIDE)
+
+
+@triton.jit
+def _small_at(y, x, k, SIDE: tl.constexpr):
+    """Which pixel of the small map's channel k // 4 lies under the big map's pixel y, x, of two
+    rows and two columns that do the one that k % 4 says, and whether it is inside."""
+    y = (y + 1) // 2
+    x = (x + 1) // 2
+    at = (y * SIDE + x) + (k // 4 * (SIDE * SIDE) - k // 2 % 2 * SIDE - k % 2)
+    y -= k // 2 % 2
+    x -= k % 2
+    return at, (y >= 0) & (y < SIDE) & (x >= 0) & (x < SIDE)
+
+
+@triton.jit
+def _weight_at(y, x, k, channels):
+    """Where the weight of that pixel of the small map is, for the first of the big map's
+    channels."""
+    return ((y + 1) % 2 * 4 + (x + 1) % 2) + (k // 4 * channels * 16 + k // 2 % 2 * 8 + k % 2 * 2)
+
+
 @triton.jit
 def _spread_products(
     source_ptr,
@@ -121,21 +156,14 @@ def _spread_products(
             elif UP:
                 y = (p // (2 * SIDE))[None, :]
                 x = (p % (2 * SIDE))[None, :]
-                y_small = (y + 1) // 2 - k // 2 % 2
-                x_small = (x + 1) // 2 - k % 2
-                inside = (y_small >= 0) & (y_small < SIDE) & (x_small >= 0) & (x_small < SIDE)
+                at, inside = _small_at(y, x, k, SIDE)
                 inside &= (k < length) & (y < 2 * SIDE)
-                at = (k // 4 * SIDE + y_small) * SIDE + x_small
                 b_source = tl.load(source_ptr + at, mask=inside, other=0).to(acc)
-                tap = (y + 1 - 2 * y_small) * 4 + x + 1 - 2 * x_small
-                at_w = (k // 4 * channels + c[None, :]) * 16 + tap
+                at_w = _weight_at(y, x, k, channels) + c[None, :] * 16
                 b_w = tl.load(w_ptr + at_w, mask=inside, other=0).to(acc)
             else:
-                y = 2 * (p // SIDE)[None, :] - 1 + k // 4 % 4
-                x = 2 * (p % SIDE)[None, :] - 1 + k % 4
-                inside = (y >= 0) & (y < 2 * SIDE) & (x >= 0) & (x < 2 * SIDE)
+                at, inside = _big_at(p[None, :], k, SIDE)
                 inside &= (k < length) & (p < SIDE * SIDE)[None, :]
-                at = (k // 16 * (2 * SIDE) + y) * (2 * SIDE) + x
                 b_source = tl.load(source_ptr + at, mask=inside, other=0).to(acc)
                 at_w = c[None, :] * length + k
                 b_w = tl.load(w_ptr + at_w, mask=k < length, other=0).to(acc)
@@ -161,23 +189,21 @@ def _matrix_product(
 ):
     """[C, P] What all pixels of channels c sum up, in the order of `_tile`."""
     if UP:
-        # A pixel q of the small map becomes four, of an even or odd row and column each. Under each
-        # of these lie two rows and two columns of the small map.
+        # A pixel q of the small map becomes four, of an even or odd row and column each.
         quarter: tl.constexpr = P // 4
         odd = tl.arange(0, 4)[:, None, None]
         q = tl.arange(0, quarter)[None, None, :]
+        y = 2 * (q // SIDE) + odd // 2
+        x = 2 * (q % SIDE) + odd % 2
         b_sum = tl.zeros([4, C, quarter], acc)
         for start in range(0, inputs * 4, K):
             k = start + tl.arange(0, K)[None, :, None]
-            y = q // SIDE + odd // 2 - k // 2 % 2
-            x = q % SIDE + odd % 2 - k % 2
-            inside = (y >= 0) & (y < SIDE) & (x >= 0) & (x < SIDE) & (k < inputs * 4)
-            at = (k // 4 * SIDE + y) * SIDE + x
+            at, inside = _small_at(y, x, k, SIDE)
+            inside &= k < inputs * 4
             b_source = tl.load(source_ptr + at, mask=inside, other=0).to(acc)  # [4, K, quarter]
             k = start + tl.arange(0, K)[None, None, :]
-            tap = (1 - odd // 2 + 2 * (k // 2 % 2)) * 4 + 1 - odd % 2 + 2 * (k % 2)
+            at = _weight_at(odd // 2, odd % 2, k, channels) + c[None, :, None] * 16
             inside = (c[None, :, None] < channels) & (k < inputs * 4)
-            at = (k // 4 * channels + c[None, :, None]) * 16 + tap
             b_w = tl.load(w_ptr + at, mask=inside, other=0).to(acc)  # [4, C, K]
             b_sum = tl.dot(b_w, b_source, b_sum, input_precision=PRECISION, out_dtype=acc)
         result = tl.reshape(tl.permute(b_sum, (1, 0, 2)), [C, P])
@@ -186,10 +212,8 @@ def _matrix_product(
         result = tl.zeros([C, P], acc)
         for start in range(0, inputs * 16, K):
             k = start + tl.arange(0, K)[:, None]
-            y = 2 * (p // SIDE) - 1 + k // 4 % 4
-            x = 2 * (p % SIDE) - 1 + k % 4
-            inside = (y >= 0) & (y < 2 * SIDE) & (x >= 0) & (x < 2 * SIDE) & (k < inputs * 16)
-            at = (k // 16 * (2 * SIDE) + y) * (2 * SIDE) + x
+            at, inside = _big_at(p, k, SIDE)
+            inside &= k < inputs * 16
             b_source = tl.load(source_ptr + at, mask=inside, other=0).to(acc)  # [K, P]
             k = start + tl.arange(0, K)[None, :]
             inside = (c < channels)[:, None] & (k < inputs * 16)
@@ -262,11 +286,9 @@ def _sum_over_pixels(
             inside = rows[:, None] & (k < batch * pixels)[None, :]
             at = (n * stride_small + p)[None, :] + (i * pixels)[:, None]
             b_small = tl.load(small_ptr + at, mask=inside, other=0).to(acc)  # [ROWS, K]
-            y = 2 * (p // SIDE)[:, None] - 1 + (o // 4 % 4)[None, :]
-            x = 2 * (p % SIDE)[:, None] - 1 + (o % 4)[None, :]
-            inside = (y >= 0) & (y < 2 * SIDE) & (x >= 0) & (x < 2 * SIDE)
+            at, inside = _big_at(p[:, None], o[None, :], SIDE)
+            at += (n * stride_big)[:, None]
             inside &= (k < batch * pixels)[:, None] & columns[None, :]
-            at = (n * stride_big)[:, None] + ((o // 16)[None, :] * (2 * SIDE) + y) * (2 * SIDE) + x
             b_big = tl.load(big_ptr + at, mask=inside, other=0).to(acc)  # [K, COLUMNS]
             result = tl.dot(b_small, b_big, result, input_precision=PRECISION, out_dtype=acc)
     return result
