@@ -75,6 +75,14 @@ class Share:
             pytest.skip("another process has begun it")
 
     @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_call(self, item: pytest.Item):
+        """What its kernels do to the GPU is a test's own failure, not the next one's."""
+        result = yield
+        if item.nodeid in self.begun and torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+        return result
+
+    @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo):
         report = yield
         if item.nodeid in self.begun and (report.when == "call" or not report.passed):

@@ -87,7 +87,7 @@ def test_processes_share_tests_and_every_result_survives(tmp_path):
 
 
 def test_a_process_whose_gpu_is_broken_is_replaced(tmp_path):
-    """It stops at the first failure after which the device no longer answers."""
+    """Its error is that of the test whose kernels made it."""
     (tmp_path / "conftest.py").write_text(
         "import torch, pytest\n"
         "def broken(): raise RuntimeError('illegal memory access')\n"
@@ -98,7 +98,6 @@ def test_a_process_whose_gpu_is_broken_is_replaced(tmp_path):
         "import torch, conftest\n"
         "def test_illegal():\n"
         "    torch.cuda.synchronize = conftest.broken\n"
-        "    torch.cuda.synchronize()\n"
         "def test_next(): torch.cuda.synchronize()\n"
         "def test_fails(): assert 0\n"
         "def test_last(): torch.cuda.synchronize()\n"

@@ -28,6 +28,7 @@ from bench.ladder_contenders import (
     Vmap,
 )
 from bench.ladder_timing import CHECK_STEPS, Disagreement, check
+from bench.plain import largest_difference, member_parameters
 
 CPU = torch.device("cpu")
 SIZE = Size(CPU, (4, 8, 16), images=8, repeats=2, seconds=0.02)
@@ -99,11 +100,26 @@ def test_warming_up_for_a_graph_leaves_no_trace(graphs_are_calls, structure, bui
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["plain graph", "plain graph, teacher cached"])
-def test_graphs_of_the_plain_loop(name):
+def test_graphs_of_the_plain_loop(name, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # as where they are timed
     about = ONE.problem(Size(torch.device("cuda"), (4, 8, 16), images=8))
     contender = CONTENDERS[name].build(about, about.members(1))
     contender.advance(CHECK_STEPS)
     check(about, contender)
+
+
+def test_a_members_first_weights_are_those_of_its_class_in_every_stack():
+    about = problem("KDGAN-3")
+    members = about.members(13)
+    stack = about.gan("student", members)
+    for m in (0, 2, 9, 12):
+        alone = about.gan("student", [members[m]])
+        assert largest_difference(alone, member_parameters(stack, m, 13)) == 0
+    assert largest_difference(alone, member_parameters(stack, 2, 13)) == 0  # as class 2, seed 0
+    assert largest_difference(alone, member_parameters(stack, 3, 13)) > 0
+    for p in stack.parameters():
+        p.data.zero_()
+    assert any(p.any() for p in about.gan("student", members).parameters())
 
 
 @pytest.mark.parametrize("term", range(6))
@@ -234,7 +250,10 @@ def test_the_plan_has_every_cell_once_and_on_a_cpu_what_a_cpu_can():
     cells = ladder.plan(torch.device("cuda"))
     titles = [cell.title for cell in cells]
     assert len(set(titles)) == len(titles) == 28 + 6
-    assert titles[:2] == ["KDGAN-2, 8-16-64, M = 1", "KDGAN-2, 8-16-64, M = 30"]
+    one = "KDGAN-2, 8-16-64, M = 1"
+    small = ["KDGAN-2, 1-2-4, M = 128", "KDGAN-2, 1-2-4, M = 1"]
+    needed = [one, "KDGAN-2, 8-16-64, M = 30", *small, "teacher, M = 1"]
+    assert titles[:8] == needed + [f"{one}, {name}" for name in COMPILE]
     for cell in cells:
         assert cell.names(torch.device("cuda"))[0] == BASE
     for cell in ladder.plan(CPU):
