@@ -67,21 +67,23 @@ def run(command: list[str], timeout: float, **environment: str) -> tuple[int, st
     return code, text
 
 
-def shared(folder: Path, tests: list[str], processes: int, seconds: float) -> dict[str, Any]:
+def shared(
+    folder: Path, tests: list[str], processes: int, seconds: float, **environment: str
+) -> dict[str, Any]:
     """What became of tests that some processes share, see `bench.shared_tests`.
 
     A process that breaks down, as an illegal access to the GPU's memory makes it do, is replaced by
     another for the tests that are left, as long as that gets any further.
     """
     start, command = time.time(), [*PYTEST, "--share", str(folder), *tests]
-    threads = max(1, len(os.sched_getaffinity(0)) // processes)
+    environment["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // processes))
 
     def work(_: int) -> None:
         done = -1
         while done < (begun := len([*folder.glob("*.jsonl")])):
             done = begun
             left = start + seconds - time.time()
-            code, _ = run(command, left, OMP_NUM_THREADS=str(threads))
+            code, _ = run(command, left, **environment)
             if code in (0, 1, STOPPED):
                 return
 
@@ -129,15 +131,16 @@ def sanitizer_says(code: int, text: str, found: dict[str, Any]) -> tuple[int, st
 def op_rows(folder: Path, seconds: float) -> tuple[dict[str, Any], list[dict]]:
     """Results of the benchmarks of the ops, and the rows that they have measured in time."""
     file = folder / "rows.jsonl"
-    share = folder / "tests"
-    run(
-        [*PYTEST, "--share", str(share), "bench/test_ops.py"],
+    found = shared(
+        folder / "share",
+        ["bench/test_ops.py"],
+        1,
         seconds,
         PKD_BENCH_DEADLINE=str(time.time() + seconds - MARGIN_S),
         PKD_BENCH_ROWS=str(file),
     )
     lines = file.read_text().splitlines() if file.exists() else []
-    return results(share), joined([json.loads(line) for line in lines])
+    return found, joined([json.loads(line) for line in lines])
 
 
 def joined(rows: list[dict]) -> list[dict]:
