@@ -1,12 +1,14 @@
 """What a piece of code launches and moves: for tests and benchmarks.
 
 Launches are counted on any device: Triton kernels, and operations of PyTorch that compute (views
-and allocations do not). Elements that a kernel loads and stores are counted where the interpreter
-runs it, argument by argument, so that "each input is read once" can be checked.
+and allocations do not). On a GPU the profiler tells what runs there, inside a CUDA graph too.
+Elements that a kernel loads and stores are counted where the interpreter runs it, argument by
+argument, so that "each input is read once" can be checked.
 """
 
+import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -56,6 +58,25 @@ class _Operations(TorchDispatchMode):
             tensors = torch.utils._pytree.tree_leaves((args, read, result))
             self.traffic.aten_bytes += sum(t.nbytes for t in tensors if isinstance(t, Tensor))
         return result
+
+
+def gpu_events(call: Callable[[], object]) -> list:
+    """Kernels, copies and fills that a call makes a GPU run; none where the profiler sees none.
+
+    What runs later in the process may be slower for it: time first, then count.
+    """
+    # To detach the profiler's library and attach it again has crashed where there are CUDA graphs.
+    os.environ.setdefault("TEARDOWN_CUPTI", "0")
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profile:
+        call()
+        torch.cuda.synchronize()
+    on_device = torch.autograd.DeviceType.CUDA
+    return [
+        event
+        for event in profile.events()
+        if event.device_type == on_device and not event.is_user_annotation
+    ]
 
 
 @contextmanager

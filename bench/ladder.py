@@ -1,14 +1,16 @@
 """The ladder: every rung and peer of a training step, by structure, student and number of models.
 
 A cell is one structure, student and stack; its contenders are checked, timed in turn and counted. A
-contender that fails is a row that says why. Cells are measured in batches, each in a process of its
-own with a time limit: a hang takes no more than its batch, a broken device no more than its cell.
+contender that fails is a row that says why. Each cell is measured in a process of its own with a
+time limit: a hang takes no more than part of the time, a broken device no more than its cell, and
+what counting launches costs a process no other cell.
 """
 
-import gc
 import multiprocessing
+import signal
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from multiprocessing.connection import Connection
@@ -39,8 +41,9 @@ STUDENTS = {
 LARGE, SMALL = "8-16-64", "1-2-4"
 STACKS = (1, 10, 30, 128)
 CPU_STACKS = (1, 10, 30)
-PART = 0.6  # of the time that is left: no batch takes more, so that a hang leaves time to others
-LEAST_S = 8.0  # less time than a batch needs to begin
+PART = 0.6  # of the time that is left: no cell takes more, so that a hang leaves time to others
+LEAST_S = 8.0  # less time than a cell needs to begin
+GRACE_S = 2.0  # of a cell's time, for it to end by itself
 
 Row = dict[str, Any]
 
@@ -98,28 +101,26 @@ class Cell:
         return Problem(size.teacher_widths, widths, size.images, size.device, channels, structure)
 
 
-def plan(device: torch.device) -> list[list[Cell]]:
-    """Batches of cells, what the targets need first."""
+def plan(device: torch.device) -> list[Cell]:
+    """All cells, what the targets need first."""
     ours = (BASE, "pkd, eager", "pkd, one graph")
     first = [
-        [Cell("KDGAN-2", LARGE, 1), Cell("KDGAN-2", LARGE, 30)],
-        [Cell("KDGAN-2", SMALL, 128), Cell("KDGAN-2", SMALL, 1)],
-        [Cell("teacher", LARGE, 1)],
+        *(Cell("KDGAN-2", LARGE, stack) for stack in (1, 30)),
+        *(Cell("KDGAN-2", SMALL, stack) for stack in (128, 1)),
+        Cell("teacher", LARGE, 1),
         *(
-            [Cell(structure, LARGE, 1, (*ours, name))]
-            for name in COMPILE
+            Cell(structure, LARGE, 1, (*ours, name))
             for structure in ("KDGAN-2", "teacher")
+            for name in COMPILE
         ),
     ]
-    done = [cell for batch in first for cell in batch]
     rest = [
-        [Cell(structure, student, stack) for stack in STACKS]
+        Cell(structure, student, stack)
         for structure, student in product(("KDGAN-2", "KDGAN-3"), (LARGE, SMALL, "2-4-8"))
+        for stack in STACKS
     ]
-    rest.append([Cell("teacher", LARGE, stack) for stack in STACKS])
-    batches = first + [[cell for cell in batch if cell not in done] for batch in rest]
-    fitting = ([cell for cell in batch if fits(cell, device)] for batch in batches)
-    return [batch for batch in fitting if batch]
+    rest += [Cell("teacher", LARGE, stack) for stack in STACKS]
+    return [cell for cell in dict.fromkeys(first + rest) if fits(cell, device)]
 
 
 def fits(cell: Cell, device: torch.device) -> bool:
@@ -131,88 +132,93 @@ def fits(cell: Cell, device: torch.device) -> bool:
     return cell.stack in CPU_STACKS and not trains_teachers and asked <= {*cell.names(device)}
 
 
-def run(
-    batches: Sequence[Sequence[Cell]], size: Size, budget: float
-) -> Iterator[tuple[Cell, list[Row]]]:
+def run(cells: Sequence[Cell], size: Size, budget: float) -> Iterator[tuple[Cell, list[Row]]]:
     """Measure all cells within `budget` seconds; each is given out when it is done.
 
     A cell for which there is no time has rows that say so.
     """
     end = time.time() + budget
-    for number, batch in enumerate(batches):
+    for cell in cells:
         left = end - time.time()
-        deadline = end if number + 1 == len(batches) else time.time() + PART * left
-        todo = list(batch)
-        while todo and deadline - time.time() > LEAST_S:
-            for rows in measured_apart(todo, size, deadline):
-                yield todo.pop(0), rows
-        for cell in todo:
-            yield cell, [row(cell, name, status=NOT_RUN) for name in cell.names(size.device)]
+        limit = left if cell is cells[-1] else PART * left
+        yield cell, measured_apart(cell, size, time.time() + limit)
 
 
-def measured_apart(cells: Sequence[Cell], size: Size, deadline: float) -> Iterator[list[Row]]:
-    """Rows of cell after cell from a process that is killed at `deadline`, a time.time().
-
-    If the process breaks down, the cell that it was at has failed and is the last.
-    """
+def measured_apart(cell: Cell, size: Size, deadline: float) -> list[Row]:
+    """Rows of a cell from a process that is killed at `deadline`, a time.time()."""
+    start, names = time.time(), cell.names(size.device)
+    if deadline - start < LEAST_S:
+        return [row(cell, name, status=NOT_RUN) for name in names]
     # Its server has imported everything and touched no driver, so that a process begins at once.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     receive, send = context.Pipe(duplex=False)
-    process = context.Process(target=measure_all, args=(cells, size, deadline, send))
+    process = context.Process(target=measure_here, args=(cell, size, deadline - GRACE_S, send))
     process.start()
     send.close()
-    done = 0
     try:
-        while done < len(cells) and receive.poll(max(0.0, deadline - time.time())):
-            yield receive.recv()
-            done += 1
+        if receive.poll(deadline - time.time()):
+            return receive.recv()
+        status, error = NOT_RUN, f"stopped after {deadline - start:.0f} s"
     except EOFError:
-        process.join()
-        if process.exitcode:
-            cell, error = cells[done], f"the process ended with exit code {process.exitcode}"
-            yield [row(cell, name, status=FAILED, error=error) for name in cell.names(size.device)]
+        process.join(LEAST_S)
+        status, error = FAILED, f"the process ended with exit code {process.exitcode}"
     finally:
         process.kill()
         process.join()
         receive.close()
+    return [row(cell, name, status=status, error=error) for name in names]
 
 
-def measure_all(cells: Sequence[Cell], size: Size, deadline: float, results: Connection) -> None:
-    """What the process does; it ends early where a contender has broken the device."""
+def measure_here(cell: Cell, size: Size, deadline: float, results: Connection) -> None:
+    """What the process does."""
     torch.set_num_threads(size.threads)
     torch.backends.cudnn.allow_tf32 = False  # full float32, as `pkd train` computes
-    for cell in cells:
-        results.send(measure(cell, size, deadline))
-        torch.compiler.reset()
-        gc.collect()
-        try:
-            synchronize(size.device)
-        except RuntimeError:
-            return
-        if size.device.type == "cuda":
-            torch.cuda.empty_cache()
+    results.send(measure(cell, size, deadline))
+
+
+class OutOfTime(BaseException):
+    """What was begun did not end in time; not for an `except Exception` on the way."""
+
+
+@contextmanager
+def until(moment: float) -> Iterator[None]:
+    """Raise OutOfTime inside at a time.time(), as soon as Python runs; in the main thread only."""
+
+    def stop(*_: object) -> None:
+        raise OutOfTime
+
+    before = signal.signal(signal.SIGALRM, stop)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, max(1e-3, moment - time.time()))
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def measure(cell: Cell, size: Size, deadline: float) -> list[Row]:
     """One row for each contender of a cell.
 
     Args:
-        deadline: time.time() after which no further contender is made ready, less what timing
-            those that are ready takes.
+        deadline: time.time() when contenders that are not ready are left out, less what it takes to
+            time those that are.
     """
     problem, entries, rows, steps = cell.problem(size), {}, {}, {}
     for name in cell.names(size.device):
-        reserve = 2 * (len(entries) + 1) * size.repeats * size.seconds
-        if time.time() + reserve > deadline:
+        start, reserve = time.time(), 2 * (len(entries) + 1) * size.repeats * size.seconds
+        if start + reserve > deadline:
             rows[name] = row(cell, name, status=NOT_RUN)
             continue
         try:
-            entries[name], found = ready(problem, name, cell.stack)
-            steps[name] = steps_for(entries[name], size.seconds, size.device)
-            rows[name] = row(cell, name, status=OK, **found)
+            with until(deadline - reserve):
+                contender, found = ready(problem, name, cell.stack)
+                steps[name] = steps_for(contender, size.seconds, size.device)
+            entries[name], rows[name] = contender, row(cell, name, status=OK, **found)
+        except OutOfTime:
+            error = f"not ready after {time.time() - start:.0f} s"
+            rows[name] = row(cell, name, status=NOT_RUN, error=error)
         except Exception as error:  # whatever it is: a peer's failure is a result
-            entries.pop(name, None)
             rows[name] = row(cell, name, status=FAILED, error=summary(error))
     if BASE not in entries:
         return [row(cell, n, status=NOT_RUN) if n in entries else rows[n] for n in rows]
@@ -223,7 +229,20 @@ def measure(cell: Cell, size: Size, deadline: float) -> list[Row]:
         return list((rows | failed).values())
     for timed in statistics(entries, times):
         rows[timed.pop("name")] |= timed
+    for name, contender in entries.items():
+        rows[name] |= launches(name, contender, size.device, deadline)
     return list(rows.values())
+
+
+def launches(name: str, contender: Contender, device: torch.device, deadline: float) -> Row:
+    """`counted`, or why not: what was timed stands without it."""
+    if device.type != "cuda" and name in COMPILE:  # it would be counted as if it were not compiled
+        return {}
+    try:
+        with until(deadline):
+            return counted(contender, device)
+    except (Exception, OutOfTime) as error:
+        return {"uncounted": summary(error)}
 
 
 def row(cell: Cell, name: str, **found: Any) -> Row:
@@ -233,7 +252,7 @@ def row(cell: Cell, name: str, **found: Any) -> Row:
     return about | {"stack": cell.stack, "contender": name, "peer": peer} | found
 
 
-def summary(error: Exception) -> str:
+def summary(error: BaseException) -> str:
     """Its type and first line."""
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0]}"[:200]
@@ -244,8 +263,8 @@ def ready(problem: Problem, name: str, stack: int) -> tuple[Contender, Row]:
 
     Returns:
         The contender, and: `first_s` (seconds of its first two steps, with compilation or capture),
-        `memory_mb` (peak of making it and of these steps, None on a CPU), `disagreement`,
-        `parameters` (trained, of one model), `launches` and `gpu_ms` of a step.
+        `memory_mb` (peak of making it and of these steps, None on a CPU), `disagreement` and
+        `parameters` (trained, of one model).
     """
     device, on_gpu = problem.device, problem.device.type == "cuda"
     before = 0
@@ -259,8 +278,6 @@ def ready(problem: Problem, name: str, stack: int) -> tuple[Contender, Row]:
     found |= {"memory_mb": peak, "disagreement": check(problem, contender)}
     trained = contender.trained(0).values()
     found["parameters"] = sum(p.numel() for tensors in trained for p in tensors)
-    if on_gpu or name not in COMPILE:  # elsewhere, what was compiled is counted as if it were not
-        found |= counted(contender, device)
     return contender, found
 
 

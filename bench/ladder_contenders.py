@@ -6,7 +6,6 @@ compared before times are. Pixels are random: speed does not depend on them.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from copy import deepcopy
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Protocol
@@ -28,7 +27,7 @@ from bench.plain import (
     member_parameters,
 )
 from bench.problems import captured
-from pkd.models import GAN, Architecture
+from pkd.models import GAN, Architecture, Layer
 from pkd.structures import KDGAN, Structure
 from pkd.trainer import Trainer
 from pkd.training_set import Member, TrainSet
@@ -38,9 +37,20 @@ ROLES = ("teacher", "student")
 
 
 @lru_cache(maxsize=8)
-def first_weights(architecture: Architecture, seeds: tuple[int, ...]) -> GAN:
-    """A stack on the CPU, not to be changed: to draw a large one takes seconds."""
-    return GAN(architecture, seeds)
+def first_weights(architecture: Architecture, seeds: tuple[int, ...], device: torch.device) -> GAN:
+    """A stack, not to be changed: to draw one, and to bring it to the device, takes seconds."""
+    return GAN(architecture, seeds).to(device)
+
+
+@torch.no_grad()
+def spread(gan: GAN, models: Sequence[int]) -> GAN:
+    """The stack whose m-th model is number models[m] of another."""
+    device = next(gan.parameters()).device
+    with device, mock.patch.object(Layer, "initialize", lambda *_: None):
+        found = GAN(gan.architecture, models)  # these are no seeds: nothing is drawn
+    for p, own in zip(found.parameters(), gan.parameters(), strict=True):
+        p.view(len(models), -1).copy_(own.view(gan.stack, -1)[models])
+    return found
 
 
 @dataclass(frozen=True)
@@ -59,11 +69,12 @@ class Problem:
         return [Member(m % CLASSES, m // CLASSES) for m in range(stack)]
 
     def gan(self, role: str, members: Sequence[Member]) -> GAN:
-        """Networks of a stack; a member's weights are the same in every stack."""
+        """Networks of a stack; a member begins with the weights of its class, in every stack."""
         widths = {"teacher": self.teacher_widths, "student": self.student_widths}[role]
-        seeds = tuple(member.first_weights(ROLES.index(role)) for member in members)
-        first = first_weights(Architecture(self.channels, widths), seeds)
-        return deepcopy(first).to(self.device)
+        classes = list(dict.fromkeys(member.normal_class for member in members))
+        seeds = tuple(Member(k, 0).first_weights(ROLES.index(role)) for k in classes)
+        first = first_weights(Architecture(self.channels, widths), seeds, self.device)
+        return spread(first, [classes.index(member.normal_class) for member in members])
 
     def pixels(self) -> Tensor:
         """(classes, images, C, 32, 32) uint8 on the CPU."""

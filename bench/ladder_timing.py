@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bench.counting import measured
+from bench.counting import gpu_events, measured
 from bench.ladder_contenders import Contender, Plain, Problem
 from pkd.training_set import Member
 
@@ -159,16 +159,7 @@ def counted(contender: Contender, device: torch.device) -> dict[str, float | Non
         with measured() as traffic:
             contender.advance(1)
         return {"launches": len(traffic.launches), "gpu_ms": None}
-    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
-    with torch.profiler.profile(activities=activities) as profile:
-        contender.advance(PROFILED_STEPS)
-        torch.cuda.synchronize(device)
-    on_device = torch.autograd.DeviceType.CUDA
-    events = [
-        event
-        for event in profile.events()
-        if event.device_type == on_device and not event.is_user_annotation
-    ]
+    events = gpu_events(lambda: contender.advance(PROFILED_STEPS))
     if not events:
         return {"launches": None, "gpu_ms": None}
     busy = sum(event.time_range.elapsed_us() for event in events)
@@ -192,4 +183,6 @@ def copy_bandwidth(device: torch.device) -> float | None:
         stop.record()
         stop.synchronize()
         times.append(1e-3 * start.elapsed_time(stop))
+    del source, target
+    torch.cuda.empty_cache()  # the memory is for what is measured next, in other processes
     return 2e-9 * COPIED_BYTES / median(times)

@@ -155,9 +155,12 @@ def captured(call: Callable[[], list[Tensor]]) -> Callable[[], list[Tensor]]:
         for _ in range(3):
             call()
     torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        outputs = call()
+    graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    try:
+        with torch.cuda.graph(graph):
+            outputs = call()
+    finally:
+        torch.cuda.set_stream(current)  # a capture that breaks off leaves its own behind
 
     def replay() -> list[Tensor]:
         graph.replay()

@@ -12,6 +12,7 @@ from typing import Any
 
 from bench.ladder import LARGE, NOT_RUN, OK, SMALL, Cell, Row, number
 from bench.ladder_contenders import BASE, COMPILE
+from bench.shared_tests import in_words
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
@@ -36,14 +37,26 @@ def traffic_section(rows: list[dict]) -> str:
     return f"### Launches and bytes, counted in the interpreter\n\n{table(header, body)}"
 
 
+def gpu_tests(result: dict) -> str:
+    """What became of the tests, and the errors of those that failed."""
+    tests, op_tests = result["tests"], result["op_tests"]
+    parts = [
+        f"GPU tests: {in_words(tests) if tests else 'not run'}; "
+        f"compute-sanitizer: {result['sanitizer']}; "
+        f"benchmarks: {in_words(op_tests) if op_tests else 'not run'}."
+    ]
+    for found in (tests, op_tests):
+        parts += [f"- `{one['test']}`: {one['error']}" for one in (found or {}).get("failures", [])]
+    return "\n".join(parts)
+
+
 def gpu_section(result: dict) -> str:
     """Times of one `python -m bench.gpu`."""
     parts = [
         f"### {result['gpu']}",
         f"torch {result['torch']}, triton {result['triton']}, CUDA {result['cuda']}, commit "
         f"{result['commit']}. Microseconds a call, median and interquartile range; in "
-        f"brackets the kernels a call runs. GPU tests: {result['tests']}. "
-        f"compute-sanitizer: {result['sanitizer']}.",
+        f"brackets the kernels a call runs. {gpu_tests(result)}",
     ]
     times = {
         (r["op"], r["direction"], r["batch"], r["stack"], r["contender"]): r for r in result["rows"]
@@ -55,7 +68,9 @@ def gpu_section(result: dict) -> str:
         for batch, stack in dict.fromkeys(key[2:4] for key in mine):
             found = (times.get((op, direction, batch, stack, c)) for c in contenders)
             cells = [
-                f"{r['median_us']:.1f} ± {r['iqr_us']:.1f} [{r['launches']}]" if r else "not run"
+                f"{r['median_us']:.1f} ± {r['iqr_us']:.1f} [{number(r.get('launches'), 'd')}]"
+                if r
+                else "not run"
                 for r in found
             ]
             body.append([str(batch), str(stack), *cells])
@@ -188,7 +203,11 @@ def ladder_section(result: dict[str, Any]) -> str:
     cells: dict[str, list[Row]] = {}
     for row in rows:
         cells.setdefault(row["cell"], []).append(row)
-    idle = [name for name, mine in cells.items() if all(r["status"] == NOT_RUN for r in mine)]
+    idle = [
+        name
+        for name, mine in cells.items()
+        if all(r["status"] == NOT_RUN and "error" not in r for r in mine)
+    ]
     for name in (name for name in cells if name not in idle):
         body = [[row["contender"], *ladder_cells(row)] for row in cells[name]]
         parts.append(table([name, *LADDER_COLUMNS], body))

@@ -28,11 +28,15 @@ from bench.ladder_contenders import (
     Vmap,
 )
 from bench.ladder_timing import CHECK_STEPS, Disagreement, check
+from bench.plain import largest_difference, member_parameters
 
 CPU = torch.device("cpu")
 SIZE = Size(CPU, (4, 8, 16), images=8, repeats=2, seconds=0.02)
 ONE, STACK = (Cell("KDGAN-2", "1-2-4", stack) for stack in (1, 3))
-LATE = 1e10  # seconds since 1970
+LATE = 4e9  # seconds since 1970
+AROUND = dict.fromkeys(("device", "cuda", "commit", "copy_gb_per_s")) | {
+    "versions": {"torch": "2", "triton": "3"}
+}
 
 
 @pytest.fixture
@@ -96,11 +100,26 @@ def test_warming_up_for_a_graph_leaves_no_trace(graphs_are_calls, structure, bui
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["plain graph", "plain graph, teacher cached"])
-def test_graphs_of_the_plain_loop(name):
+def test_graphs_of_the_plain_loop(name, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # as where they are timed
     about = ONE.problem(Size(torch.device("cuda"), (4, 8, 16), images=8))
     contender = CONTENDERS[name].build(about, about.members(1))
     contender.advance(CHECK_STEPS)
     check(about, contender)
+
+
+def test_a_members_first_weights_are_those_of_its_class_in_every_stack():
+    about = problem("KDGAN-3")
+    members = about.members(13)
+    stack = about.gan("student", members)
+    for m in (0, 2, 9, 12):
+        alone = about.gan("student", [members[m]])
+        assert largest_difference(alone, member_parameters(stack, m, 13)) == 0
+    assert largest_difference(alone, member_parameters(stack, 2, 13)) == 0  # as class 2, seed 0
+    assert largest_difference(alone, member_parameters(stack, 3, 13)) > 0
+    for p in stack.parameters():
+        p.data.zero_()
+    assert any(p.any() for p in about.gan("student", members).parameters())
 
 
 @pytest.mark.parametrize("term", range(6))
@@ -148,17 +167,50 @@ def test_without_its_base_a_cell_has_no_ratios(monkeypatch):
 
 def test_what_there_is_no_time_for_is_not_run():
     rows = ladder.measure(STACK, SIZE, time.time())
-    assert {row["status"] for row in rows} == {ladder.NOT_RUN}
-    assert list(ladder.measured_apart([STACK], SIZE, deadline=time.time())) == []
-    found = list(ladder.run([[ONE], [STACK]], SIZE, budget=0))
+    rows += ladder.measured_apart(STACK, SIZE, deadline=time.time())
+    found = list(ladder.run([ONE, STACK], SIZE, budget=0))
     assert [cell for cell, _ in found] == [ONE, STACK]
-    assert {row["status"] for _, rows in found for row in rows} == {ladder.NOT_RUN}
+    rows += [row for _, mine in found for row in mine]
+    assert {(row["status"], row.get("error")) for row in rows} == {(ladder.NOT_RUN, None)}
+
+
+def test_what_takes_too_long_to_be_ready_leaves_time_for_the_others(monkeypatch):
+    def slow(problem, members):
+        try:
+            time.sleep(600)
+        except Exception as error:  # as a compiler may do with whatever happens inside
+            raise RuntimeError from error
+
+    monkeypatch.setitem(CONTENDERS, "vmap(grad)", Entry(slow, stacks=("several",)))
+    rows = {row["contender"]: row for row in ladder.measure(STACK, SIZE, time.time() + 4)}
+    late = rows.pop("vmap(grad)")
+    assert report.ladder_cells(late)[0].startswith("not run: not ready after ")
+    assert [row["status"] for row in rows.values()] == [ladder.OK] * 2
+    assert all(len(row["ms_per_step"]) == SIZE.repeats for row in rows.values())
+
+
+def test_times_stand_where_launches_cannot_be_counted(monkeypatch):
+    monkeypatch.setattr(ladder, "counted", lambda *_: 1 / 0)
+    for row in ladder.measure(STACK, SIZE, LATE):
+        assert row["status"] == ladder.OK and len(row["ms_per_step"]) == SIZE.repeats
+        assert row["uncounted"] == "ZeroDivisionError: division by zero"
+        assert "launches" not in row
+
+
+def test_a_process_that_does_not_end_is_stopped_and_its_cell_says_so(monkeypatch):
+    monkeypatch.setattr(ladder, "LEAST_S", 0.0)
+    rows = ladder.measured_apart(STACK, SIZE, time.time() + 0.01)
+    assert {(row["status"], row["error"]) for row in rows} == {
+        (ladder.NOT_RUN, "stopped after 0 s")
+    }
+    text = report.ladder_section({"environment": AROUND, "rows": rows})
+    assert "| vmap(grad) | not run: stopped after 0 s |" in text
 
 
 def test_a_process_that_breaks_down_costs_its_cell_alone():
     """Torch refuses -1 threads before anything is measured."""
     broken = Size(CPU, SIZE.teacher_widths, threads=-1)
-    found = list(ladder.run([[ONE, STACK]], broken, budget=60))
+    found = list(ladder.run([ONE, STACK], broken, budget=60))
     assert [cell for cell, _ in found] == [ONE, STACK]
     errors = {row["error"] for _, rows in found for row in rows}
     assert errors == {"the process ended with exit code 1"}
@@ -171,10 +223,9 @@ def test_a_contender_that_fails_when_it_is_timed(monkeypatch):
 
 
 def test_rows_go_to_a_file_and_to_a_table(tmp_path):
-    ((_, rows),) = ladder.run([[STACK]], SIZE, budget=60)
+    ((_, rows),) = ladder.run([STACK], SIZE, budget=60)
     assert [row["status"] for row in rows] == [ladder.OK] * 3
-    around = dict.fromkeys(("device", "cuda", "commit", "copy_gb_per_s"))
-    result = {"environment": around | {"versions": {"torch": "2", "triton": "3"}}, "rows": rows}
+    result = {"environment": AROUND, "rows": rows}
     file = tmp_path / "ladder.json"
     file.write_text(json.dumps(result))
     assert json.loads(file.read_text()) == result
@@ -188,7 +239,7 @@ def test_the_command_saves_what_it_had_no_time_for(tmp_path):
     options = ["--ladder", "--budget", "1", "--device", "cpu", "--json", str(file)]
     code, _ = gpu.run([sys.executable, "-m", "bench.step", *options], timeout=60)
     rows = json.loads(file.read_text())["rows"]
-    cells = [cell for batch in ladder.plan(CPU) for cell in batch]
+    cells = ladder.plan(CPU)
     assert code == 0
     assert list(dict.fromkeys(row["cell"] for row in rows)) == [cell.title for cell in cells]
     assert {row["status"] for row in rows} == {ladder.NOT_RUN}
@@ -196,13 +247,16 @@ def test_the_command_saves_what_it_had_no_time_for(tmp_path):
 
 
 def test_the_plan_has_every_cell_once_and_on_a_cpu_what_a_cpu_can():
-    cells = [cell for batch in ladder.plan(torch.device("cuda")) for cell in batch]
+    cells = ladder.plan(torch.device("cuda"))
     titles = [cell.title for cell in cells]
     assert len(set(titles)) == len(titles) == 28 + 6
-    assert titles[:2] == ["KDGAN-2, 8-16-64, M = 1", "KDGAN-2, 8-16-64, M = 30"]
+    one = "KDGAN-2, 8-16-64, M = 1"
+    small = ["KDGAN-2, 1-2-4, M = 128", "KDGAN-2, 1-2-4, M = 1"]
+    needed = [one, "KDGAN-2, 8-16-64, M = 30", *small, "teacher, M = 1"]
+    assert titles[:8] == needed + [f"{one}, {name}" for name in COMPILE]
     for cell in cells:
         assert cell.names(torch.device("cuda"))[0] == BASE
-    for cell in (cell for batch in ladder.plan(CPU) for cell in batch):
+    for cell in ladder.plan(CPU):
         assert cell in cells and cell.names(CPU)[0] == BASE
         assert not set(cell.names(CPU)) & {"pkd, one graph", "plain graph", "vmap(grad), graph"}
 
