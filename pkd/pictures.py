@@ -48,7 +48,7 @@ def pictures(
         student = reconstructions(run.networks["student"].generator, originals, members)
         run.load_phase(run.phases[0])
         teacher = reconstructions(run.networks["teacher"].generator, originals, members)
-    stacked = torch.cat([originals, teacher, student], 3).cpu().numpy()
+    stacked = torch.cat([part.cpu() for part in (originals, teacher, student)], 3).numpy()
     labels, names = run.dataset.test_labels, run.dataset.classes
     found = []
     for place, k in enumerate(members):
@@ -75,10 +75,10 @@ def reconstructions(generator: Generator, images: Tensor, members: Sequence[int]
         members: places in the stack.
 
     Returns:
-        uint8 of the shape of `images`.
+        uint8 of the shape of `images`, where the generator is: of several stacks in host memory.
     """
     generator.eval()
-    shape = images.shape
+    images, shape = images.to(next(generator.parameters()).device), images.shape
     stack = generator.encoder[0].stack
     everyone = images.new_zeros(len(images), stack, *shape[2:])
     everyone[:, members] = images

@@ -316,6 +316,21 @@ def test_replays_of_a_captured_step_equal_eager_steps(structure, members, norm):
 
 
 @pytest.mark.gpu
+@pytest.mark.usefixtures("double_precision")
+@NORMS
+@EVERY_STRUCTURE
+def test_an_epoch_on_a_gpu_ends_as_by_the_definitions_on_a_cpu(structure, norm):
+    """By kernels and replays, idle members and all; in float64, so that rounding stays small."""
+    found, expected = (
+        everything(train(on_device(structure, MEMBERS, device, norm, told=pytest.fail), 1))
+        for device in ("cuda", "cpu")
+    )
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key].cpu(), value, rtol=0, atol=1e-10)
+
+
+@pytest.mark.gpu
 @EVERY_STRUCTURE
 def test_neither_a_step_nor_a_replay_waits_for_the_gpu(structure):
     trainer = on_device(structure, MEMBERS, "cuda", told=pytest.fail)

@@ -23,7 +23,7 @@ from pkd.charts import ratio_axis, score_chart, training_charts
 from pkd.cli import main
 from pkd.config import TrainConfig
 from pkd.cost import cost
-from pkd.models import Architecture
+from pkd.models import Architecture, Generator
 from pkd.pictures import reconstructions
 from pkd.report import compression, duration, short, times
 from pkd.run import Run
@@ -235,6 +235,14 @@ def test_each_member_of_a_stack_reconstructs_its_own_images(finished):
             every = network(images[:, place].float() / 127.5 - 1).xh
         expected = every[:, member] * 127.5 + 127.5
         assert (made[:, place, 0] - expected).abs().max() <= 0.51
+
+
+def test_reconstructions_are_made_where_the_networks_are():
+    """Not where the images are: a GPU has them, but not the networks of several stacks."""
+    network = Generator(Architecture(1, (1, 2, 4), latent=8), stack=3).to("meta")
+    images = torch.zeros(6, 2, 1, 32, 32, dtype=torch.uint8)
+    made = reconstructions(network, images, [2, 1])
+    assert made.device.type == "meta" and made.shape == images.shape
 
 
 def test_columns_of_the_histogram_end_at_the_threshold():

@@ -20,6 +20,7 @@ SETTINGS = (
     *("--teacher-widths", "2-4-8", "--student-widths", "1-2-4", "--max-train-images", "10"),
     *("--teacher-epochs", "2", "--step1-epochs", "2", "--step2-epochs", "1", "--batch-size", "2"),
 )
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
 @pytest.mark.parametrize(
@@ -48,15 +49,15 @@ def test_a_part_of_a_stack_is_the_stack_of_its_models_and_goes_back_to_its_place
         assert torch.equal(found[[0, 3, 4]], old[[0, 3, 4]])
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+@pytest.fixture(scope="module", params=DEVICES)
+def runs(request, tmp_path_factory):
     """Stack size -> finished run, in float64 so that rounding stays rounding."""
     folder = tmp_path_factory.mktemp("runs")
     torch.set_default_dtype(torch.float64)
     try:
         for size in ("4", "3", "1"):
-            argv = ["train", *SETTINGS, "--stack", size, "--out", str(folder / size)]
-            assert main(argv) == 0
+            argv = ["train", *SETTINGS, "--device", request.param, "--stack", size]
+            assert main([*argv, "--out", str(folder / size)]) == 0
     finally:
         torch.set_default_dtype(torch.float32)
     return {size: folder / size for size in ("4", "3", "1")}
@@ -98,17 +99,25 @@ def test_a_run_in_several_stacks_is_evaluated_stack_by_stack(runs):
         assert found == pytest.approx(folder.progress.auc[phase.name], abs=1e-3)  # in float32
 
 
+def test_a_run_in_several_stacks_is_reported(runs, tmp_path):
+    """On a GPU where there is one: it has the test images, but not the networks."""
+    output = tmp_path / "report.html"
+    assert main(["report", str(runs["3"]), "--output", str(output)]) == 0
+    assert "data:image/png" in output.read_text(encoding="utf-8")
+
+
 def test_the_user_is_told_of_several_stacks(tmp_path, capsys):
     assert main(["train", *SETTINGS, "--stack", "3", "--out", str(tmp_path / "run")]) == 0
     assert capsys.readouterr().out.count("4 models in stacks of 3 + 1, one after the other") == 1
 
 
-def test_stopped_between_two_stacks_nothing_of_the_first_is_trained_again(tmp_path):
+@pytest.mark.parametrize("device", DEVICES)
+def test_stopped_between_two_stacks_nothing_of_the_first_is_trained_again(device, tmp_path):
     """While the second one's teacher outputs are computed there is no checkpoint of it yet."""
     config = dict(zip(*[iter(SETTINGS)] * 2, strict=True))
     config = {k.removeprefix("--").replace("-", "_"): v for k, v in config.items()}
     numbers = {k: int(v) if v.isdigit() else v for k, v in config.items()}
-    folder, _ = start(TrainConfig(**numbers, stack=3), tmp_path / "run")
+    folder, _ = start(TrainConfig(**numbers | {"device": device}, stack=3), tmp_path / "run")
     finished = []
 
     def check():
