@@ -271,11 +271,12 @@ def ready(problem: Problem, name: str, stack: int) -> tuple[Contender, Row]:
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
-    contender = CONTENDERS[name].build(problem, problem.members(stack))
+    entry = CONTENDERS[name]
+    contender = entry.build(problem, problem.members(stack))
     synchronize(device)
     found: Row = {"first_s": CHECK_STEPS * seconds_per_step(contender, CHECK_STEPS, device)}
     peak = (torch.cuda.max_memory_allocated(device) - before) / 2**20 if on_gpu else None
-    found |= {"memory_mb": peak, "disagreement": check(problem, contender)}
+    found |= {"memory_mb": peak, "disagreement": check(problem, contender, entry.exact)}
     trained = contender.trained(0).values()
     found["parameters"] = sum(p.numel() for tensors in trained for p in tensors)
     return contender, found

@@ -27,6 +27,7 @@ from bench.plain import (
     member_parameters,
 )
 from bench.problems import captured
+from pkd import hardware
 from pkd.models import GAN, Architecture, Layer
 from pkd.structures import KDGAN, Structure
 from pkd.trainer import Trainer
@@ -464,6 +465,7 @@ class Entry:
         devices: types of them.
         frozen_only: it differs from another only where a frozen teacher is looked up.
         peer: it is not of this project; where one fails, the ladder still stands.
+        exact: it computes float32 in full, so that updates may differ by rounding alone.
     """
 
     build: Callable[[Problem, Sequence[Member]], Contender]
@@ -471,6 +473,7 @@ class Entry:
     devices: tuple[str, ...] = ("cpu", "cuda")
     frozen_only: bool = False
     peer: bool = True
+    exact: bool = True
 
     def applies(self, structure: Structure, stack: int, device: torch.device) -> bool:
         return (
@@ -483,6 +486,14 @@ class Entry:
 def graphed_plain(problem: Problem, members: Sequence[Member], cached: bool = False) -> Graphed:
     network = partial(PlainNetwork, adam=CAPTURABLE_ADAM)
     return Graphed(Plain(problem, members, network, cached))
+
+
+def in_tf32(problem: Problem, members: Sequence[Member]) -> Under:
+    """Captured so, and what is captured replays so."""
+    if not hardware.in_tf32("tf32", problem.device):
+        raise RuntimeError("this GPU has no TF32")
+    context = partial(hardware.precision, "tf32", problem.device)
+    return Under(context, partial(Pkd, problem, members, graph=True))
 
 
 _rung = partial(Entry, peer=False)
@@ -502,6 +513,7 @@ CONTENDERS = {
     "flat Adam": _rung(partial(Plain, network=FlatNetwork)),
     "pkd, eager": _rung(Pkd, **_both),
     "pkd, one graph": _rung(partial(Pkd, graph=True), **_both, **_cuda),
+    "pkd, one graph, TF32": _rung(in_tf32, **_both, **_cuda, exact=False),
     "torch's fused Adam": Entry(partial(Plain, network=partial(PlainNetwork, adam=FUSED_ADAM))),
     "plain loop, oneDNN off": Entry(
         lambda problem, members: Under(without_onednn, partial(Plain, problem, members)),
