@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 KERNELS = ("generator_loss", "discriminator_loss", "novelty_score", "adam_step", "upstream")
-KERNELS += ("gather", "conv_layer")  # modules, each with one kernel or some
+KERNELS += ("gather", "record_step", "conv_layer")  # modules, each with one kernel or some
 # Neither is reading a number on the host a kernel.
 _NO_LAUNCH = ("empty", "new_empty", "empty_like", "empty_strided", "detach", "lift_fresh")
 _NO_LAUNCH += ("_local_scalar_dense",)

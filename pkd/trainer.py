@@ -23,6 +23,7 @@ from pkd_kernels import (
     discriminator_loss,
     gather,
     generator_loss,
+    record_step,
     unit_upstream,
 )
 from torch import Tensor, nn
@@ -182,7 +183,7 @@ class Trainer:
         self.history = torch.zeros(length, m, len(self.networks), len(LOSSES), device=device)
         self.counter = torch.zeros(1, dtype=torch.int64, device=device)
         self.steps_of = torch.tensor(self.steps, device=device)
-        self._absent = torch.zeros(m, 1, device=device)
+        self._absent = torch.zeros(m, device=device)
         # Running statistics (norm="batch") change in forward; those of idle models must not.
         some_idle = len(set(self.steps)) > 1
         self._idle_statistics = [b.view(m, -1) for b in self._statistics()] if some_idle else []
@@ -234,24 +235,28 @@ class Trainer:
 
     def step(self) -> None:
         """One update of every active model, then on to the next step: on the device alone."""
-        active, rate = self.optimizer.active, self.optimizer.param_groups[0]["lr"]
-        torch.lt(self.counter, self.steps_of, out=active)
-        torch.index_select(self.rates, 0, self.counter, out=rate[None])
         before = [statistic.clone() for statistic in self._idle_statistics]
         losses = self.losses()
+        self._record(losses)
         self.set_grads(losses)
         self.optimizer.step()
         for now, old in zip(self._idle_statistics, before, strict=True):
-            torch.where(active[:, None], now, old, out=now)
-        row = torch.cat([part for loss in losses.values() for part in self._columns(loss)], 1)
-        self.history.flatten(2).index_copy_(0, self.counter, row[None])
-        self.counter += 1
+            torch.where(self.optimizer.active[:, None], now, old, out=now)
 
-    def _columns(self, loss: NetworkLosses) -> tuple[Tensor, ...]:
-        """(M, 1), (M, 1) and (M, 6), side by side in the order of `LOSSES`."""
-        generator, discriminator, terms = loss
-        judged = self._absent if discriminator is None else discriminator.detach()[:, None]
-        return generator.detach()[:, None], judged, terms
+    def _record(self, losses: dict[str, NetworkLosses]) -> None:
+        """Losses into the history, this step's rates and activity to Adam, `counter` to the next.
+
+        What is left of the step after that reads its number no more.
+        """
+        record_step(
+            [(g, self._absent if d is None else d, terms) for g, d, terms in losses.values()],
+            self.rates,
+            self.steps_of,
+            history=self.history,
+            counter=self.counter,
+            rate=self.optimizer.param_groups[0]["lr"],
+            active=self.optimizer.active,
+        )
 
     def advance(self) -> None:
         """`step`, as a replay of its graph where there is one."""

@@ -10,6 +10,7 @@ from pkd_kernels.dispatch import (
     gather,
     generator_loss,
     novelty_score,
+    record_step,
 )
 from pkd_kernels.reference import (
     ACTIVATIONS,
@@ -34,6 +35,7 @@ __all__ = [
     "gather",
     "generator_loss",
     "novelty_score",
+    "record_step",
     "to_unit",
     "unit_upstream",
 ]

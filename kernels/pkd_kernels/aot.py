@@ -31,7 +31,7 @@ from triton.compiler import ASTSource
 from pkd_kernels.reference import ConvLayer
 
 OPS = ("generator_loss", "discriminator_loss", "novelty_score", "adam_step", "gather")
-MODULES = (*OPS, "conv_layer", "upstream")
+MODULES = (*OPS, "record_step", "conv_layer", "upstream")
 # Bytes of shared memory that a block may have (CUDA C++ Programming Guide, compute capabilities).
 ARCHITECTURES = {75: 65536, 80: 166912, 90: 232448, 100: 232448}
 PROCESSES = 2
@@ -128,7 +128,7 @@ def _call_everything(modules: dict) -> Iterator[None]:
         x, tx, xh = empty(image).detach(), empty(image).detach(), empty(image)
         z1, z2, f = empty(latent), empty(latent), empty(feature)
         for reduction in ("mean", "norm"):
-            total, _ = modules["generator_loss"].generator_loss(
+            total, terms = modules["generator_loss"].generator_loss(
                 x,
                 xh,
                 z1,
@@ -141,7 +141,8 @@ def _call_everything(modules: dict) -> Iterator[None]:
             )
             total.sum().backward()
             yield
-        modules["discriminator_loss"].discriminator_loss(f, f).sum().backward()
+        judged = modules["discriminator_loss"].discriminator_loss(f, f)
+        judged.sum().backward()
         modules["novelty_score"].novelty_score(z1, z2)
         flat, model = empty(4096).detach(), torch.empty(2, device="meta")
         modules["adam_step"].adam_step(
@@ -157,6 +158,17 @@ def _call_everything(modules: dict) -> Iterator[None]:
         pixels = x.to(torch.uint8)
         for rows in ([z1.detach(), tx, z2.detach(), pixels], [pixels]):
             modules["gather"].launch(rows, [order[0, 0]] * len(rows), order, order[0, 0, :1], dtype)
+        first = order[0, 0, :1]  # these losses are of one model
+        for networks in (1, 2):
+            modules["record_step"].record_step(
+                [(total, judged, terms)] * networks,
+                total.new_empty(3, 1),
+                first,
+                history=total.new_empty(3, 1, networks, 2 + terms.shape[1]),
+                counter=first,
+                rate=total,
+                active=model[:1].bool(),
+            )
         yield
     yield from _call_networks(importlib.import_module("pkd_kernels.conv_chain"))
 

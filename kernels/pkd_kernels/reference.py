@@ -151,6 +151,39 @@ def gather(
     return tuple(found)
 
 
+def record_step(
+    losses: Sequence[Sequence[Tensor]],
+    rates: Tensor,
+    steps: Tensor,
+    *,
+    history: Tensor,
+    counter: Tensor,
+    rate: Tensor,
+    active: Tensor,
+) -> None:
+    """Write down a training step's losses, say how Adam takes the step, and count it, in place.
+
+    It is called once a step, between what looks the step up by its number and Adam.
+
+    Args:
+        losses: of one network or of two, each (M,) of its generator, (M,) of its discriminator and
+            (M, 6) terms, in the type of the history.
+        rates: (steps, M) learning rates, in the type of `rate`.
+        steps: (M,) int64, how many steps each model takes.
+        history: (steps, M, networks, 8), contiguous; the losses of this step are put side by side
+            into row `counter`.
+        counter: (1,) int64, the number of this step, 0 for the first; 1 is added.
+        rate: (M,) learning rates of this step, looked up.
+        active: (M,) bool, whether this is one of a model's steps.
+    """
+    torch.lt(counter, steps, out=active)
+    torch.index_select(rates, 0, counter, out=rate[None])
+    m = len(steps)
+    row = torch.cat([part.detach().view(m, -1) for parts in losses for part in parts], 1)
+    history.flatten(2).index_copy_(0, counter, row[None])
+    counter += 1
+
+
 def _convolve(
     x: Tensor, weight: Tensor, stack: int, stride: int, padding: int, transposed: bool
 ) -> Tensor:

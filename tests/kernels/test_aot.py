@@ -44,8 +44,10 @@ def test_every_kernel_type_and_architecture_is_there(rows):
     assert directions == {"UP=False", "UP=True"}
     sides = {word for row in rows for word in row if word.startswith("SIDE=")}
     assert sides == {"SIDE=1", "SIDE=4", "SIDE=8", "SIDE=16"}
-    scaled = {row[1] for row in rows if row[0] == "upstream"}
-    assert scaled == {"*fp32", "*fp64"}
+    for kernel in ("upstream", "record_step"):  # in the type that losses have
+        assert {row[1] for row in rows if row[0] == kernel} == {"*fp32", "*fp64"}
+    recorded = {word for row in rows if row[0] == "record_step" for word in row if "NETW" in word}
+    assert recorded == {"NETWORKS=1", "NETWORKS=2"}
     assert "*u8" in {row[1] for row in rows if row[0] == "gather"}
     norms = {word for row in rows if row[0] == "generator_loss" for word in row if "NORM" in word}
     assert norms == {"NORM=False", "NORM=True"}

@@ -98,6 +98,7 @@ def test_import_touches_no_driver():
 
 def test_exports_are_the_dispatched_functions():
     names = ("generator_loss", "discriminator_loss", "novelty_score", "adam_step", "gather")
+    names += ("record_step",)
     for name in names:
         assert getattr(pkd_kernels, name) is getattr(dispatch, name)
         assert "Args:" in getattr(pkd_kernels, name).__doc__
