@@ -17,6 +17,7 @@ from pkd.deployed import Score
 from pkd.hardware import convolutions
 from pkd.models import Generator, Layer
 
+HALF_RANGE = 127.5  # of pixels, so that they lie in [-1, 1]
 Function = Callable[[Tensor], Tensor]
 
 # In place, which in a single image's time shows: reference.ACTIVATIONS write a new tensor.
@@ -38,16 +39,23 @@ class Scorer(nn.Module):
 
     def __init__(self, generator: Generator, member: int = 0):
         super().__init__()
+        first = generator.encoder[0]
         parts = (generator.encoder, generator.decoder, generator.reencoder)
         self.encoder, self.decoder, self.reencoder = (
-            [function for layer in part for function in _functions(layer, member)] for part in parts
+            [
+                function
+                for layer in part
+                # x / 127.5 - 1 is (x - 127.5) / 127.5, and the first convolution can divide as well
+                for function in _functions(layer, member, HALF_RANGE if layer is first else 1.0)
+            ]
+            for part in parts
         )
 
     def forward(self, images: Tensor) -> Tensor:
         """images: (N, C, H, W) in [0, 255], of any type; returns (N,) float32, at least 0."""
-        z1 = y = _through(self.encoder, images.to(torch.float32) / 127.5 - 1)
-        z2 = _through(self.reencoder, _through(self.decoder, y))
-        return (z1 - z2).square().mean(1)
+        z1 = _through(self.encoder, images.to(torch.float32) - HALF_RANGE)
+        z2 = _through(self.reencoder, _through(self.decoder, z1))
+        return (z1 - z2).square_().mean(1)
 
 
 def _through(functions: list[Function], y: Tensor) -> Tensor:
@@ -56,8 +64,9 @@ def _through(functions: list[Function], y: Tensor) -> Tensor:
     return y
 
 
-def _functions(layer: Layer, member: int) -> Iterator[Function]:
-    """One model's layer; latents are (N, latent), and layers from and to them plain matrices.
+def _functions(layer: Layer, member: int, divisor: float) -> Iterator[Function]:
+    """One model's layer, its weight divided; latents are (N, latent), and layers from and to them
+    plain matrices.
 
     A convolution over its whole input costs a runtime more than the matrix product that it is.
     """
@@ -66,7 +75,7 @@ def _functions(layer: Layer, member: int) -> Iterator[Function]:
         name: stacked.detach().chunk(layer.stack)[member]
         for name, stacked in layer.state_dict().items()
     }
-    weight = own["weight"]
+    weight = own["weight"] / divisor
     if plan.size_out == 1:
         matrix = weight.flatten(1)
         yield lambda y: y.reshape(-1, 16 * plan.inputs)
