@@ -53,7 +53,7 @@ MATRIX_PIXELS, MATRIX_ELEMENTS = 256, 4096
 # programs. Between a 4x4 map and a pixel nothing is summed but images, and memory is the limit.
 WEIGHT_TILES, WEIGHT_PROGRAMS = ((32, 64), (16, 64), (16, 32), (8, 16)), 64
 POINT_WEIGHTS = (16, 256)
-WEIGHT_TERMS = 16  # pixels of all images that such a program reads at once
+WEIGHT_TERMS = 512  # rows by pixels of all images that such a program reads at once
 CHANNELS = 128  # of a program that sums the gradients of gamma and beta over images
 
 
@@ -741,6 +741,11 @@ def _weight_warps(side: int, rows: int, columns: int) -> int:
     return min(8, max(1 if side == 1 else 4, rows * columns // 256))
 
 
+def _weight_terms(rows: int, pixels: int) -> int:
+    """Pixels that a program of so many rows reads at once; a matrix product takes 16 or more."""
+    return max(16, min(WEIGHT_TERMS // rows, 64, triton.next_power_of_2(pixels)))
+
+
 def _tiles(tile: tuple[int, int], rows: int, columns: int) -> int:
     return triton.cdiv(rows, tile[0]) * triton.cdiv(columns, tile[1])
 
@@ -914,7 +919,7 @@ def backward_layer(
         PRECISION=_precision(x),
         ROWS=tile[0],
         COLUMNS=tile[1],
-        TERMS=WEIGHT_TERMS,
+        TERMS=_weight_terms(tile[0], batch * form.side**2),
         CHANNELS=CHANNELS,
         **_registers(max(tiling.warps, _weight_warps(form.side, *tile))),
     )
