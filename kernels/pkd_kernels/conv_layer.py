@@ -51,7 +51,7 @@ MATRIX_CHANNELS, MATRIX_PROGRAMS, MATRIX_LEAST = (16, 8, 4), 48, 8
 MATRIX_PIXELS, MATRIX_ELEMENTS = 256, 4096
 # Weights of a program that makes their gradients, rows by columns: the largest that leaves so many
 # programs. Between a 4x4 map and a pixel nothing is summed but images, and memory is the limit.
-WEIGHT_TILES, WEIGHT_PROGRAMS = ((32, 64), (16, 64), (16, 32), (8, 16)), 64
+WEIGHT_TILES, WEIGHT_PROGRAMS = ((64, 64), (32, 64), (16, 64), (16, 32), (8, 16)), 64
 POINT_WEIGHTS = (16, 256)
 WEIGHT_TERMS = 512  # rows by pixels of all images that such a program reads at once
 CHANNELS = 128  # of a program that sums the gradients of gamma and beta over images
