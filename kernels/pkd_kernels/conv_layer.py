@@ -47,7 +47,7 @@ PIXELS = 64  # of a program, where it need not own the whole map
 POINT_CHANNELS = 32  # of a program, at most, where a channel is one pixel
 # Matrix products: channels of a program, the most that leave so many programs; pixels at most, and
 # elements of what it reads at once. Layers of fewer channels than MATRIX_LEAST are spread.
-MATRIX_CHANNELS, MATRIX_PROGRAMS, MATRIX_LEAST = (16, 8, 4), 48, 8
+MATRIX_CHANNELS, MATRIX_PROGRAMS, MATRIX_LEAST = (16, 8, 4), 48, 3
 MATRIX_PIXELS, MATRIX_ELEMENTS = 256, 4096
 # Weights of a program that makes their gradients, rows by columns: the largest that leaves so many
 # programs. Between a 4x4 map and a pixel nothing is summed but images, and memory is the limit.
@@ -74,9 +74,9 @@ def _tile(
     p = block % tiles * P + tl.arange(0, P)
     there = p < side * side
     if MATRIX and UP:  # pixels of even and odd rows and columns apart
-        q = p % (P // 4)
+        q = block % tiles * (P // 4) + p % (P // 4)
         there = q < SIDE * SIDE
-        odd = p // (P // 4)
+        odd = tl.arange(0, P) // (P // 4)
         p = (2 * (q // SIDE) + odd // 2) * side + 2 * (q % SIDE) + odd % 2
     return c, p, (c < channels)[:, None] & there[None, :]
 
@@ -177,6 +177,7 @@ def _matrix_product(
     source_ptr,
     w_ptr,
     c,
+    p,
     inputs,
     channels,
     UP: tl.constexpr,
@@ -187,14 +188,13 @@ def _matrix_product(
     PRECISION: tl.constexpr,
     acc: tl.constexpr,
 ):
-    """[C, P] What all pixels of channels c sum up, in the order of `_tile`."""
+    """[C, P] What pixels p of channels c sum up, in the order of `_tile`."""
     if UP:
-        # A pixel q of the small map becomes four, of an even or odd row and column each.
+        # A pixel of the small map becomes four, of an even or odd row and column each.
         quarter: tl.constexpr = P // 4
         odd = tl.arange(0, 4)[:, None, None]
-        q = tl.arange(0, quarter)[None, None, :]
-        y = 2 * (q // SIDE) + odd // 2
-        x = 2 * (q % SIDE) + odd % 2
+        y = tl.reshape(p // (2 * SIDE), [4, 1, quarter])
+        x = tl.reshape(p % (2 * SIDE), [4, 1, quarter])
         b_sum = tl.zeros([4, C, quarter], acc)
         for start in range(0, inputs * 4, K):
             k = start + tl.arange(0, K)[None, :, None]
@@ -208,11 +208,10 @@ def _matrix_product(
             b_sum = tl.dot(b_w, b_source, b_sum, input_precision=PRECISION, out_dtype=acc)
         result = tl.reshape(tl.permute(b_sum, (1, 0, 2)), [C, P])
     else:
-        p = tl.arange(0, P)[None, :]
         result = tl.zeros([C, P], acc)
         for start in range(0, inputs * 16, K):
             k = start + tl.arange(0, K)[:, None]
-            at, inside = _big_at(p, k, SIDE)
+            at, inside = _big_at(p[None, :], k, SIDE)
             inside &= k < inputs * 16
             b_source = tl.load(source_ptr + at, mask=inside, other=0).to(acc)  # [K, P]
             k = start + tl.arange(0, K)[None, :]
@@ -243,7 +242,7 @@ def _sum_over_taps(
     """[C, P] A layer's sums over its input's channels and taps, for the program's `_tile`."""
     if MATRIX:
         result = _matrix_product(
-            source_ptr, w_ptr, c, inputs, channels, UP, SIDE, C, P, K, PRECISION, acc
+            source_ptr, w_ptr, c, p, inputs, channels, UP, SIDE, C, P, K, PRECISION, acc
         )
     else:
         result = _spread_products(source_ptr, w_ptr, c, p, inputs, channels, UP, SIDE, C, P, K, acc)
@@ -476,7 +475,7 @@ def _backward_kernel(
     pixels_out: tl.constexpr = big * big if UP else SIDE * SIDE
     program = tl.program_id(0)
     if program < input_programs:
-        tiles: tl.constexpr = 1 if MATRIX else (pixels_in + P - 1) // P
+        tiles: tl.constexpr = (pixels_in + P - 1) // P
         blocks = (inputs + C - 1) // C * tiles
         c, p, inside = _tile(program % blocks, inputs, not UP, SIDE, C, P, MATRIX)
         image = (program // blocks).to(tl.int64)  # of a model
@@ -681,8 +680,7 @@ class _Tiling(NamedTuple):
 
     def programs(self, channels: int, pixels: int) -> int:
         """Of one image and model, with maps of that many channels and pixels."""
-        tiles = 1 if self.matrix else triton.cdiv(pixels, self.pixels)
-        return triton.cdiv(channels, self.channels) * tiles
+        return triton.cdiv(channels, self.channels) * triton.cdiv(pixels, self.pixels)
 
     @property
     def constants(self) -> dict[str, int | bool]:
@@ -691,20 +689,22 @@ class _Tiling(NamedTuple):
 
 def _tiling(up: bool, side: int, inputs: int, channels: int, whole: bool, copies: int) -> _Tiling:
     """Of programs that sum over taps into maps of `channels`, of so many images and models."""
-    return _matrix_tiling(up, side, channels, copies) or _spread_tiling(
+    return _matrix_tiling(up, side, channels, whole, copies) or _spread_tiling(
         up, side, inputs, channels, whole
     )
 
 
-def _matrix_tiling(up: bool, side: int, channels: int, copies: int) -> _Tiling | None:
+def _matrix_tiling(up: bool, side: int, channels: int, whole: bool, copies: int) -> _Tiling | None:
     """None where a matrix product does not pay."""
     pixels = triton.next_power_of_2(side * side) * (4 if up else 1)
-    if side == 1 or channels < MATRIX_LEAST or pixels > MATRIX_PIXELS:
+    tile = min(pixels, MATRIX_PIXELS)
+    if side == 1 or channels < MATRIX_LEAST or (whole and tile < pixels):
         return None
-    for c in MATRIX_CHANNELS:
-        if copies * triton.cdiv(channels, c) >= MATRIX_PROGRAMS:
-            k = max(16, min(32, MATRIX_ELEMENTS // pixels))
-            return _Tiling(c, pixels, k, 8 if pixels > 16 else 4, matrix=True)
+    for most in MATRIX_CHANNELS:
+        c = min(most, triton.next_power_of_2(channels))
+        if copies * triton.cdiv(channels, c) * (pixels // tile) >= MATRIX_PROGRAMS:
+            k = max(16, min(32, MATRIX_ELEMENTS // tile))
+            return _Tiling(c, tile, k, 8 if tile > 16 else 4, matrix=True)
     return None
 
 
