@@ -181,7 +181,8 @@ def _joined(real: Tensor, fake: Tensor) -> Tensor:
     adjacent = fake.data_ptr() == real.data_ptr() + real.nbytes
     same = real.untyped_storage().data_ptr() == fake.untyped_storage().data_ptr()
     if adjacent and same and real.is_contiguous() and fake.is_contiguous():
-        return real.as_strided((2 * len(real), *real.shape[1:]), real.stride())
+        # Of a single row the stride says nothing: both are one stretch of memory.
+        return real.as_strided((2 * real.numel(),), (1,)).view(2 * len(real), *real.shape[1:])
     return torch.cat([real, fake])
 
 

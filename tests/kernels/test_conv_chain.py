@@ -292,6 +292,23 @@ def test_pair(device, batch, stack):
     assert_close(found, expected, torch.float64)
 
 
+def test_gradients_of_one_pair_that_lie_in_memory_with_gaps_in_between(device):
+    """One image's rows of a buffer: contiguous, side by side, and of a stride that says nothing."""
+    make = Maker(torch.float64, device, stack=2)
+    layers = make.chain((2, 3, 2, 1), (16, 8, 4, 1))
+    real, fake = make.x(1, 2, 16).detach(), make.x(1, 2, 16)
+    up = make.normal(4, 2, 1, 1)
+    found, expected = (
+        torch.autograd.grad(
+            op(real, fake, layers, tap=1, stack=2)[:2],
+            tensors_of(real, layers)[1:],
+            [up[::2][:1], up[1::2][:1]],
+        )
+        for op in (conv_chain_pair, reference.conv_chain_pair)
+    )
+    assert_close(found, expected, torch.float64)
+
+
 @pytest.mark.parametrize("order", [1, -1], ids=["y-first", "f-first"])
 def test_the_pairs_two_gradients_are_kept_apart(device, order):
     make = Maker(torch.float64, device, stack=2)
