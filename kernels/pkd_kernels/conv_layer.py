@@ -54,6 +54,7 @@ MATRIX_PIXELS, MATRIX_ELEMENTS = 256, 4096
 WEIGHT_TILES, WEIGHT_PROGRAMS = ((32, 64), (16, 64), (16, 32), (8, 16)), 64
 POINT_WEIGHTS = (16, 256)
 WEIGHT_TERMS = 512  # rows by pixels of all images that such a program reads at once
+MOST = 2**16 - 1  # images, and models, of a launch: what CUDA's grid has
 CHANNELS = 128  # of a program that sums the gradients of gamma and beta over images
 
 
@@ -647,6 +648,8 @@ def _form(layer: ConvLayer, x: Tensor, stack: int, first: bool) -> _Form:
         )
     if weight.dim() != 4 or weight.shape[2:] != (4, 4) or weight.shape[0] % stack:
         raise ValueError(f"weight {tuple(weight.shape)} is not that of {stack} models, 4x4")
+    if max(x.shape[0], stack) > MOST:
+        raise ValueError(f"{x.shape[0]} images and {stack} models: {MOST} of each at most")
     inputs, outputs = weight.shape[0] // stack, weight.shape[1]
     if not layer.transposed:
         inputs, outputs = outputs, inputs

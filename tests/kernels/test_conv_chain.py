@@ -619,6 +619,10 @@ def test_refuses_with_a_reason(device):
     refused(x[..., :4, :4], point._replace(gamma=layer.gamma, beta=layer.beta), "1 x 1 pixels")
     refused(x, layer._replace(activation="gelu"), "'gelu' is none of")
     refused(x.double(), layer, "types or devices differ")
+    single, images = make.layer((1, 1), (4, 1), False, "none"), x.new_zeros(2**16, 1, 4, 4)
+    refused(images, single._replace(weight=single.weight[:1]), "65536 images", stack=1)
+    many = single._replace(weight=x.new_zeros(2**16, 1, 4, 4))
+    refused(images[:1], many, "65536 models", stack=2**16)
     for taps in ((), (1,), (-1,), (0, 0)):
         refused(x, layer, "not ascending indices of 1 layers", taps=taps)
     shared = make.layer((6, 1), (4, 8), True, "relu")  # one model of 6 channels, not two of 3
