@@ -762,8 +762,9 @@ def _registers(warps: int) -> dict[str, int]:
 
 def _precision(x: Tensor) -> str:
     """Of matrix products: TF32 where x is float32 and PyTorch is told to take it for its own."""
-    exact = x.dtype != torch.float32 or torch.get_float32_matmul_precision() == "highest"
-    return "ieee" if exact else "tf32"
+    # Set by all of PyTorch's switches; the older ones raise where a newer one contradicts them.
+    told = torch.backends.cuda.matmul.fp32_precision
+    return "tf32" if x.dtype == torch.float32 and told == "tf32" else "ieee"
 
 
 class Done(NamedTuple):

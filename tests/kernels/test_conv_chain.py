@@ -423,13 +423,30 @@ def test_nan_is_not_hidden(device, activation):
 
 
 @contextmanager
-def matmul_precision(name: str):
+def matmul_precision(older: str, newer: str = ""):
+    """PyTorch's older switch, which sets the newer one; then the newer one alone."""
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(name)
+    torch.set_float32_matmul_precision(older)
     try:
+        if newer:
+            torch.backends.cuda.matmul.fp32_precision = newer
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def precision_taken(dtype: torch.dtype) -> str:
+    """What a layer's matrix product is told."""
+    make = Maker(dtype, "cpu", stack=1)
+    layer, x = make.layer((1, 1), (8, 4), True, "relu"), make.x(1, 1, 8).detach()
+    kernel = mock.MagicMock()
+    with (
+        mock.patch.object(dispatch, "BACKEND", "triton"),
+        mock.patch.object(conv_layer, "_forward_kernel", kernel),
+    ):
+        conv_chain(x, [layer], taps=(0,))
+    (call,) = kernel.__getitem__.return_value.mock_calls
+    return call.kwargs["PRECISION"]
 
 
 @pytest.mark.parametrize(
@@ -443,17 +460,14 @@ def matmul_precision(name: str):
     ids=str,
 )
 def test_tf32_is_taken_where_pytorch_is_told_to(dtype, told, taken):
-    make = Maker(dtype, "cpu", stack=1)
-    layer, x = make.layer((1, 1), (8, 4), True, "relu"), make.x(1, 1, 8).detach()
-    kernel = mock.MagicMock()
-    with (
-        matmul_precision(told),
-        mock.patch.object(dispatch, "BACKEND", "triton"),
-        mock.patch.object(conv_layer, "_forward_kernel", kernel),
-    ):
-        conv_chain(x, [layer], taps=(0,))
-    (call,) = kernel.__getitem__.return_value.mock_calls
-    assert call.kwargs["PRECISION"] == taken
+    with matmul_precision(told):
+        assert precision_taken(dtype) == taken
+
+
+@pytest.mark.parametrize(("older", "newer"), [("highest", "tf32"), ("high", "ieee")])
+def test_pytorchs_newer_switch_is_followed_against_the_older(older, newer):
+    with matmul_precision(older, newer):
+        assert precision_taken(torch.float32) == newer
 
 
 def test_tf32_is_right_to_its_ten_bits(device):
