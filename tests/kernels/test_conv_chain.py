@@ -30,13 +30,18 @@ SIDES = [(4, 2), (6, 3), (24, 12), (32, 16), (2, 4), (3, 6), (5, 10), (16, 32), 
 
 @contextmanager
 def summed(how: str):
-    """Every layer that can be is summed by a matrix product, or none is."""
+    """Every layer that can be is summed by a matrix product, or none is; of weight gradients a
+    program has as many as it may, or as few."""
     least = {"matrix": 1, "spread": 2**30}[how]
+    caches = [conv_layer._tiling, conv_layer._weight_tiling]
     with (
         mock.patch.object(conv_layer, "MATRIX_LEAST", 1),
         mock.patch.object(conv_layer, "MATRIX_PROGRAMS", least),
+        mock.patch.object(conv_layer, "WEIGHT_PROGRAMS", least),
     ):
+        [cache.cache_clear() for cache in caches]
         yield
+    [cache.cache_clear() for cache in caches]
 
 
 @pytest.fixture(params=["matrix", "spread"])
@@ -398,6 +403,15 @@ def test_wide_layers_large_images_and_large_batches(device, channels, sides, bat
     x = make.x(batch, channels[0], sides[0])
     layer = make.layer(channels, sides, True, "leaky_relu")
     assert_equals_definition(x, [layer], taps=(0,), stack=1)
+
+
+def test_weight_gradients_of_more_than_a_large_tile(device):
+    make = Maker(torch.float64, device, stack=1)
+    layer, x = make.layer((33, 5), (2, 4), False, "none"), make.x(3, 33, 2)
+    with summed("matrix"):
+        tiling = conv_layer._weight_tiling(2, 33, 5, 3, 1)
+        assert (tiling.rows, tiling.columns, tiling.programs) == (32, 64, 4)
+        assert_equals_definition(x, [layer], taps=(0,), stack=1)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
