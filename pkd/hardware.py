@@ -61,8 +61,8 @@ def precision(name: str, device: torch.device) -> AbstractContextManager:
 def _products(tf32: bool) -> Iterator[None]:
     """Set PyTorch's switches for matrix products and convolutions, then put back what was there.
 
-    The older switches are what pkd_kernels follows, the newer ones, by library, what libraries do;
-    an older one cannot be read where a newer one contradicts it.
+    The newer switches, by library, are what libraries and pkd_kernels follow; the older ones set
+    them, and cannot be read where a newer one contradicts them.
     """
     cudnn, matmul, convolution = torch.backends.cudnn, None, None
     newer = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul, cudnn.conv, cudnn.rnn)

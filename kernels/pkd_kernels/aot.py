@@ -176,8 +176,9 @@ def _call_everything(modules: dict) -> Iterator[None]:
 def _call_networks(module: ModuleType) -> Iterator[None]:
     """A generator's twelve layers and a discriminator's four, forward and backward."""
     for dtype, widths, stack in NETWORKS:
-        for precision in ("highest", "high") if stack > 1 else ("highest",):
-            with mock.patch.object(torch, "get_float32_matmul_precision", lambda p=precision: p):
+        for precision in ("ieee", "tf32") if stack > 1 else ("ieee",):
+            switch = mock.Mock(fp32_precision=precision)
+            with mock.patch.object(torch.backends.cuda, "matmul", switch):
                 yield from _call_network(module, dtype, widths, stack)
 
 

@@ -125,7 +125,7 @@ def _in_threes(values: Sequence) -> list[tuple]:
 
 def _save(ctx, x: Tensor, done: Sequence[Done]) -> None:
     """Keep a chain that has run for the backward pass, which `_saved` gives back."""
-    ctx.forms = [step.layer._replace(weight=None, gamma=None, beta=None) for step in done]
+    ctx.steps = [(step.layer[3:], step.form) for step in done]
     tensors = [t for step in done for t in (*step.layer[:3], step.y, step.u, step.rstd)]
     ctx.save_for_backward(x, *tensors)
 
@@ -133,9 +133,9 @@ def _save(ctx, x: Tensor, done: Sequence[Done]) -> None:
 def _saved(ctx) -> tuple[Tensor, list[Done]]:
     x, *tensors = ctx.saved_tensors
     done = []
-    for i, form in enumerate(ctx.forms):
-        weight, gamma, beta, *made = tensors[6 * i : 6 * i + 6]
-        done.append(Done(form._replace(weight=weight, gamma=gamma, beta=beta), *made))
+    for i, (options, form) in enumerate(ctx.steps):
+        own = tensors[6 * i : 6 * i + 6]
+        done.append(Done(ConvLayer(*own[:3], *options), form, *own[3:]))
     return x, done
 
 
@@ -181,7 +181,8 @@ def _joined(real: Tensor, fake: Tensor) -> Tensor:
     adjacent = fake.data_ptr() == real.data_ptr() + real.nbytes
     same = real.untyped_storage().data_ptr() == fake.untyped_storage().data_ptr()
     if adjacent and same and real.is_contiguous() and fake.is_contiguous():
-        return real.as_strided((2 * len(real), *real.shape[1:]), real.stride())
+        # Of a single row the stride says nothing: both are one stretch of memory.
+        return real.as_strided((2 * real.numel(),), (1,)).view(2 * len(real), *real.shape[1:])
     return torch.cat([real, fake])
 
 
@@ -211,7 +212,7 @@ class _PairOfInput(torch.autograd.Function):
     @staticmethod
     def forward(ctx, fake, done, stack):
         half = len(fake)
-        own = [Done(d.layer, *(t if t is None else t[half:] for t in d[1:])) for d in done]
+        own = [Done(*d[:2], *(t if t is None else t[half:] for t in d[2:])) for d in done]
         _save(ctx, fake.contiguous(), own)
         ctx.stack = stack
         return done[-1].y[half:].detach()

@@ -30,6 +30,7 @@ each takes several channels, and a matrix product reads what a channel needs onc
 dw is a matrix product always.
 """
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -54,6 +55,7 @@ MATRIX_PIXELS, MATRIX_ELEMENTS = 256, 4096
 WEIGHT_TILES, WEIGHT_PROGRAMS = ((64, 64), (32, 64), (16, 64), (16, 32), (8, 16)), 64
 POINT_WEIGHTS = (16, 256)
 WEIGHT_TERMS = 512  # rows by pixels of all images that such a program reads at once
+MOST = 2**16 - 1  # images, and models, of a launch: what CUDA's grid has
 CHANNELS = 128  # of a program that sums the gradients of gamma and beta over images
 
 
@@ -646,6 +648,8 @@ def _form(layer: ConvLayer, x: Tensor, stack: int, first: bool) -> _Form:
         )
     if weight.dim() != 4 or weight.shape[2:] != (4, 4) or weight.shape[0] % stack:
         raise ValueError(f"weight {tuple(weight.shape)} is not that of {stack} models, 4x4")
+    if max(x.shape[0], stack) > MOST:
+        raise ValueError(f"{x.shape[0]} images and {stack} models: {MOST} of each at most")
     inputs, outputs = weight.shape[0] // stack, weight.shape[1]
     if not layer.transposed:
         inputs, outputs = outputs, inputs
@@ -677,16 +681,15 @@ class _Tiling(NamedTuple):
     products: int
     warps: int
     matrix: bool
-
-    def programs(self, channels: int, pixels: int) -> int:
-        """Of one image and model, with maps of that many channels and pixels."""
-        return triton.cdiv(channels, self.channels) * triton.cdiv(pixels, self.pixels)
+    programs: int  # of one image and model
 
     @property
     def constants(self) -> dict[str, int | bool]:
         return {"C": self.channels, "P": self.pixels, "K": self.products, "MATRIX": self.matrix}
 
 
+# Each launch asks for its tiling, and working one out takes longer than to launch: 10 to 70 us.
+@lru_cache(maxsize=1024)
 def _tiling(up: bool, side: int, inputs: int, channels: int, whole: bool, copies: int) -> _Tiling:
     """Of programs that sum over taps into maps of `channels`, of so many images and models."""
     return _matrix_tiling(up, side, channels, whole, copies) or _spread_tiling(
@@ -700,18 +703,21 @@ def _matrix_tiling(up: bool, side: int, channels: int, whole: bool, copies: int)
     tile = min(pixels, MATRIX_PIXELS)
     if side == 1 or channels < MATRIX_LEAST or (whole and tile < pixels):
         return None
+    tiles = triton.cdiv(side * side * (4 if up else 1), tile)
     for most in MATRIX_CHANNELS:
         c = min(most, triton.next_power_of_2(channels))
-        if copies * triton.cdiv(channels, c) * (pixels // tile) >= MATRIX_PROGRAMS:
+        programs = triton.cdiv(channels, c) * tiles
+        if copies * programs >= MATRIX_PROGRAMS:
             k = max(16, min(32, MATRIX_ELEMENTS // tile))
-            return _Tiling(c, tile, k, 8 if tile > 16 else 4, matrix=True)
+            return _Tiling(c, tile, k, 8 if tile > 16 else 4, True, programs)
     return None
 
 
 def _spread_tiling(up: bool, side: int, inputs: int, channels: int, whole: bool) -> _Tiling:
     big = 4 if side == 1 else 2 * side
+    area = big * big if up else side * side
     terms = inputs * ((1 if side == 1 else 4) if up else 16)
-    pixels = triton.next_power_of_2(big * big if up else side * side)
+    pixels = triton.next_power_of_2(area)
     o = pixels if whole else min(pixels, PIXELS)
     size, warps = next(entry for limit, entry in TILES.items() if terms * o <= limit)
     k = min(triton.next_power_of_2(terms), max(1, size // max(o, 2)))
@@ -719,35 +725,39 @@ def _spread_tiling(up: bool, side: int, inputs: int, channels: int, whole: bool)
     if pixels == 1:
         c = o = min(POINT_CHANNELS, size // k, triton.next_power_of_2(channels))
     warps = min(warps, max(1, o * k // (32 * ELEMENTS_PER_THREAD)))
-    return _Tiling(c, min(o, pixels), k, warps, matrix=False)
+    p = min(o, pixels)
+    return _Tiling(c, p, k, warps, False, triton.cdiv(channels, c) * triton.cdiv(area, p))
 
 
-def _weight_tile(side: int, rows: int, columns: int, stack: int) -> tuple[int, int]:
-    """Weights of a program that makes their gradients, of a matrix rows by columns a model."""
+class _WeightTiling(NamedTuple):
+    """How programs share out the gradients of a layer's weights, a matrix rows by columns."""
 
-    def cut(tile: tuple[int, int]) -> tuple[int, int]:
-        r, c = (triton.next_power_of_2(n) for n in (rows, columns))
-        return min(tile[0], r), min(tile[1], c)
+    rows: int
+    columns: int
+    terms: int  # pixels that a program reads at once; a matrix product takes 16 or more
+    warps: int
+    programs: int  # of one model
 
-    if side == 1:
-        return cut(POINT_WEIGHTS)
-    for tile in map(cut, WEIGHT_TILES):
-        if stack * _tiles(tile, rows, columns) >= WEIGHT_PROGRAMS:
+    @property
+    def constants(self) -> dict[str, int]:
+        return {"ROWS": self.rows, "COLUMNS": self.columns, "TERMS": self.terms}
+
+
+@lru_cache(maxsize=1024)
+def _weight_tiling(side: int, small: int, big: int, batch: int, stack: int) -> _WeightTiling:
+    """Of the weights between maps of `small` and of `big` channels: the largest tile that leaves
+    programs enough, or the smallest."""
+    height, width = small, 16 * big
+    for rows, columns in (POINT_WEIGHTS,) if side == 1 else WEIGHT_TILES:
+        rows = min(rows, triton.next_power_of_2(height))
+        columns = min(columns, triton.next_power_of_2(width))
+        programs = triton.cdiv(height, rows) * triton.cdiv(width, columns)
+        if stack * programs >= WEIGHT_PROGRAMS:
             break
-    return tile
-
-
-def _weight_warps(side: int, rows: int, columns: int) -> int:
-    return min(8, max(1 if side == 1 else 4, rows * columns // 256))
-
-
-def _weight_terms(rows: int, pixels: int) -> int:
-    """Pixels that a program of so many rows reads at once; a matrix product takes 16 or more."""
-    return max(16, min(WEIGHT_TERMS // rows, 64, triton.next_power_of_2(pixels)))
-
-
-def _tiles(tile: tuple[int, int], rows: int, columns: int) -> int:
-    return triton.cdiv(rows, tile[0]) * triton.cdiv(columns, tile[1])
+    pixels = triton.next_power_of_2(batch * side * side)
+    terms = max(16, min(WEIGHT_TERMS // rows, 64, pixels))
+    warps = min(8, max(1 if side == 1 else 4, rows * columns // 256))
+    return _WeightTiling(rows, columns, terms, warps, programs)
 
 
 def _registers(warps: int) -> dict[str, int]:
@@ -759,14 +769,16 @@ def _registers(warps: int) -> dict[str, int]:
 
 def _precision(x: Tensor) -> str:
     """Of matrix products: TF32 where x is float32 and PyTorch is told to take it for its own."""
-    exact = x.dtype != torch.float32 or torch.get_float32_matmul_precision() == "highest"
-    return "ieee" if exact else "tf32"
+    # Set by all of PyTorch's switches; the older ones raise where a newer one contradicts them.
+    told = torch.backends.cuda.matmul.fp32_precision
+    return "tf32" if x.dtype == torch.float32 and told == "tf32" else "ieee"
 
 
 class Done(NamedTuple):
     """A layer that has run: its input is the y of the one before."""
 
     layer: ConvLayer
+    form: _Form
     y: Tensor
     u: Tensor | None
     rstd: Tensor | None
@@ -781,8 +793,7 @@ def forward_layer(x: Tensor, layer: ConvLayer, stack: int, save: bool, first: bo
     u = torch.empty_like(y) if norm and save else None
     rstd = x.new_empty(batch, channels, dtype=accumulator(x)) if norm and save else None
     tiling = _tiling(form.up, form.side, form.inputs, form.outputs, norm, batch * stack)
-    blocks = tiling.programs(form.outputs, form.side_out**2)
-    _forward_kernel[(blocks, stack, batch)](
+    _forward_kernel[(tiling.programs, stack, batch)](
         x,
         layer.weight,
         layer.gamma if norm else x,
@@ -805,7 +816,7 @@ def forward_layer(x: Tensor, layer: ConvLayer, stack: int, save: bool, first: bo
         PRECISION=_precision(x),
         **_registers(tiling.warps),
     )
-    return Done(layer, y, u, rstd)
+    return Done(layer, form, y, u, rstd)
 
 
 class Affine(NamedTuple):
@@ -877,15 +888,13 @@ def backward_layer(
     Returns:
         The gradient to the result of the convolution before, or to x; unwritten if not `through`.
     """
-    form = _form(done.layer, x, stack, first=before is None)
-    batch, pixels_in = x.shape[0], form.side_in**2
+    form, batch = done.form, x.shape[0]
     norm = affine is not None
     tiling = _tiling(not form.up, form.side, form.outputs, form.inputs, norm, batch * stack)
     small, big = (form.inputs, form.outputs)[:: 1 if form.up else -1]
-    tile = _weight_tile(form.side, small, 16 * big, stack)
-    programs = tiling.programs(form.inputs, pixels_in)
-    input_programs = batch * stack * programs if through else 0
-    weight_programs = 0 if weight_grad is None else stack * _tiles(tile, small, 16 * big)
+    weights = _weight_tiling(form.side, small, big, batch, stack)
+    input_programs = batch * stack * tiling.programs if through else 0
+    weight_programs = 0 if weight_grad is None else stack * weights.programs
     sum_programs = 0 if own is None else triton.cdiv(stack * form.outputs, CHANNELS)
     out = x.new_empty(batch, stack * form.inputs, *x.shape[2:])
     _backward_kernel[(input_programs + weight_programs + sum_programs,)](
@@ -907,7 +916,7 @@ def backward_layer(
         form.inputs,
         form.outputs,
         x.stride(0),
-        0 if x.shape[1] != stack * form.inputs else form.inputs * pixels_in,
+        0 if x.shape[1] != stack * form.inputs else form.inputs * form.side_in**2,
         UP=form.up,
         SIDE=form.side,
         NORM=norm,
@@ -917,10 +926,8 @@ def backward_layer(
         SLOPE=reference.LEAKY_SLOPE,
         **tiling.constants,
         PRECISION=_precision(x),
-        ROWS=tile[0],
-        COLUMNS=tile[1],
-        TERMS=_weight_terms(tile[0], batch * form.side**2),
+        **weights.constants,
         CHANNELS=CHANNELS,
-        **_registers(max(tiling.warps, _weight_warps(form.side, *tile))),
+        **_registers(max(tiling.warps, weights.warps)),
     )
     return out

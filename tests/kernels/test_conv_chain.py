@@ -30,13 +30,18 @@ SIDES = [(4, 2), (6, 3), (24, 12), (32, 16), (2, 4), (3, 6), (5, 10), (16, 32), 
 
 @contextmanager
 def summed(how: str):
-    """Every layer that can be is summed by a matrix product, or none is."""
+    """Every layer that can be is summed by a matrix product, or none is; of weight gradients a
+    program has as many as it may, or as few."""
     least = {"matrix": 1, "spread": 2**30}[how]
+    caches = [conv_layer._tiling, conv_layer._weight_tiling]
     with (
         mock.patch.object(conv_layer, "MATRIX_LEAST", 1),
         mock.patch.object(conv_layer, "MATRIX_PROGRAMS", least),
+        mock.patch.object(conv_layer, "WEIGHT_PROGRAMS", least),
     ):
+        [cache.cache_clear() for cache in caches]
         yield
+    [cache.cache_clear() for cache in caches]
 
 
 @pytest.fixture(params=["matrix", "spread"])
@@ -292,6 +297,23 @@ def test_pair(device, batch, stack):
     assert_close(found, expected, torch.float64)
 
 
+def test_gradients_of_one_pair_that_lie_in_memory_with_gaps_in_between(device):
+    """One image's rows of a buffer: contiguous, side by side, and of a stride that says nothing."""
+    make = Maker(torch.float64, device, stack=2)
+    layers = make.chain((2, 3, 2, 1), (16, 8, 4, 1))
+    real, fake = make.x(1, 2, 16).detach(), make.x(1, 2, 16)
+    up = make.normal(4, 2, 1, 1)
+    found, expected = (
+        torch.autograd.grad(
+            op(real, fake, layers, tap=1, stack=2)[:2],
+            tensors_of(real, layers)[1:],
+            [up[::2][:1], up[1::2][:1]],
+        )
+        for op in (conv_chain_pair, reference.conv_chain_pair)
+    )
+    assert_close(found, expected, torch.float64)
+
+
 @pytest.mark.parametrize("order", [1, -1], ids=["y-first", "f-first"])
 def test_the_pairs_two_gradients_are_kept_apart(device, order):
     make = Maker(torch.float64, device, stack=2)
@@ -383,6 +405,15 @@ def test_wide_layers_large_images_and_large_batches(device, channels, sides, bat
     assert_equals_definition(x, [layer], taps=(0,), stack=1)
 
 
+def test_weight_gradients_of_more_than_a_large_tile(device):
+    make = Maker(torch.float64, device, stack=1)
+    layer, x = make.layer((33, 5), (2, 4), False, "none"), make.x(3, 33, 2)
+    with summed("matrix"):
+        tiling = conv_layer._weight_tiling(2, 33, 5, 3, 1)
+        assert (tiling.rows, tiling.columns, tiling.programs) == (32, 64, 4)
+        assert_equals_definition(x, [layer], taps=(0,), stack=1)
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.usefixtures("both")
 def test_nan_is_not_hidden(device, activation):
@@ -406,13 +437,30 @@ def test_nan_is_not_hidden(device, activation):
 
 
 @contextmanager
-def matmul_precision(name: str):
+def matmul_precision(older: str, newer: str = ""):
+    """PyTorch's older switch, which sets the newer one; then the newer one alone."""
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(name)
+    torch.set_float32_matmul_precision(older)
     try:
+        if newer:
+            torch.backends.cuda.matmul.fp32_precision = newer
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def precision_taken(dtype: torch.dtype) -> str:
+    """What a layer's matrix product is told."""
+    make = Maker(dtype, "cpu", stack=1)
+    layer, x = make.layer((1, 1), (8, 4), True, "relu"), make.x(1, 1, 8).detach()
+    kernel = mock.MagicMock()
+    with (
+        mock.patch.object(dispatch, "BACKEND", "triton"),
+        mock.patch.object(conv_layer, "_forward_kernel", kernel),
+    ):
+        conv_chain(x, [layer], taps=(0,))
+    (call,) = kernel.__getitem__.return_value.mock_calls
+    return call.kwargs["PRECISION"]
 
 
 @pytest.mark.parametrize(
@@ -426,17 +474,14 @@ def matmul_precision(name: str):
     ids=str,
 )
 def test_tf32_is_taken_where_pytorch_is_told_to(dtype, told, taken):
-    make = Maker(dtype, "cpu", stack=1)
-    layer, x = make.layer((1, 1), (8, 4), True, "relu"), make.x(1, 1, 8).detach()
-    kernel = mock.MagicMock()
-    with (
-        matmul_precision(told),
-        mock.patch.object(dispatch, "BACKEND", "triton"),
-        mock.patch.object(conv_layer, "_forward_kernel", kernel),
-    ):
-        conv_chain(x, [layer], taps=(0,))
-    (call,) = kernel.__getitem__.return_value.mock_calls
-    assert call.kwargs["PRECISION"] == taken
+    with matmul_precision(told):
+        assert precision_taken(dtype) == taken
+
+
+@pytest.mark.parametrize(("older", "newer"), [("highest", "tf32"), ("high", "ieee")])
+def test_pytorchs_newer_switch_is_followed_against_the_older(older, newer):
+    with matmul_precision(older, newer):
+        assert precision_taken(torch.float32) == newer
 
 
 def test_tf32_is_right_to_its_ten_bits(device):
@@ -602,6 +647,10 @@ def test_refuses_with_a_reason(device):
     refused(x[..., :4, :4], point._replace(gamma=layer.gamma, beta=layer.beta), "1 x 1 pixels")
     refused(x, layer._replace(activation="gelu"), "'gelu' is none of")
     refused(x.double(), layer, "types or devices differ")
+    single, images = make.layer((1, 1), (4, 1), False, "none"), x.new_zeros(2**16, 1, 4, 4)
+    refused(images, single._replace(weight=single.weight[:1]), "65536 images", stack=1)
+    many = single._replace(weight=x.new_zeros(2**16, 1, 4, 4))
+    refused(images[:1], many, "65536 models", stack=2**16)
     for taps in ((), (1,), (-1,), (0, 0)):
         refused(x, layer, "not ascending indices of 1 layers", taps=taps)
     shared = make.layer((6, 1), (4, 8), True, "relu")  # one model of 6 channels, not two of 3
