@@ -290,9 +290,10 @@ def _kept(gan: GAN) -> Generator:
 
 @contextmanager
 def _parameters_named() -> Iterator[None]:
-    """Let messages that name flags name parameters instead."""
+    """Let messages that name flags and config.yaml name parameters instead."""
     try:
         yield
     except UserError as error:
-        message = re.sub(r"--([a-z][a-z0-9-]*)", lambda m: m[1].replace("-", "_"), str(error))
+        message = str(error).replace(" (or config.yaml's)", "")
+        message = re.sub(r"--([a-z][a-z0-9-]*)", lambda m: m[1].replace("-", "_"), message)
         raise InputError(message) from error

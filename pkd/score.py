@@ -47,9 +47,9 @@ def score_files(
         A row for each file, in their order.
 
     Raises:
-        UserError: at the end, with the names of the files that cannot be used.
+        UserError: at the end, with the names of the files that cannot be used; or no file can be.
     """
-    refused = [] if bad is None else bad
+    refused, usable = [] if bad is None else bad, False
     remaining = iter(files)
     while batch := list(islice(remaining, BATCH)):
         read = []
@@ -59,12 +59,15 @@ def score_files(
             except BadImage as error:
                 refused.append(str(error))
         if read:
+            usable = True
             paths, images = zip(*read, strict=True)
             for path, value in zip(paths, score(np.stack(images)).tolist(), strict=True):
                 verdict = "normal" if value <= card.threshold else "novel"
                 yield Row(str(path), value, card.threshold, verdict)
     if refused and bad is None:
         raise unreadable(refused)
+    if refused and not usable:
+        raise UserError("none of the images can be used: name others")
 
 
 def _read(path: Path, card: Card) -> np.ndarray:
@@ -122,20 +125,20 @@ def run_score(args: Namespace) -> int:
     quiet = args.output is None and sys.stdout.isatty()
     watched = track(files, "scoring", console=errors, disable=quiet)
     rows = score_files(watched, card, score, bad)
-    if args.output is None:
-        write(sys.stdout, rows)
-    else:
-        with (
-            new_file(args.output, args.overwrite) as temporary,
-            temporary.open("w", encoding="utf-8", errors="surrogateescape") as file,
-        ):
-            write(file, rows)
-    if bad:
-        errors.print(f"images left out: {len(bad)}")
-        for message in bad:
-            errors.print(f"  {message}", soft_wrap=True)
-    if bad and len(bad) == len(files):
-        raise UserError("none of the images can be used: name others")
+    try:
+        if args.output is None:
+            write(sys.stdout, rows)
+        else:
+            with (
+                new_file(args.output, args.overwrite) as temporary,
+                temporary.open("w", encoding="utf-8", errors="surrogateescape") as file,
+            ):
+                write(file, rows)
+    finally:
+        if bad:
+            errors.print(f"images left out: {len(bad)}")
+            for message in bad:
+                errors.print(f"  {message}", soft_wrap=True)
     return 0
 
 

@@ -27,7 +27,7 @@ programs of the layer's own launch, which comes next, sum them.
 A layer is summed up in one of two ways. Where few programs would have work, as for one small model,
 each takes one channel and spreads the products of every sum over its threads. Where there are many,
 each takes several channels, and a matrix product reads what a channel needs once for all of them.
-dw is a matrix product always.
+dw is a matrix product, but between a map and a pixel, where nothing is summed but images.
 """
 
 from functools import lru_cache

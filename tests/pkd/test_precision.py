@@ -179,7 +179,7 @@ def test_tf32_is_refused_where_there_is_none_and_nothing_is_written(tmp_path, re
     refused(argv, *words)
     assert not (tmp_path / "run").exists()
     detector = Detector(device="cpu", precision="tf32")
-    with pytest.raises(InputError, match=r"^precision tf32 .* in float32"):
+    with pytest.raises(InputError, match=r"^precision tf32 takes .* in float32"):
         detector.fit(np.zeros((20, 8, 8), np.uint8))
     with pytest.raises(UserError, match=r"--precision is 'fp8'; choose one of float32, tf32"):
         TrainConfig(precision="fp8").resolved()

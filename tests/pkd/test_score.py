@@ -144,6 +144,16 @@ def test_images_that_cannot_be_used_are_left_out_with_a_count(small_onnx, spoilt
         assert str(spoilt / name) in said.err
 
 
+def test_nothing_is_written_where_no_image_can_be_used(small_onnx, spoilt, tmp_path, capsys):
+    output, bad = tmp_path / "scores.csv", (spoilt / "b.png", spoilt / "c.png")
+    assert scored(small_onnx, *bad, "--skip-bad", "--output", output) == 2
+    said = capsys.readouterr().err
+    assert "images left out: 2" in said
+    assert all(str(path) in said for path in bad)
+    assert "pkd: none of the images can be used" in said
+    assert not output.exists()
+
+
 def test_a_detector_of_colours_takes_greys_too(tmp_path):
     grey, red = (
         save(picture(0), tmp_path / "grey.png"),
