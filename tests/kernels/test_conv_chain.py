@@ -407,10 +407,10 @@ def test_wide_layers_large_images_and_large_batches(device, channels, sides, bat
 
 def test_weight_gradients_of_more_than_a_large_tile(device):
     make = Maker(torch.float64, device, stack=1)
-    layer, x = make.layer((33, 5), (2, 4), False, "none"), make.x(3, 33, 2)
+    layer, x = make.layer((65, 5), (2, 4), False, "none"), make.x(3, 65, 2)
     with summed("matrix"):
-        tiling = conv_layer._weight_tiling(2, 33, 5, 3, 1)
-        assert (tiling.rows, tiling.columns, tiling.programs) == (32, 64, 4)
+        tiling = conv_layer._weight_tiling(2, 65, 5, 3, 1)
+        assert (tiling.rows, tiling.columns, tiling.programs) == (64, 64, 4)
         assert_equals_definition(x, [layer], taps=(0,), stack=1)
 
 
