@@ -345,7 +345,7 @@ def test_a_gpu_scores_as_a_cpu_does(fitted):
 def test_a_device_that_is_not_there_is_named(fitted, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     detector = copy.copy(fitted).set_params(device="cuda")
-    with pytest.raises(InputError, match=r"^device cuda .*use cpu or auto"):
+    with pytest.raises(InputError, match=r"^device cuda, .*use cpu or auto"):
         detector.predict(images(3))
 
 
