@@ -1,8 +1,8 @@
 """`python -m bench.gpu --out DIR`: GPU tests and every benchmark, as JSON files.
 
-It stays under nine and a half minutes: a benchmark that the time no longer allows for is left out,
-one that hangs is ended with what it started, and the tables say "not run". The files are written as
-results come, gpu-NAME.json (tests and ops) and ladder-NAME.json (training steps): copy them into
+It stays under eight minutes: a benchmark that the time no longer allows for is left out, one that
+hangs is ended with what it started, and the tables say "not run". The files are written as results
+come, gpu-NAME.json (tests and ops) and ladder-NAME.json (training steps): copy them into
 bench/results/ and run `python -m bench.report`. What failed is named there and at the end of what
 is printed. The exit code is 1 if a test failed or was not run, a contender disagreed with the
 definition or a rung of the ladder failed; a peer that fails is shown as failed.
@@ -30,7 +30,7 @@ from bench.step import commit
 
 ROOT = Path(__file__).parent.parent
 # Seconds; what the others leave is the ladder's.
-TOTAL_S, TESTS_S, OPS_S, SANITIZER_S = 540, 150, 100, 45
+TOTAL_S, TESTS_S, OPS_S, SANITIZER_S = 460, 130, 90, 30
 MARGIN_S = 20  # to begin, and to end by itself
 STOPPED = 124  # exit code of what ran out of time
 PROCESSES, PROCESS_BYTES = 8, 4 * 2**30  # at most; of GPU memory, enough for the largest test
@@ -119,7 +119,7 @@ def sanitized(folder: Path) -> tuple[int, str]:
 
 
 def sanitizer_says(code: int, text: str, found: dict[str, Any]) -> tuple[int, str]:
-    """The like of "stopped after 45 s: 20 passed, 8 not run; no error"."""
+    """The like of "stopped after 30 s: 20 passed, 8 not run; no error"."""
     said = re.findall(r"^={9} (?!COMPUTE-SANITIZER|ERROR SUMMARY: 0)(\w.*[^=\s])\s*$", text, re.M)
     if not said and code not in (0, STOPPED):
         said = [f"exit code {code}"]

@@ -1,7 +1,7 @@
 """One model cut out of a stack as a chain of PyTorch's own functions: what is scored and exported.
 
-An exported graph has one node for a convolution, one for a normalisation and so on. Run as it
-stands, a function costs an image of a small network less than half of what its module would.
+An exported graph has one node for a convolution, one for a normalisation and so on. Modules would
+add a call in Python to each, and of a small network the calls are what an image costs.
 """
 
 import math
@@ -98,7 +98,7 @@ def _functions(layer: Layer, member: int, divisor: float) -> Iterator[Function]:
 
 
 def _instance_norm(y: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
-    """One node of an exported graph; in PyTorch one group a channel, which takes half the time."""
+    """One node of an exported graph; in PyTorch one group a channel, which is faster."""
     if torch.compiler.is_exporting():
         return F.instance_norm(y, weight=gamma, bias=beta, eps=NORM_EPS)
     return torch.group_norm(y, len(gamma), gamma, beta, NORM_EPS)

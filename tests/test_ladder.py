@@ -13,7 +13,7 @@ import pytest
 import torch
 from pkd_kernels import dispatch
 
-from bench import gpu, ladder, ladder_contenders, report
+from bench import gpu, ladder, ladder_contenders, ladder_timing, report
 from bench.ladder import Cell, Size
 from bench.ladder_contenders import (
     BASE,
@@ -71,6 +71,16 @@ def test_contenders_do_the_plain_loops_work(structure, stack, name):
     assert len(contender.members) == (1 if name == BASE else stack)
     contender.advance(CHECK_STEPS)
     check(about, contender)
+
+
+def test_tf32_may_round_more_but_not_miss_a_term(monkeypatch):
+    for found, exact, fine in ((1e-2, False, True), (1e-2, True, False), (1e-1, False, False)):
+        monkeypatch.setattr(ladder_timing, "disagreement", lambda *_, d=found: {"student": d})
+        if fine:
+            assert check(problem("KDGAN-2"), None, exact) == found
+        else:
+            with pytest.raises(Disagreement):
+                check(problem("KDGAN-2"), None, exact)
 
 
 def test_grouped_convolution_is_the_definition_whatever_the_backend(monkeypatch):

@@ -688,7 +688,7 @@ class _Tiling(NamedTuple):
         return {"C": self.channels, "P": self.pixels, "K": self.products, "MATRIX": self.matrix}
 
 
-# Each launch asks for its tiling, and working one out takes longer than to launch: 10 to 70 us.
+# Each launch asks for its tiling, and to work one out takes the host longer than to launch.
 @lru_cache(maxsize=1024)
 def _tiling(up: bool, side: int, inputs: int, channels: int, whole: bool, copies: int) -> _Tiling:
     """Of programs that sum over taps into maps of `channels`, of so many images and models."""
