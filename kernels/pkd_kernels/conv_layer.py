@@ -128,8 +128,6 @@ def _spread_products(
     channels,
     UP: tl.constexpr,
     SIDE: tl.constexpr,
-    C: tl.constexpr,
-    P: tl.constexpr,
     K: tl.constexpr,
     acc: tl.constexpr,
 ):
@@ -138,7 +136,7 @@ def _spread_products(
     taps: tl.constexpr = (1 if SIDE == 1 else 4) if UP else 16
     length = inputs * taps
     if SIDE == 1 and not UP:
-        b_sum = tl.zeros([C, K], acc)
+        b_sum = tl.zeros([c.shape[0], K], acc)
         for start in range(0, length, K):
             k = start + tl.arange(0, K)[None, :]  # [1, K]
             b_source = tl.load(source_ptr + k, mask=k < length, other=0).to(acc)
@@ -147,7 +145,7 @@ def _spread_products(
             b_sum += b_source * b_w  # [C, K]
         result = tl.sum(b_sum, 1)[:, None]
     else:
-        b_sum = tl.zeros([K, P], acc)
+        b_sum = tl.zeros([K, p.shape[0]], acc)
         for start in range(0, length, K):
             k = start + tl.arange(0, K)[:, None]  # [K, 1]
             if SIDE == 1:
@@ -184,8 +182,6 @@ def _matrix_product(
     channels,
     UP: tl.constexpr,
     SIDE: tl.constexpr,
-    C: tl.constexpr,
-    P: tl.constexpr,
     K: tl.constexpr,
     PRECISION: tl.constexpr,
     acc: tl.constexpr,
@@ -193,11 +189,11 @@ def _matrix_product(
     """[C, P] What pixels p of channels c sum up, in the order of `_tile`."""
     if UP:
         # A pixel of the small map becomes four, of an even or odd row and column each.
-        quarter: tl.constexpr = P // 4
+        quarter: tl.constexpr = p.shape[0] // 4
         odd = tl.arange(0, 4)[:, None, None]
         y = tl.reshape(p // (2 * SIDE), [4, 1, quarter])
         x = tl.reshape(p % (2 * SIDE), [4, 1, quarter])
-        b_sum = tl.zeros([4, C, quarter], acc)
+        b_sum = tl.zeros([4, c.shape[0], quarter], acc)
         for start in range(0, inputs * 4, K):
             k = start + tl.arange(0, K)[None, :, None]
             at, inside = _small_at(y, x, k, SIDE)
@@ -208,9 +204,9 @@ def _matrix_product(
             inside = (c[None, :, None] < channels) & (k < inputs * 4)
             b_w = tl.load(w_ptr + at, mask=inside, other=0).to(acc)  # [4, C, K]
             b_sum = tl.dot(b_w, b_source, b_sum, input_precision=PRECISION, out_dtype=acc)
-        result = tl.reshape(tl.permute(b_sum, (1, 0, 2)), [C, P])
+        result = tl.reshape(tl.permute(b_sum, (1, 0, 2)), [c.shape[0], p.shape[0]])
     else:
-        result = tl.zeros([C, P], acc)
+        result = tl.zeros([c.shape[0], p.shape[0]], acc)
         for start in range(0, inputs * 16, K):
             k = start + tl.arange(0, K)[:, None]
             at, inside = _big_at(p[None, :], k, SIDE)
@@ -234,8 +230,6 @@ def _sum_over_taps(
     channels,
     UP: tl.constexpr,
     SIDE: tl.constexpr,
-    C: tl.constexpr,
-    P: tl.constexpr,
     K: tl.constexpr,
     MATRIX: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -244,10 +238,10 @@ def _sum_over_taps(
     """[C, P] A layer's sums over its input's channels and taps, for the program's `_tile`."""
     if MATRIX:
         result = _matrix_product(
-            source_ptr, w_ptr, c, p, inputs, channels, UP, SIDE, C, P, K, PRECISION, acc
+            source_ptr, w_ptr, c, p, inputs, channels, UP, SIDE, K, PRECISION, acc
         )
     else:
-        result = _spread_products(source_ptr, w_ptr, c, p, inputs, channels, UP, SIDE, C, P, K, acc)
+        result = _spread_products(source_ptr, w_ptr, c, p, inputs, channels, UP, SIDE, K, acc)
     return result
 
 
@@ -380,8 +374,6 @@ def _forward_kernel(
         channels,
         UP,
         SIDE,
-        C,
-        P,
         K,
         MATRIX,
         PRECISION,
@@ -491,8 +483,6 @@ def _backward_kernel(
             inputs,
             not UP,
             SIDE,
-            C,
-            P,
             K,
             MATRIX,
             PRECISION,
