@@ -4,8 +4,9 @@
 to each kernel, compiles every distinct signature for sm_75 to sm_100 and prints a table of
 registers, shared memory and stack. Each is compiled twice: with every pointer at a multiple of 16
 bytes, and with none, as views may be; layers only so in the type that networks are trained in. A
-stack means spills, and more shared memory than there is that a launch would fail: the exit code is
-then 1. It needs no GPU, but must not run under TRITON_INTERPRET.
+stack means spills, more shared memory than there is that a launch would fail, and a sum over a
+linear layout that Triton 3.6 would add up other numbers: the exit code is then 1. It needs no GPU,
+but must not run under TRITON_INTERPRET.
 """
 
 import argparse
@@ -75,6 +76,7 @@ class Usage(NamedTuple):
     registers: int
     shared: int
     stack: int
+    linear_sums: bool
 
 
 def kernels_of(module: ModuleType) -> dict[str, Any]:
@@ -268,7 +270,14 @@ def compile_launch(launch: Launch, architecture: int) -> Usage:
             check=True,
         ).stdout
     registers, stack = (int(re.search(rf"{key}:(\d+)", report)[1]) for key in ("REG", "STACK"))
-    return Usage(architecture, registers, compiled.metadata.shared, stack)
+    sums = sums_over_linear_layout(compiled.asm["ttgir"])
+    return Usage(architecture, registers, compiled.metadata.shared, stack, sums)
+
+
+def sums_over_linear_layout(ttgir: str) -> bool:
+    """Whether something is reduced that lies on the threads in no simple order, as after
+    `tl.reshape` or `tl.permute`: Triton 3.6 then exchanges numbers with the wrong threads."""
+    return re.search(r"tt\.reduce\.return.*\n\s*\}\) : \(.*#linear", ttgir) is not None
 
 
 def main() -> int:
@@ -292,10 +301,14 @@ def main() -> int:
 
 
 def _trouble(use: Usage) -> str:
-    """What keeps the launch from running, or running well."""
+    """What keeps the launch from running, or running well, or right."""
     room = ARCHITECTURES[use.architecture]
-    spills = "  SPILLS" if use.stack else ""
-    return spills + (f"  MORE SHARED MEMORY THAN {room}" if use.shared > room else "")
+    troubles = {
+        "SPILLS": use.stack > 0,
+        f"MORE SHARED MEMORY THAN {room}": use.shared > room,
+        "SUMS OVER A LINEAR LAYOUT": use.linear_sums,
+    }
+    return "".join(f"  {trouble}" for trouble, found in troubles.items() if found)
 
 
 def _row(launch: Launch, use: Usage) -> str:

@@ -69,18 +69,32 @@ def _tile(
     P: tl.constexpr,
     MATRIX: tl.constexpr,
 ):
-    """c [C], p [P] and inside [C, P]: channels, pixels and those there are, of a program."""
+    """c [C], p [Q, P / Q] and inside [1, C, P / Q]: channels, pixels and those there are, of a
+    program. Q is 4, for even and odd rows and columns, where a matrix product makes a big map."""
     side: tl.constexpr = (4 if SIDE == 1 else 2 * SIDE) if UP else SIDE
     tiles: tl.constexpr = (side * side + P - 1) // P
     c = block // tiles * C + tl.arange(0, C)
-    p = block % tiles * P + tl.arange(0, P)
-    there = p < side * side
-    if MATRIX and UP:  # pixels of even and odd rows and columns apart
-        q = block % tiles * (P // 4) + p % (P // 4)
+    if MATRIX and UP:
+        q = block % tiles * (P // 4) + tl.arange(0, P // 4)[None, :]
         there = q < SIDE * SIDE
-        odd = tl.arange(0, P) // (P // 4)
+        odd = tl.arange(0, 4)[:, None]
         p = (2 * (q // SIDE) + odd // 2) * side + 2 * (q % SIDE) + odd % 2
-    return c, p, (c < channels)[:, None] & there[None, :]
+    else:
+        p = block % tiles * P + tl.arange(0, P)[None, :]
+        there = p < side * side
+    return c, p, (c < channels)[None, :, None] & there[:, None, :]
+
+
+@triton.jit
+def _at(row, p, pixels):
+    """[Q, C, P / Q] Where the pixels of a tile are."""
+    return row[None, :, None] * pixels + p[:, None, :]
+
+
+@triton.jit
+def _sum(tile):
+    """[C] Of a tile's pixels."""
+    return tl.sum(tl.sum(tile, 2), 0)
 
 
 # Addresses are sums of what belongs to the pixel and what belongs to the term k, so that of a tile
@@ -131,8 +145,8 @@ def _spread_products(
     K: tl.constexpr,
     acc: tl.constexpr,
 ):
-    """[C, P] What pixels p of a channel c, or the single pixels of channels c, sum up; C or P is 1,
-    and a tile of products K by the other is spread over the threads."""
+    """[1, C, P] What pixels p of a channel c, or the single pixels of channels c, sum up; C or P is
+    1, and a tile of products K by the other is spread over the threads."""
     taps: tl.constexpr = (1 if SIDE == 1 else 4) if UP else 16
     length = inputs * taps
     if SIDE == 1 and not UP:
@@ -143,32 +157,32 @@ def _spread_products(
             inside = (k < length) & (c < channels)[:, None]
             b_w = tl.load(w_ptr + (c * length)[:, None] + k, mask=inside, other=0).to(acc)
             b_sum += b_source * b_w  # [C, K]
-        result = tl.sum(b_sum, 1)[:, None]
+        result = tl.sum(b_sum, 1)[None, :, None]
     else:
-        b_sum = tl.zeros([K, p.shape[0]], acc)
+        b_sum = tl.zeros([K, p.shape[1]], acc)
         for start in range(0, length, K):
             k = start + tl.arange(0, K)[:, None]  # [K, 1]
             if SIDE == 1:
-                inside = (k < length) & (p < 16)[None, :]
+                inside = (k < length) & (p < 16)
                 b_source = tl.load(source_ptr + k, mask=k < length, other=0).to(acc)
-                at_w = (k * channels + c[None, :]) * 16 + p[None, :]
+                at_w = (k * channels + c[None, :]) * 16 + p
                 b_w = tl.load(w_ptr + at_w, mask=inside, other=0).to(acc)
             elif UP:
-                y = (p // (2 * SIDE))[None, :]
-                x = (p % (2 * SIDE))[None, :]
+                y = p // (2 * SIDE)
+                x = p % (2 * SIDE)
                 at, inside = _small_at(y, x, k, SIDE)
                 inside &= (k < length) & (y < 2 * SIDE)
                 b_source = tl.load(source_ptr + at, mask=inside, other=0).to(acc)
                 at_w = _weight_at(y, x, k, channels) + c[None, :] * 16
                 b_w = tl.load(w_ptr + at_w, mask=inside, other=0).to(acc)
             else:
-                at, inside = _big_at(p[None, :], k, SIDE)
-                inside &= (k < length) & (p < SIDE * SIDE)[None, :]
+                at, inside = _big_at(p, k, SIDE)
+                inside &= (k < length) & (p < SIDE * SIDE)
                 b_source = tl.load(source_ptr + at, mask=inside, other=0).to(acc)
                 at_w = c[None, :] * length + k
                 b_w = tl.load(w_ptr + at_w, mask=k < length, other=0).to(acc)
             b_sum += b_source * b_w  # [K, P]
-        result = tl.sum(b_sum, 0)[None, :]
+        result = tl.sum(b_sum, 0)[None, None, :]
     return result
 
 
@@ -186,37 +200,36 @@ def _matrix_product(
     PRECISION: tl.constexpr,
     acc: tl.constexpr,
 ):
-    """[C, P] What pixels p of channels c sum up, in the order of `_tile`."""
+    """[Q, C, P / Q] What pixels p of channels c sum up."""
     if UP:
         # A pixel of the small map becomes four, of an even or odd row and column each.
-        quarter: tl.constexpr = p.shape[0] // 4
         odd = tl.arange(0, 4)[:, None, None]
-        y = tl.reshape(p // (2 * SIDE), [4, 1, quarter])
-        x = tl.reshape(p % (2 * SIDE), [4, 1, quarter])
-        b_sum = tl.zeros([4, c.shape[0], quarter], acc)
+        y = (p // (2 * SIDE))[:, None, :]
+        x = (p % (2 * SIDE))[:, None, :]
+        result = tl.zeros([4, c.shape[0], p.shape[1]], acc)
         for start in range(0, inputs * 4, K):
             k = start + tl.arange(0, K)[None, :, None]
             at, inside = _small_at(y, x, k, SIDE)
             inside &= k < inputs * 4
-            b_source = tl.load(source_ptr + at, mask=inside, other=0).to(acc)  # [4, K, quarter]
+            b_source = tl.load(source_ptr + at, mask=inside, other=0).to(acc)  # [4, K, P / 4]
             k = start + tl.arange(0, K)[None, None, :]
             at = _weight_at(odd // 2, odd % 2, k, channels) + c[None, :, None] * 16
             inside = (c[None, :, None] < channels) & (k < inputs * 4)
             b_w = tl.load(w_ptr + at, mask=inside, other=0).to(acc)  # [4, C, K]
-            b_sum = tl.dot(b_w, b_source, b_sum, input_precision=PRECISION, out_dtype=acc)
-        result = tl.reshape(tl.permute(b_sum, (1, 0, 2)), [c.shape[0], p.shape[0]])
+            result = tl.dot(b_w, b_source, result, input_precision=PRECISION, out_dtype=acc)
     else:
-        result = tl.zeros([c.shape[0], p.shape[0]], acc)
+        b_sum = tl.zeros([c.shape[0], p.shape[1]], acc)
         for start in range(0, inputs * 16, K):
             k = start + tl.arange(0, K)[:, None]
-            at, inside = _big_at(p[None, :], k, SIDE)
+            at, inside = _big_at(p, k, SIDE)
             inside &= k < inputs * 16
             b_source = tl.load(source_ptr + at, mask=inside, other=0).to(acc)  # [K, P]
             k = start + tl.arange(0, K)[None, :]
             inside = (c < channels)[:, None] & (k < inputs * 16)
             at = c[:, None] * (inputs * 16) + k
             b_w = tl.load(w_ptr + at, mask=inside, other=0).to(acc)  # [C, K]
-            result = tl.dot(b_w, b_source, result, input_precision=PRECISION, out_dtype=acc)
+            b_sum = tl.dot(b_w, b_source, b_sum, input_precision=PRECISION, out_dtype=acc)
+        result = b_sum[None]
     return result
 
 
@@ -235,7 +248,7 @@ def _sum_over_taps(
     PRECISION: tl.constexpr,
     acc: tl.constexpr,
 ):
-    """[C, P] A layer's sums over its input's channels and taps, for the program's `_tile`."""
+    """[Q, C, P / Q] A layer's sums over its input's channels and taps, for a `_tile`."""
     if MATRIX:
         result = _matrix_product(
             source_ptr, w_ptr, c, p, inputs, channels, UP, SIDE, K, PRECISION, acc
@@ -309,8 +322,8 @@ def _back_through(
     SLOPE: tl.constexpr,
     acc: tl.constexpr,
 ):
-    """[C, P] The gradient to y becomes that to c: of channels `channel` [C] of the stack, which are
-    `row` [C] of all images' channels, those that are `there`."""
+    """[Q, C, P / Q] The gradient to y becomes that to c: of channels `channel` [C] of the stack,
+    which are `row` [C] of all images' channels, those that are `there`."""
     if ACTIVATION != "none":
         b_y = tl.load(y_ptr + at, mask=inside, other=0).to(acc)
         if ACTIVATION == "tanh":
@@ -322,15 +335,25 @@ def _back_through(
     if NORM:
         b_grad = tl.where(inside, b_grad, 0)
         b_u = tl.load(u_ptr + at, mask=inside, other=0).to(acc)
-        beta_grad = tl.sum(b_grad, 1)
-        gamma_grad = tl.sum(b_grad * b_u, 1)
+        beta_grad = _sum(b_grad)
+        gamma_grad = _sum(b_grad * b_u)
         tl.store(beta_grad_ptr + row, beta_grad, mask=there)
         tl.store(gamma_grad_ptr + row, gamma_grad, mask=there)
         factor = tl.load(gamma_ptr + channel, mask=there, other=0).to(acc)
         factor *= tl.load(rstd_ptr + row, mask=there, other=0).to(acc)
-        b_grad -= (beta_grad / pixels)[:, None] + b_u * (gamma_grad / pixels)[:, None]
-        b_grad *= factor[:, None]
+        b_grad -= (beta_grad * (1 / pixels))[None, :, None]
+        b_grad -= b_u * (gamma_grad * (1 / pixels))[None, :, None]
+        b_grad *= factor[None, :, None]
     return b_grad
+
+
+@triton.jit
+def _tanh(x):
+    """A GPU divides and takes exponentials to two units in the last place: here they matter least
+    where the gradient 1 - y * y cancels. NaN stays NaN."""
+    e = tl.exp(-2 * tl.abs(x))
+    y = 1 - 2 * e / (1 + e)
+    return tl.where(x < 0, -y, y)
 
 
 @triton.jit(do_not_specialize=["inputs", "channels", "stride_xn", "stride_xm"])
@@ -380,20 +403,22 @@ def _forward_kernel(
         acc,
     )
     row = (n * tl.num_programs(1) + m) * channels + c
-    at = row[:, None] * pixels + p[None, :]
+    at = _at(row, p, pixels)
     if NORM:
         there = c < channels
-        b_y -= (tl.sum(tl.where(inside, b_y, 0), 1) / pixels)[:, None]
-        rstd = 1 / tl.sqrt(tl.sum(tl.where(inside, b_y * b_y, 0), 1) / pixels + EPS)
-        b_y *= rstd[:, None]
+        b_y -= (_sum(tl.where(inside, b_y, 0)) * (1 / pixels))[None, :, None]
+        variance = _sum(tl.where(inside, b_y * b_y, 0)) * (1 / pixels) + EPS
+        rstd = 1 / tl.sqrt(variance)
+        rstd *= 1.5 - 0.5 * variance * rstd * rstd  # Newton: a GPU's root and quotient are rough
+        b_y *= rstd[None, :, None]
         if SAVE:
             tl.store(u_ptr + at, b_y, mask=inside)
             tl.store(rstd_ptr + row, rstd, mask=there)
         b_gamma = tl.load(gamma_ptr + m * channels + c, mask=there, other=0).to(acc)
         b_beta = tl.load(beta_ptr + m * channels + c, mask=there, other=0).to(acc)
-        b_y = b_y * b_gamma[:, None] + b_beta[:, None]
+        b_y = b_y * b_gamma[None, :, None] + b_beta[None, :, None]
     if ACTIVATION == "tanh":
-        b_y = 2 * tl.sigmoid(2 * b_y) - 1
+        b_y = _tanh(b_y)
     if ACTIVATION == "relu":
         b_y = tl.where(b_y <= 0, 0, b_y)  # so that NaN stays NaN
     if ACTIVATION == "leaky_relu":
@@ -489,7 +514,7 @@ def _backward_kernel(
             acc,
         )
         row = image * inputs + c
-        at = row[:, None] * pixels_in + p[None, :]
+        at = _at(row, p, pixels_in)
         if TAPPED:
             b_grad += tl.load(tapped_ptr + at, mask=inside, other=0).to(acc)
         b_grad = _back_through(
@@ -573,9 +598,9 @@ def _output_kernel(
     tiles: tl.constexpr = (PIXELS + P - 1) // P
     channel = tl.program_id(0) // tiles + tl.arange(0, 1)  # [1]
     row = tl.program_id(1).to(tl.int64) * channels + channel
-    p = tl.program_id(0) % tiles * P + tl.arange(0, P)
-    at = row[:, None] * PIXELS + p[None, :]
-    inside = (p < PIXELS)[None, :]
+    p = tl.program_id(0) % tiles * P + tl.arange(0, P)[None, :]
+    at = _at(row, p, PIXELS)
+    inside = (p < PIXELS)[:, None, :]
     b_grad = _back_through(
         tl.load(y_grad_ptr + at, mask=inside, other=0).to(acc),
         at,

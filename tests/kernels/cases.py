@@ -96,10 +96,10 @@ def assert_close(
     """Every result within the tolerance of its own type, and of the expectation's shape.
 
     Args:
-        roundings: of 16-bit values one behind the other: what was stored on the way, and itself.
+        roundings: of values one behind the other: what was stored on the way, and itself.
     """
     for result, expectation in zip(results, expected, strict=True):
-        tolerance = TOLERANCE[result.dtype] * (roundings if result.itemsize == 2 else 1)
+        tolerance = TOLERANCE[result.dtype] * roundings
         assert result.dtype in (dtype, accumulator(dtype))
         assert result.shape == expectation.shape
         error = (result.to(expectation.dtype) - expectation).abs().max()

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from pkd_kernels.aot import sums_over_linear_layout
 
 ARCHITECTURES = (75, 80, 90, 100)
 
@@ -64,3 +65,16 @@ def test_refuses_to_run_under_the_interpreter():
     )
     assert process.returncode == 1
     assert "unset TRITON_INTERPRET" in process.stderr
+
+
+@pytest.mark.parametrize(("layout", "found"), [("#linear1", True), ("#blocked", False)])
+def test_finds_sums_that_triton_3_6_gets_wrong(layout, found):
+    ttgir = f"""
+    %x = tt.reshape %y : tensor<2x4x4xf32, #blocked> -> tensor<2x16xf32, #linear1>
+    %sum = "tt.reduce"(%x) <{{axis = 1 : i32}}> ({{
+    ^bb0(%a: f32, %b: f32):
+      %c = arith.addf %a, %b : f32 loc(#loc1)
+      tt.reduce.return %c : f32 loc(#loc2)
+    }}) : (tensor<2x16xf32, {layout}>) -> tensor<2xf32, #ttg.slice<{{dim = 1, parent = {layout}}}>>
+    """
+    assert sums_over_linear_layout(ttgir) == found

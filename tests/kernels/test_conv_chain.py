@@ -114,9 +114,11 @@ def results(op, x: Tensor, layers: list[ConvLayer], *, taps, stack: int, used=No
 
 
 def assert_equals_definition(x: Tensor, layers: list[ConvLayer], **kwargs) -> None:
-    """In 16 bits a layer's y or u and its dc are rounded before the gradient itself is."""
+    """Layer by layer: of chains of four PyTorch's own float32 is wrong by up to 1.4e-6 as well. In
+    16 bits a layer's y or u and its dc are rounded before the gradient itself is."""
     expected = results(reference.conv_chain, *wide(x, layers), **kwargs)
-    assert_close(results(conv_chain, x, layers, **kwargs), expected, x.dtype, roundings=3)
+    roundings = len(layers) * (3 if x.itemsize == 2 else 1)
+    assert_close(results(conv_chain, x, layers, **kwargs), expected, x.dtype, roundings)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -126,6 +128,19 @@ def test_every_geometry(device, sides, dtype):
     make = Maker(dtype, device, stack=1)
     layer = make.layer((2, 3), sides, False, "none")
     assert_equals_definition(make.x(1, 2, sides[0]), [layer], taps=(0,), stack=1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("sides", SIDES, ids=lambda s: f"{s[0]}-{s[1]}")
+@pytest.mark.usefixtures("both")
+def test_statistics_of_every_geometry(device, sides, dtype):
+    """Of a few channels a program has several: its threads must not mix them up in a sum."""
+    make = Maker(dtype, device, stack=1)
+    layers = [
+        make.layer((2, 2), sides[::-1], sides[0] > 1, "leaky_relu"),
+        make.layer((2, 2), sides, False, "tanh"),
+    ]
+    assert_equals_definition(make.x(1, 2, sides[1]), layers, taps=(1,), stack=1)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
