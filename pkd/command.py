@@ -27,6 +27,8 @@ class Parser(ArgumentParser):
         union = r"Does not validate .* Errors: - Expected an? (\w+) .* Given value: "
         message = re.sub(union, r"expected \1, got ", message)
         command = self.prog.replace("[options] ", "")
+        if unknown := re.fullmatch(r"Subcommand '(\w+)' does not accept option '(.+)'", message):
+            message, command = f"there is no setting {unknown[2]}", f"{command} {unknown[1]}"
         raise UserError(f"{message} (see {command} --help)") from ex
 
 

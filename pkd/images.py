@@ -107,7 +107,7 @@ def unreadable(bad: Sequence[str]) -> UserError:
     """The refusal of image files, from the messages of their BadImage."""
     more = f"; and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
     return UserError(
-        f"{len(bad)} image{'s' * (len(bad) > 1)} cannot be read: {'; '.join(bad[:NAMED])}{more}. "
+        f"{len(bad)} image{'s' * (len(bad) > 1)} cannot be used: {'; '.join(bad[:NAMED])}{more}. "
         "Mend or remove them, or leave them out with --skip-bad"
     )
 

@@ -134,7 +134,9 @@ def load_npz(file: Path) -> Dataset:
         with np.load(file, allow_pickle=False) as arrays:
             found = dict(arrays)
     except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-        raise UserError(f"{file} cannot be read as an .npz file ({error}): {_ARRAYS}") from error
+        # NumPy takes what is no zip file for a pickle, and advises to load it unsafely.
+        reason = "it is none" if file.is_file() and not zipfile.is_zipfile(file) else error
+        raise UserError(f"{file} cannot be read as an .npz file ({reason}): {_ARRAYS}") from error
     missing = {"train_images", "test_images", "test_labels"} - found.keys()
     if missing:
         raise UserError(f"{file} has no {', '.join(sorted(missing))}: {_ARRAYS}")

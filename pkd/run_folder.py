@@ -155,7 +155,8 @@ class RunFolder:
             )
 
     def _load(self) -> None:
-        if (self.path / "progress.json").is_file():
+        # A run may be killed before it has any progress, but then it has no results either.
+        if any((self.path / name).is_file() for name in ("progress.json", "results.json")):
             self.progress = self._read("progress.json", parse_progress)
         count = self.progress.metrics
         if count:

@@ -337,11 +337,17 @@ def test_a_bad_command_is_refused(argv, words, refused):
 
 
 @pytest.mark.parametrize(
-    ("text", "word"), [("colour: red", "colour"), ("lr: [", "config"), ("- 1", ""), ("lr: x", "lr")]
+    ("text", "words"),
+    [
+        ("colour: red", ("no setting colour", "pkd train --help")),
+        ("lr: [", ("config",)),
+        ("- 1", ()),
+        ("lr: x", ("lr",)),
+    ],
 )
-def test_a_bad_settings_file_is_refused(text, word, refused, tmp_path):
+def test_a_bad_settings_file_is_refused(text, words, refused, tmp_path):
     (tmp_path / "settings.yaml").write_text(text + "\n")
-    refused(["train", "--config", tmp_path / "settings.yaml", "--out", tmp_path / "run"], word)
+    refused(["train", "--config", tmp_path / "settings.yaml", "--out", tmp_path / "run"], *words)
     assert not (tmp_path / "run").exists()
 
 
@@ -631,7 +637,7 @@ def test_unreadable_photos_are_left_out_with_a_count(photos, tmp_path, capsys, r
     bad = photos / "train" / "good" / "003.png"
     bad.write_text("no image")
     argv = train_on("folder", photos, tmp_path / "run")
-    refused(argv, bad, "1 image cannot be read", "--skip-bad", unchanged=tmp_path)
+    refused(argv, bad, "1 image cannot be used", "--skip-bad", unchanged=tmp_path)
     assert main([*argv, "--skip-bad"]) == 0
     said = capsys.readouterr().out
     assert "unreadable files left out: 1\n" in said

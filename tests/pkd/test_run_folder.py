@@ -119,6 +119,13 @@ def test_damaged_progress_is_refused(change, run):
         RunFolder.open(run.path)
 
 
+def test_a_finished_run_without_its_progress_is_not_begun_anew(run):
+    assert RunFolder.open(run.path).progress == Progress()
+    run.write_json("results.json", {})
+    with pytest.raises(UserError, match=r"progress\.json is damaged .*restore it from a copy"):
+        RunFolder.open(run.path)
+
+
 def test_metrics_must_reach_as_far_as_progress(run):
     run.metrics += [{"epoch": 1}, {"epoch": 2}]
     run.save_within_phase(WEIGHTS, Progress(step=3))
