@@ -1,4 +1,5 @@
-"""Without a GPU the kernels run in Triton's interpreter, with one they run on it.
+"""Without a GPU the kernels run in Triton's interpreter, with one they run on it; PKD_PTX=90 runs
+what is compiled for a GPU of compute capability 9.0 on the CPU, see `ptx.lane`.
 
 TRITON_INTERPRET is read when a kernel is decorated, so it is set before anything imports one. The
 ops still take the reference path on CPU tensors unless PKD_BACKEND (`kernels_on`) says otherwise.
@@ -10,7 +11,12 @@ from importlib.metadata import version
 import pytest
 import torch
 
-if not torch.cuda.is_available():
+PTX = os.environ.get("PKD_PTX")
+if PTX:
+    from ptx import lane
+
+    lane.install(int(PTX))
+elif not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 

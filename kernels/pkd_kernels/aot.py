@@ -91,7 +91,7 @@ def recorded_launches() -> list[Launch]:
     def recorder(op: str, name: str, kernel):
         def record(*args, **keywords):
             for aligned in (True, False) if _may_be_views(op, args, keywords) else (True,):
-                found[_launch(op, name, kernel, args, keywords, aligned)] = None
+                found[launch_of(op, name, kernel, args, keywords, aligned)] = None
 
         fake = mock.MagicMock()
         fake.__getitem__.return_value = record
@@ -222,7 +222,7 @@ def _call_network(
         yield
 
 
-def _launch(
+def launch_of(
     op: str, name: str, kernel, args: tuple, keywords: dict, pointers_aligned: bool
 ) -> Launch:
     """What the just-in-time compiler would make of a call: it specialises on 1 and on 16 | n."""
@@ -247,22 +247,27 @@ def _launch(
     )
 
 
-def compile_launch(launch: Launch, architecture: int) -> Usage:
-    """Compile for one architecture, say 90, and read what the machine code takes."""
-    kernel = getattr(importlib.import_module(f"pkd_kernels.{launch.op}"), launch.kernel)
+def compiled(kernel, launch: Launch, architecture: int) -> triton.compiler.CompiledKernel:
+    """Compile a launch of `kernel` for one architecture, say 90."""
     source = ASTSource(
         kernel,
         signature=dict(launch.signature),
         constexprs=dict(launch.constants),
         attrs={(i,): [["tt.divisibility", 16]] for i in launch.aligned},
     )
-    compiled = triton.compile(
+    return triton.compile(
         source,
         target=GPUTarget("cuda", architecture, 32),
         options=dict(launch.options),
     )
+
+
+def compile_launch(launch: Launch, architecture: int) -> Usage:
+    """Compile, and read what the machine code takes."""
+    kernel = getattr(importlib.import_module(f"pkd_kernels.{launch.op}"), launch.kernel)
+    made = compiled(kernel, launch, architecture)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        Path(file.name).write_bytes(compiled.asm["cubin"])
+        Path(file.name).write_bytes(made.asm["cubin"])
         report = subprocess.run(
             [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name],
             capture_output=True,
@@ -270,8 +275,8 @@ def compile_launch(launch: Launch, architecture: int) -> Usage:
             check=True,
         ).stdout
     registers, stack = (int(re.search(rf"{key}:(\d+)", report)[1]) for key in ("REG", "STACK"))
-    sums = sums_over_linear_layout(compiled.asm["ttgir"])
-    return Usage(architecture, registers, compiled.metadata.shared, stack, sums)
+    sums = sums_over_linear_layout(made.asm["ttgir"])
+    return Usage(architecture, registers, made.metadata.shared, stack, sums)
 
 
 def sums_over_linear_layout(ttgir: str) -> bool:

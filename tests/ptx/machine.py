@@ -1,0 +1,622 @@
+"""Executes a PTX kernel on a CPU, instruction by instruction, all threads of all blocks at once.
+
+Registers are arrays over threads, holding bits. Where threads part at a branch, those that are
+behind go first until all meet again. Sections are those of NVIDIA's "PTX ISA" 8.7, which also says
+by how much approximate instructions may be wrong: here they are, by a figure drawn from the bits of
+the result, so that what a GPU may compute is no better than what is tested.
+"""
+
+import ctypes
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from ptx.program import SPECIAL, Address, Instruction, Operand, Program
+
+WARP = 32
+LANES = 2**14  # threads that are executed at once, or one block
+POISON = 0xDB  # bytes of shared memory and registers that nobody wrote
+UNITS = {"ex2": 2, "div": 2, "rcp": 1, "sqrt": 1, "rsqrt": 2, "lg2": 2}  # wrong in the last place
+_IGNORED = {"fence", "griddepcontrol"}
+
+
+def run(
+    program: Program,
+    grid: Sequence[int],
+    threads: int,
+    shared_bytes: int,
+    arguments: Sequence[torch.Tensor | int],
+) -> None:
+    """Run a kernel; tensors lie on the CPU, anything beyond their storage is an IndexError.
+
+    Args:
+        grid: blocks along x, y and z.
+        threads: of a block.
+        arguments: tensors, whose addresses are passed, and integers; those missing are 0.
+    """
+    memory = Memory([a for a in arguments if isinstance(a, torch.Tensor)])
+    values = [a.data_ptr() if isinstance(a, torch.Tensor) else a for a in arguments]
+    values += [0] * (len(program.parameters) - len(values))
+    parameters = dict(zip(program.parameters, values, strict=True))
+    blocks = np.arange(np.prod(grid, dtype=np.int64))
+    for some in np.array_split(blocks, max(1, len(blocks) * threads // LANES)):
+        with np.errstate(all="ignore"):
+            _Blocks(program, memory, parameters, grid, some, threads, shared_bytes).run()
+
+
+class Memory:
+    """Stretches of bytes by their addresses.
+
+    Args:
+        tensors: whose storages they are.
+    """
+
+    def __init__(self, tensors: Sequence[torch.Tensor]):
+        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+        self.begins = np.array(sorted(storages), np.uint64)
+        self.ends = self.begins + np.array([storages[int(b)] for b in self.begins], np.uint64)
+        self.stretches = [
+            np.frombuffer((ctypes.c_uint8 * storages[int(b)]).from_address(int(b)), np.uint8)
+            for b in self.begins
+        ]
+
+    def load(self, addresses: np.ndarray, size: int) -> np.ndarray:
+        """Values of `size` bytes at addresses (n,), as bits."""
+        found = np.empty(len(addresses), f"u{size}")
+        for own, stretch, at in self._places(addresses, size):
+            found[own] = stretch[at]
+        return found
+
+    def store(self, addresses: np.ndarray, values: np.ndarray) -> None:
+        for own, stretch, at in self._places(addresses, values.itemsize):
+            stretch[at] = values[own]
+
+    def _places(self, addresses: np.ndarray, size: int):
+        which = np.searchsorted(self.begins, addresses, side="right") - 1
+        outside = (which < 0) | (addresses + np.uint64(size) > self.ends[which])
+        if outside.any():
+            raise IndexError(f"{size} bytes at {addresses[outside][0]:#x} are of no tensor")
+        if (addresses % np.uint64(size)).any():
+            raise IndexError(f"an address is no multiple of {size}")
+        for index in np.unique(which):
+            own = which == index
+            stretch = self.stretches[index]
+            typed = stretch[: len(stretch) // size * size].view(f"u{size}")
+            yield own, typed, ((addresses[own] - self.begins[index]) // np.uint64(size))
+
+
+class _Blocks:
+    """Blocks of a launch that are executed in step."""
+
+    def __init__(
+        self,
+        program: Program,
+        memory: Memory,
+        parameters: dict[str, int],
+        grid: Sequence[int],
+        blocks: np.ndarray,
+        threads: int,
+        shared_bytes: int,
+    ):
+        self.program, self.memory, self.parameters = program, memory, parameters
+        self.count, self.threads = len(blocks), threads
+        self.shared = np.full((self.count, shared_bytes // 8 * 8 + 8), POISON, np.uint8)
+        self.block = np.repeat(np.arange(self.count), threads)
+        self.registers: dict[str, np.ndarray] = {}
+        x, y, _ = grid
+        own = {"tid": (np.tile(np.arange(threads), self.count), 0, 0), "ntid": (threads, 1, 1)}
+        own["ctaid"] = (blocks % x, blocks // x % y, blocks // (x * y))
+        own["ctaid"] = tuple(np.repeat(axis, threads) for axis in own["ctaid"])
+        own["nctaid"] = tuple(grid)
+        for name in SPECIAL:
+            values = own[name[1:-2]]["xyz".index(name[-1])]
+            self.registers[name] = np.broadcast_to(np.uint32(values), self.block.shape)
+        self.place = np.zeros(len(self.block), np.int64)  # of each thread's next instruction
+        self.gone = np.zeros(len(self.block), bool)
+        self.now: np.ndarray | None = None  # threads that execute; None is all of them
+
+    def run(self) -> None:
+        instructions, at = self.program.instructions, 0
+        while at < len(instructions):
+            instruction = instructions[at]
+            try:
+                to = self._execute(instruction)
+            except Exception as error:
+                raise type(error)(f"{self.program.name}, {instruction}: {error}") from error
+            at = self._go(at, to)
+
+    def _go(self, at: int, to: "tuple[int, np.ndarray | None] | None") -> int:
+        """Where to go on after the instruction at `at`, which sends some threads to `to`."""
+        if self.now is None and (to is None or to[1] is None or to[1].all()):
+            return at + 1 if to is None else to[0]
+        if self.now is None and not to[1].any():
+            return at + 1
+        now = ~self.gone if self.now is None else self.now
+        self.place[now] = at + 1
+        if to is not None:
+            self.place[now if to[1] is None else to[1]] = to[0]
+        self.gone |= self.place >= len(self.program.instructions)
+        if self.gone.all():
+            return len(self.program.instructions)
+        first = int(self.place[~self.gone].min())
+        self.now = (self.place == first) & ~self.gone
+        if self.now.all():
+            self.now = None
+        return first
+
+    def _mask(self, instruction: Instruction) -> np.ndarray | None:
+        """Threads that take part; None is all."""
+        if instruction.guard is None:
+            return self.now
+        guard = self._bits(instruction.guard) != instruction.negated
+        return guard if self.now is None else guard & self.now
+
+    def _execute(self, instruction: Instruction) -> "tuple[int, np.ndarray | None] | None":
+        opcode, mask = instruction.opcode, self._mask(instruction)
+        if opcode == "bra":
+            return self.program.labels[instruction.operands[0]], mask
+        if opcode in ("ret", "exit"):
+            return len(self.program.instructions), mask
+        if opcode == "trap" and (mask is None or mask.any()):
+            raise RuntimeError("a thread traps")
+        if opcode not in _IGNORED and (mask is None or mask.any()):
+            method = getattr(self, f"_{opcode}", None)
+            if method is not None:
+                method(instruction, mask)
+            elif opcode in ELEMENTWISE:
+                self._elementwise(instruction, mask)
+            else:
+                raise NotImplementedError("this instruction is not built")
+        return None
+
+    def read(self, operand: Operand, kind: str) -> np.ndarray:
+        """An operand as type `kind` of PTX, such as "s32"; wider registers are cut."""
+        size = 1 if kind == "pred" else int(kind.lstrip("bsuf")) // 8
+        if isinstance(operand, int):
+            bits = np.array([operand & (2 ** (8 * size) - 1)], f"u{size}")
+        else:
+            bits = self._bits(operand)
+            bits = bits if bits.itemsize == size else bits.astype(f"u{size}")
+        if kind == "pred":
+            return bits.astype(bool)
+        if kind == "bf16":
+            return (bits.astype(np.uint32) << 16).view(np.float32)
+        return bits.view(_dtype(kind))
+
+    def write(self, register: str, values: np.ndarray, kind: str, mask: np.ndarray | None) -> None:
+        """Values of type `kind` into a register, extended to its width."""
+        if register == "_":
+            return
+        width = self.program.width(register)
+        if width == 1:
+            bits = values.astype(bool)
+        elif kind == "bf16":
+            bits = _bf16(values)
+        else:
+            dtype = _dtype(kind)
+            values = values.astype(dtype, copy=False)
+            if dtype.kind == "f" or dtype.itemsize * 8 == width:
+                bits = values.view(f"u{dtype.itemsize}")
+            else:
+                bits = values.astype(f"{dtype.kind}{width // 8}").view(f"u{width // 8}")
+        if mask is None:
+            self.registers[register] = np.broadcast_to(bits, self.block.shape)
+            return
+        self.registers[register] = np.where(mask, bits, self._bits(register))
+
+    def _bits(self, register: str) -> np.ndarray:
+        """What a register holds, of all threads."""
+        if register not in self.registers:
+            size = self.program.width(register) // 8
+            poison = np.full(max(1, size), POISON, np.uint8)
+            poison = poison.view(f"u{size}") if size else poison.astype(bool)
+            self.registers[register] = np.broadcast_to(poison, self.block.shape)
+        return self.registers[register]
+
+    def _elementwise(self, instruction: Instruction, mask: np.ndarray | None) -> None:
+        opcode, modifiers, (to, *sources) = instruction[:3]
+        kind = modifiers[-1]
+        if kind.endswith("x2"):  # two halves, each by itself
+            low, high = zip(*map(self._halves, sources), strict=True)
+            low, high = (ELEMENTWISE[opcode](*half).astype(np.uint32) for half in (low, high))
+            return self.write(to, high << np.uint32(16) | low, "b32", mask)
+        values = [self.read(source, kind) for source in sources]
+        if "ftz" in modifiers:
+            values = [_flushed(value) for value in values]
+        result = ELEMENTWISE[opcode](*values)
+        if {"approx", "full"} & set(modifiers):
+            result = _rough(result, UNITS[opcode])
+        if "ftz" in modifiers:
+            result = _flushed(result)
+        return self.write(to, result, kind, mask)
+
+    def _mul(self, instruction: Instruction, mask: np.ndarray | None) -> None:
+        """mul and mad of integers: the low half of the product, the high one, or both."""
+        modifiers, (to, *sources) = instruction[1:3]
+        kind, part = modifiers[-1], modifiers[0]
+        if kind[0] == "f":
+            return self._elementwise(instruction._replace(opcode="times"), mask)
+        bits = int(kind[1:])
+        wide = f"{kind[0]}{2 * bits}" if part in ("wide", "hi") else kind
+        a, b = (self.read(source, kind).astype(_dtype(wide)) for source in sources[:2])
+        product = a * b
+        if part == "hi":
+            product, wide = product >> bits, kind
+        if len(sources) == 3:
+            product = product + self.read(sources[2], wide)
+        return self.write(to, product, wide, mask)
+
+    _mad = _mul
+
+    def _shl(self, instruction: Instruction, mask: np.ndarray | None) -> None:
+        kind, (to, value, by) = instruction.modifiers[-1], instruction.operands
+        value, by = self.read(value, kind), self.read(by, "u32")
+        bits = 8 * value.itemsize
+        shift = np.left_shift if instruction.opcode == "shl" else np.right_shift
+        # Beyond the width nothing is left but the sign.
+        within = shift(value, np.minimum(by, bits - 1).astype(value.dtype))
+        beyond = np.right_shift(value, bits - 1) if kind[0] == "s" else np.zeros_like(value)
+        self.write(to, np.where(by < bits, within, beyond), kind, mask)
+
+    _shr = _shl
+
+    def _bfe(self, instruction: Instruction, mask: np.ndarray | None) -> None:
+        kind, (to, value, *rest) = instruction.modifiers[-1], instruction.operands
+        start, length = (self.read(r, "u32").astype(np.int64) for r in rest)
+        value = self.read(value, kind)
+        above = np.maximum(8 * value.itemsize - start - length, 0).astype(value.dtype)
+        field = (value << above) >> (above + start.astype(value.dtype))
+        self.write(to, field, kind, mask)
+
+    def _bfi(self, instruction: Instruction, mask: np.ndarray | None) -> None:
+        kind, (to, field, into, *rest) = instruction.modifiers[-1], instruction.operands
+        field, into = self.read(field, kind), self.read(into, kind)
+        start, length = (self.read(r, "u32").astype(np.uint64) for r in rest)
+        places = (((np.uint64(1) << length) - np.uint64(1)) << start).astype(into.dtype)
+        self.write(to, into & ~places | (field << start.astype(into.dtype)) & places, kind, mask)
+
+    def _prmt(self, instruction: Instruction, mask: np.ndarray | None) -> None:
+        to, *sources = instruction.operands
+        low, high, chosen = (self.read(s, "u32").astype(np.uint64) for s in sources)
+        both, found = high << np.uint64(32) | low, np.uint64(0)
+        for byte in range(4):
+            choice = chosen >> np.uint64(4 * byte)
+            value = both >> (choice & np.uint64(7)) * np.uint64(8) & np.uint64(255)
+            sign = np.where(value >= 128, np.uint64(255), np.uint64(0))
+            value = np.where(choice & np.uint64(8) != 0, sign, value)
+            found = found | value << np.uint64(8 * byte)
+        self.write(to, found, "b32", mask)
+
+    def _shf(self, instruction: Instruction, mask: np.ndarray | None) -> None:
+        to, *sources = instruction.operands
+        low, high, by = (self.read(s, "u32").astype(np.uint64) for s in sources)
+        both, by = high << np.uint64(32) | low, by & np.uint64(31)
+        shifted = (both << by) >> np.uint64(32) if "l" in instruction.modifiers else both >> by
+        self.write(to, shifted, "b32", mask)
+
+    def _setp(self, instruction: Instruction, mask: np.ndarray | None) -> None:
+        (compare, *_, kind), (to, *sources) = instruction.modifiers, instruction.operands
+        if kind.endswith("x2"):  # two halves, two predicates
+            pairs = [self._halves(source) for source in sources]
+            results = [_compared(compare, kind[:-2], *half) for half in zip(*pairs, strict=True)]
+            for register, result in zip(to.split("|"), results, strict=True):
+                self.write(register, result, "pred", mask)
+            return
+        a, b = (self.read(source, kind) for source in sources)
+        self.write(to, _compare(compare, a, b), "pred", mask)
+
+    def _halves(self, operand: Operand) -> list[np.ndarray]:
+        bits = self.read(operand, "u32")
+        return [(bits >> shift).astype(np.uint16) for shift in (np.uint32(0), np.uint32(16))]
+
+    def _selp(self, instruction: Instruction, mask: np.ndarray | None) -> None:
+        kind, (to, yes, no, choice) = instruction.modifiers[-1], instruction.operands
+        kind = f"b{kind[1:]}"
+        values = np.where(self.read(choice, "pred"), self.read(yes, kind), self.read(no, kind))
+        self.write(to, values, kind, mask)
+
+    def _mov(self, instruction: Instruction, mask: np.ndarray | None) -> None:
+        kind, (to, value) = instruction.modifiers[-1], instruction.operands
+        if kind == "pred":
+            return self.write(to, self.read(value, "pred"), "pred", mask)
+        bits = int(kind[1:])
+        if isinstance(value, tuple):
+            part = bits // len(value)
+            parts = [self.read(v, f"u{part}").astype(f"u{bits // 8}") for v in value]
+            whole = sum(p << p.dtype.type(part * i) for i, p in enumerate(parts))
+            return self.write(to, whole, f"b{bits}", mask)
+        whole = self.read(value, f"u{bits}")
+        targets = to if isinstance(to, tuple) else (to,)
+        part = bits // len(targets)
+        for i, register in enumerate(targets):
+            piece = (whole >> whole.dtype.type(part * i)).astype(f"u{part // 8}")
+            self.write(register, piece, f"b{part}", mask)
+        return None
+
+    def _cvt(self, instruction: Instruction, mask: np.ndarray | None) -> None:
+        *how, target, source = instruction.modifiers
+        to, *values = instruction.operands
+        values = [self.read(value, source) for value in values]
+        if target.endswith("x2"):  # the first is the upper half
+            high, low = (_narrow(v, target[:-2]).astype(np.uint32) for v in values)
+            return self.write(to, high << np.uint32(16) | low, "b32", mask)
+        if target in ("f16", "bf16"):
+            return self.write(to, _narrow(values[0], target), "b16", mask)
+        if source[0] != "f" or target[0] == "f":
+            return self.write(to, values[0].astype(_dtype(target)), target, mask)
+        rounded = {"rzi": np.trunc, "rni": np.rint, "rmi": np.floor, "rpi": np.ceil}[how[0]]
+        return self.write(to, rounded(values[0]).astype(_dtype(target)), target, mask)
+
+    def _shfl(self, instruction: Instruction, mask: np.ndarray | None) -> None:
+        to, value, by, clamp, _ = instruction.operands
+        value, by = (np.broadcast_to(self.read(v, "b32"), self.block.shape) for v in (value, by))
+        if (self.read(clamp, "b32") != 31).any():
+            raise NotImplementedError("parts of a warp are not built")
+        lane = np.arange(len(value)) % WARP
+        other = {"bfly": lane ^ by, "idx": by % WARP}[instruction.modifiers[1]]
+        self.write(to, value[np.arange(len(value)) // WARP * WARP + other], "b32", mask)
+
+    def _bar(self, instruction: Instruction, mask: np.ndarray | None) -> None:
+        if "warp" in instruction.modifiers or mask is None:
+            return
+        waiting = (mask | self.gone).reshape(self.count, -1)
+        if (waiting.any(1) != waiting.all(1)).any():
+            raise RuntimeError("a barrier that not all threads of a block reach")
+
+    def _ld(self, instruction: Instruction, mask: np.ndarray | None) -> None:
+        (space, *_, kind), (targets, place) = instruction.modifiers, instruction.operands
+        size = int(kind[1:]) // 8
+        if space == "param":
+            value = self.parameters[place.base] >> 8 * place.offset
+            bits = np.array([value & (2 ** (8 * size) - 1)], f"u{size}")
+            return self.write(targets, bits, f"u{8 * size}", mask)
+        targets = targets if isinstance(targets, tuple) else (targets,)
+        lanes = self._lanes(mask)
+        addresses = self._addresses(space, place, size * len(targets), lanes)
+        for i, register in enumerate(targets):
+            bits = self._loaded(space, addresses + np.uint64(size * i), size)
+            self._put(lanes, register, bits, f"u{8 * size}", mask)
+        return None
+
+    def _st(self, instruction: Instruction, mask: np.ndarray | None) -> None:
+        (space, *_, kind), (place, values) = instruction.modifiers, instruction.operands
+        size = int(kind[1:]) // 8
+        values = values if isinstance(values, tuple) else (values,)
+        lanes = self._lanes(mask)
+        addresses = self._addresses(space, place, size * len(values), lanes)
+        for i, value in enumerate(values):
+            bits = self._of(lanes, value, f"u{8 * size}")
+            self._stored(space, addresses + np.uint64(size * i), bits)
+
+    def _lanes(self, mask: np.ndarray | None) -> np.ndarray:
+        """The threads of a mask."""
+        return np.arange(len(self.block)) if mask is None else np.flatnonzero(mask)
+
+    def _warps(self, mask: np.ndarray | None) -> np.ndarray:
+        """The threads of a mask, whole warps [warps, 32]."""
+        lanes = self._lanes(mask)
+        if (
+            len(lanes) % WARP
+            or (lanes.reshape(-1, WARP) // WARP != lanes[::WARP, None] // WARP).any()
+        ):
+            raise RuntimeError("not all threads of a warp are here")
+        return lanes.reshape(-1, WARP)
+
+    def _of(self, lanes: np.ndarray, operand: Operand, kind: str) -> np.ndarray:
+        """An operand as some threads have it, of the shape of `lanes`."""
+        return np.broadcast_to(self.read(operand, kind), self.block.shape)[lanes]
+
+    def _put(
+        self,
+        lanes: np.ndarray,
+        register: str,
+        values: np.ndarray,
+        kind: str,
+        mask: np.ndarray | None,
+    ) -> None:
+        """Values of the shape of `lanes`, the threads of `mask`, into their registers."""
+        every = np.zeros(self.block.shape, values.dtype)
+        every[lanes] = values
+        self.write(register, every, kind, mask)
+
+    def _addresses(self, space: str, place: Address, size: int, lanes: np.ndarray) -> np.ndarray:
+        """Where so many bytes lie; those in shared memory follow the ones of blocks before."""
+        addresses = self._of(lanes, place.base, "u64" if space == "global" else "u32")
+        addresses = addresses.astype(np.uint64) + np.uint64(place.offset % 2**64)
+        if (addresses % np.uint64(size)).any():
+            raise IndexError(f"an address is no multiple of {size}")
+        if space == "global":
+            return addresses
+        length = self.shared.shape[1]
+        if (addresses >= length).any():
+            raise IndexError(f"beyond the {length} bytes of shared memory")
+        return self.block[lanes].astype(np.uint64) * np.uint64(length) + addresses
+
+    def _loaded(self, space: str, addresses: np.ndarray, size: int) -> np.ndarray:
+        if space == "shared":
+            return self.shared.reshape(-1).view(f"u{size}")[addresses // np.uint64(size)]
+        return self.memory.load(addresses, size)
+
+    def _stored(self, space: str, addresses: np.ndarray, bits: np.ndarray) -> None:
+        if space == "shared":
+            whole = self.shared.reshape(-1).view(bits.dtype)
+            whole[addresses // np.uint64(bits.itemsize)] = bits
+        else:
+            self.memory.store(addresses, bits)
+
+    def _cp(self, instruction: Instruction, mask: np.ndarray | None) -> None:
+        """cp.async: bytes from global into shared memory, zeros where there are fewer."""
+        if instruction.modifiers[1] not in ("ca", "cg"):
+            return  # groups of copies: here every copy is done at once
+        to, source, size, *given = instruction.operands
+        lanes = self._lanes(mask)
+        length = self._of(lanes, given[0] if given else size, "u32")
+        places = self._addresses("shared", to, size, lanes)
+        sources = self._addresses("global", source, 1, lanes)
+        for start in range(0, size, 4):
+            bits = np.zeros(len(lanes), np.uint32)
+            there = length > start
+            bits[there] = self.memory.load(sources[there] + np.uint64(start), 4)
+            self._stored("shared", places + np.uint64(start), bits)
+
+    def _ldmatrix(self, instruction: Instruction, mask: np.ndarray | None) -> None:
+        """8x8 matrices of 16 bits: a thread names a row, and gets two neighbours of one."""
+        registers, place = instruction.operands
+        warps = self._warps(mask)
+        for register, rows in [*self._rows(registers, place, warps)]:  # one may be the address
+            bits = self.shared.reshape(-1)[rows].view(np.uint16).reshape(-1, 8, 8)
+            if "trans" in instruction.modifiers:
+                bits = bits.transpose(0, 2, 1)
+            words = np.ascontiguousarray(bits).view(np.uint32).reshape(warps.shape)
+            self._put(warps, register, words, "b32", mask)
+
+    def _stmatrix(self, instruction: Instruction, mask: np.ndarray | None) -> None:
+        place, registers = instruction.operands
+        warps = self._warps(mask)
+        for register, rows in self._rows(registers, place, warps):
+            bits = self._of(warps, register, "u32").view(np.uint16).reshape(-1, 8, 8)
+            if "trans" in instruction.modifiers:
+                bits = bits.transpose(0, 2, 1)
+            self.shared.reshape(-1)[rows] = (
+                np.ascontiguousarray(bits).view(np.uint8).reshape(-1, 16)
+            )
+
+    def _rows(self, registers: tuple, place: Address, warps: np.ndarray):
+        """Each register with the bytes of its matrices [8 a warp, 16]; eight threads name them."""
+        for i, register in enumerate(registers):
+            starts = self._addresses("shared", place, 16, warps[:, 8 * i : 8 * i + 8].reshape(-1))
+            yield register, starts[:, None] + np.arange(16, dtype=np.uint64)
+
+    def _mma(self, instruction: Instruction, mask: np.ndarray | None) -> None:
+        """D = A B + C, a fragment of each in every thread of a warp (section 9.7.14)."""
+        warps = self._warps(mask)
+        _, _, shape, *_, kind_of_d, kind, _, _ = instruction.modifiers
+        if (kind_of_d, kind) not in (("f64", "f64"), ("f32", "tf32")):
+            raise NotImplementedError("this instruction is not built")
+        rows, inner = (int(n) for n in shape.lstrip("m").replace("n8k", " ").split())
+        lane = np.arange(WARP)
+        group, member = lane // 4, lane % 4
+        d, *sources = instruction.operands
+
+        def matrix(registers: tuple, places: list, shape: tuple[int, int], kind: str) -> np.ndarray:
+            found = np.zeros((len(warps), *shape))
+            for register, (i, j) in zip(registers, places, strict=True):
+                if kind == "tf32":  # float32 without the last 13 bits
+                    bits = self._of(warps, register, "u32") & np.uint32(0xFFFFE000)
+                    found[:, i, j] = bits.view(np.float32)
+                else:
+                    found[:, i, j] = self._of(warps, register, kind)
+            return found
+
+        halves = range(rows // 8)
+        of_a = [(group + 8 * h, member + 4 * k) for k in range(inner // 4) for h in halves]
+        of_b = [(member + 4 * k, group) for k in range(inner // 4)]
+        of_c = [(group + 8 * h, 2 * member + j) for h in halves for j in range(2)]
+        shapes = ((rows, inner), (inner, 8), (rows, 8))
+        a, b, c = map(matrix, sources, (of_a, of_b, of_c), shapes, (kind, kind, kind_of_d))
+        result = a @ b + c
+        for register, (i, j) in zip(d, of_c, strict=True):
+            self._put(warps, register, result[:, i, j], kind_of_d, mask)
+
+    def _atom(self, instruction: Instruction, mask: np.ndarray | None) -> None:
+        if instruction.modifiers[-2:] != ("add", "u32"):
+            raise NotImplementedError("this instruction is not built")
+        to, place, value = instruction.operands
+        lanes = self._lanes(mask)
+        before, added = np.zeros(len(lanes), np.uint32), self._of(lanes, value, "u32")
+        for i, address in enumerate(self._addresses("global", place, 4, lanes)):  # in some order
+            before[i] = self.memory.load(address[None], 4)[0]
+            self.memory.store(address[None], before[i : i + 1] + added[i])
+        self._put(lanes, to, before, "u32", mask)
+
+
+def _dtype(kind: str) -> np.dtype:
+    size = int(kind[1:]) // 8
+    return np.dtype(f"{'f' if kind[0] == 'f' else 'i' if kind[0] == 's' else 'u'}{size}")
+
+
+def _compare(compare: str, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """A name that ends with u, of floating types, is true of NaN as well."""
+    unordered = np.zeros(1, bool)
+    if a.dtype.kind == "f":
+        unordered = np.isnan(a) | np.isnan(b)
+    if compare in ("nan", "num"):
+        return unordered == (compare == "nan")
+    names = {"lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal}
+    names |= {"eq": np.equal, "ne": np.not_equal}
+    if compare in names:
+        return names[compare](a, b) & ~unordered
+    return names[compare[:-1]](a, b) | unordered
+
+
+def _compared(compare: str, kind: str, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """`_compare` of the bits of 16-bit floats."""
+    wide = (lambda h: (h.astype(np.uint32) << 16).view(np.float32)) if kind == "bf16" else None
+    return _compare(compare, *(wide(h) if wide else h.view(np.float16) for h in (a, b)))
+
+
+def _bf16(values: np.ndarray) -> np.ndarray:
+    """Bits of float32 rounded to bfloat16, to the even of two neighbours."""
+    bits = values.astype(np.float32).view(np.uint32)
+    rounded = (bits + np.uint32(0x7FFF) + (bits >> 16 & np.uint32(1))) >> 16
+    return np.where(np.isnan(values), np.uint32(0x7FFF), rounded).astype(np.uint16)
+
+
+def _narrow(values: np.ndarray, kind: str) -> np.ndarray:
+    return _bf16(values) if kind == "bf16" else values.astype(np.float16).view(np.uint16)
+
+
+def _flushed(values: np.ndarray) -> np.ndarray:
+    """Subnormal numbers become zeros."""
+    tiny = np.abs(values) < np.finfo(np.float32).tiny
+    return np.where(tiny, np.copysign(np.float32(0), values), values)
+
+
+def _rough(values: np.ndarray, units: int) -> np.ndarray:
+    """Off by up to so many units in the last place, as approximate instructions may be."""
+    bits = np.asarray(values, np.float32).view(np.int32)
+    drawn = (bits.view(np.uint32) * np.uint32(2654435761)) >> 16
+    moved = bits + (drawn % np.uint32(2 * units + 1)).astype(np.int32) - units
+    usual = np.isfinite(values) & (np.abs(values) > 1e-37) & (np.abs(values) < 1e37)
+    return np.where(usual, moved.view(np.float32), values)
+
+
+def _divided(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    if a.dtype.kind == "f":
+        return a / b
+    quotient = np.abs(a.astype(np.int64)) // np.maximum(np.abs(b.astype(np.int64)), 1)
+    return np.where((a < 0) != (b < 0), -quotient, quotient).astype(a.dtype)
+
+
+def _fused(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
+    """a b + c, in float32 with one rounding."""
+    wide = np.float64 if a.dtype == np.float32 else np.longdouble
+    return (a.astype(wide) * b + c).astype(a.dtype)
+
+
+def _extreme(numbers, poisoned):
+    """min or max: of a number and NaN the number, unless they are integers."""
+    return lambda a, b: (numbers if a.dtype.kind == "f" else poisoned)(a, b)
+
+
+ELEMENTWISE = {
+    "add": lambda a, b: a + b,
+    "sub": lambda a, b: a - b,
+    "times": lambda a, b: a * b,
+    "fma": _fused,
+    "div": _divided,
+    "rem": lambda a, b: a - _divided(a, b) * b,
+    "min": _extreme(np.fmin, np.minimum),
+    "max": _extreme(np.fmax, np.maximum),
+    "and": lambda a, b: a & b,
+    "or": lambda a, b: a | b,
+    "xor": lambda a, b: a ^ b,
+    "not": lambda a: ~a,
+    "neg": lambda a: -a,
+    "abs": np.abs,
+    "sqrt": np.sqrt,
+    "rsqrt": lambda a: 1 / np.sqrt(a),
+    "rcp": lambda a: 1 / a,
+    "ex2": np.exp2,
+    "lg2": np.log2,
+}
