@@ -141,6 +141,20 @@ def test_what_a_gpu_would_not_forgive_is_named(body, error, words):
         executed(body + STORE, NUMBERS)
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        STORE,
+        "mov.u32 %r3, %ctaid.x; setp.eq.u32 %p1, %r3, 1; @%p1 st.global.b32 [ %rd3 + 0 ], { %r3 };",
+        "st.global.b32 [ %rd3 + 0 ], { %r3 };",
+    ],
+)
+def test_blocks_must_not_write_what_others_touch(body):
+    executed(LOAD + body, NUMBERS.clone(), blocks=1)
+    with pytest.raises(RuntimeError, match=r"st\.global.*a block writes what another reads or"):
+        executed(LOAD + body, NUMBERS.clone(), blocks=600)
+
+
 def test_atomic_additions_of_all_blocks():
     body = "setp.eq.u32 %p1, %r2, 3; @%p1 atom.global.gpu.acq_rel.add.u32 %r3, [ %rd2 + 0 ], %r1;"
     out = executed(body, NUMBERS, n=5, blocks=2000)

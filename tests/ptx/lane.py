@@ -3,7 +3,8 @@
     PKD_PTX=90 pytest tests/kernels        # compute capability 9.0
 
 runs the kernel tests so, in place of Triton's interpreter; tests that count loads and stores, which
-the interpreter alone can, are skipped. What ptxas makes of PTX, and races, it does not see.
+the interpreter alone can, are skipped. What ptxas makes of PTX, and races within a block, it does
+not see.
 """
 
 import contextlib

@@ -44,8 +44,33 @@ def run(
             _Blocks(program, memory, parameters, grid, some, threads, shared_bytes).run()
 
 
+class _Touched:
+    """Which blocks, counted from 1, read and wrote each value of a stretch in a launch."""
+
+    def __init__(self, count: int):
+        self.writer = np.zeros(count, np.int64)
+        self.first_reader = np.full(count, np.iinfo(np.int64).max)
+        self.last_reader = np.zeros(count, np.int64)
+
+    def read(self, at: np.ndarray, blocks: np.ndarray) -> None:
+        writers = self.writer[at]
+        if ((writers != 0) & (writers != blocks)).any():
+            raise RuntimeError("a block reads what another writes")
+        np.minimum.at(self.first_reader, at, blocks)
+        np.maximum.at(self.last_reader, at, blocks)
+
+    def write(self, at: np.ndarray, blocks: np.ndarray) -> None:
+        writers = self.writer[at]
+        foreign = (writers != 0) & (writers != blocks)
+        foreign |= (self.first_reader[at] < blocks) | (self.last_reader[at] > blocks)
+        self.writer[at] = blocks
+        if foreign.any() or (self.writer[at] != blocks).any():  # the latter in one instruction
+            raise RuntimeError("a block writes what another reads or writes")
+
+
 class Memory:
-    """Stretches of bytes by their addresses.
+    """Stretches of bytes by their addresses. Blocks run in any order, or at once: no value may be
+    written by one and touched by another, but after an atomic operation, which may order them.
 
     Args:
         tensors: whose storages they are.
@@ -59,17 +84,26 @@ class Memory:
             np.frombuffer((ctypes.c_uint8 * storages[int(b)]).from_address(int(b)), np.uint8)
             for b in self.begins
         ]
+        self.touched: dict[tuple[int, int], _Touched] = {}
 
-    def load(self, addresses: np.ndarray, size: int) -> np.ndarray:
-        """Values of `size` bytes at addresses (n,), as bits."""
+    def load(self, addresses: np.ndarray, size: int, blocks: np.ndarray) -> np.ndarray:
+        """Values of `size` bytes at addresses (n,), as bits.
+
+        Args:
+            blocks: (n,) which block reads, from 1; 0 is one that an atomic operation put in order.
+        """
         found = np.empty(len(addresses), f"u{size}")
-        for own, stretch, at in self._places(addresses, size):
+        for own, stretch, at, touched in self._places(addresses, size):
             found[own] = stretch[at]
+            if (free := blocks[own] != 0).any():
+                touched.read(at[free], blocks[own][free])
         return found
 
-    def store(self, addresses: np.ndarray, values: np.ndarray) -> None:
-        for own, stretch, at in self._places(addresses, values.itemsize):
+    def store(self, addresses: np.ndarray, values: np.ndarray, blocks: np.ndarray) -> None:
+        for own, stretch, at, touched in self._places(addresses, values.itemsize):
             stretch[at] = values[own]
+            if (free := blocks[own] != 0).any():
+                touched.write(at[free], blocks[own][free])
 
     def _places(self, addresses: np.ndarray, size: int):
         which = np.searchsorted(self.begins, addresses, side="right") - 1
@@ -82,7 +116,10 @@ class Memory:
             own = which == index
             stretch = self.stretches[index]
             typed = stretch[: len(stretch) // size * size].view(f"u{size}")
-            yield own, typed, ((addresses[own] - self.begins[index]) // np.uint64(size))
+            if (index, size) not in self.touched:
+                self.touched[index, size] = _Touched(len(typed))
+            at = (addresses[own] - self.begins[index]) // np.uint64(size)
+            yield own, typed, at.astype(np.int64), self.touched[index, size]
 
 
 class _Blocks:
@@ -102,6 +139,7 @@ class _Blocks:
         self.count, self.threads = len(blocks), threads
         self.shared = np.full((self.count, shared_bytes // 8 * 8 + 8), POISON, np.uint8)
         self.block = np.repeat(np.arange(self.count), threads)
+        self.unordered = np.repeat(1 + blocks, threads)  # see Memory.load
         self.registers: dict[str, np.ndarray] = {}
         x, y, _ = grid
         own = {"tid": (np.tile(np.arange(threads), self.count), 0, 0), "ntid": (threads, 1, 1)}
@@ -374,7 +412,7 @@ class _Blocks:
         lanes = self._lanes(mask)
         addresses = self._addresses(space, place, size * len(targets), lanes)
         for i, register in enumerate(targets):
-            bits = self._loaded(space, addresses + np.uint64(size * i), size)
+            bits = self._loaded(space, addresses + np.uint64(size * i), size, lanes)
             self._put(lanes, register, bits, f"u{8 * size}", mask)
         return None
 
@@ -386,7 +424,7 @@ class _Blocks:
         addresses = self._addresses(space, place, size * len(values), lanes)
         for i, value in enumerate(values):
             bits = self._of(lanes, value, f"u{8 * size}")
-            self._stored(space, addresses + np.uint64(size * i), bits)
+            self._stored(space, addresses + np.uint64(size * i), bits, lanes)
 
     def _lanes(self, mask: np.ndarray | None) -> np.ndarray:
         """The threads of a mask."""
@@ -432,17 +470,21 @@ class _Blocks:
             raise IndexError(f"beyond the {length} bytes of shared memory")
         return self.block[lanes].astype(np.uint64) * np.uint64(length) + addresses
 
-    def _loaded(self, space: str, addresses: np.ndarray, size: int) -> np.ndarray:
+    def _loaded(
+        self, space: str, addresses: np.ndarray, size: int, lanes: np.ndarray
+    ) -> np.ndarray:
         if space == "shared":
             return self.shared.reshape(-1).view(f"u{size}")[addresses // np.uint64(size)]
-        return self.memory.load(addresses, size)
+        return self.memory.load(addresses, size, self.unordered[lanes])
 
-    def _stored(self, space: str, addresses: np.ndarray, bits: np.ndarray) -> None:
+    def _stored(
+        self, space: str, addresses: np.ndarray, bits: np.ndarray, lanes: np.ndarray
+    ) -> None:
         if space == "shared":
             whole = self.shared.reshape(-1).view(bits.dtype)
             whole[addresses // np.uint64(bits.itemsize)] = bits
         else:
-            self.memory.store(addresses, bits)
+            self.memory.store(addresses, bits, self.unordered[lanes])
 
     def _cp(self, instruction: Instruction, mask: np.ndarray | None) -> None:
         """cp.async: bytes from global into shared memory, zeros where there are fewer."""
@@ -456,8 +498,8 @@ class _Blocks:
         for start in range(0, size, 4):
             bits = np.zeros(len(lanes), np.uint32)
             there = length > start
-            bits[there] = self.memory.load(sources[there] + np.uint64(start), 4)
-            self._stored("shared", places + np.uint64(start), bits)
+            bits[there] = self._loaded("global", sources[there] + np.uint64(start), 4, lanes[there])
+            self._stored("shared", places + np.uint64(start), bits, lanes)
 
     def _ldmatrix(self, instruction: Instruction, mask: np.ndarray | None) -> None:
         """8x8 matrices of 16 bits: a thread names a row, and gets two neighbours of one."""
@@ -524,9 +566,10 @@ class _Blocks:
         to, place, value = instruction.operands
         lanes = self._lanes(mask)
         before, added = np.zeros(len(lanes), np.uint32), self._of(lanes, value, "u32")
+        self.unordered[np.isin(self.block, self.block[lanes])] = 0
         for i, address in enumerate(self._addresses("global", place, 4, lanes)):  # in some order
-            before[i] = self.memory.load(address[None], 4)[0]
-            self.memory.store(address[None], before[i : i + 1] + added[i])
+            before[i] = self.memory.load(address[None], 4, np.zeros(1))[0]
+            self.memory.store(address[None], before[i : i + 1] + added[i], np.zeros(1))
         self._put(lanes, to, before, "u32", mask)
 
 
