@@ -84,6 +84,11 @@ def _bytes(x: torch.Tensor, order: tuple[int, ...]) -> torch.Tensor:
     ("code", "expected", "units"),
     [
         ("fma.rn.f32 %r3, %r3, %r3, 0f3F800000;", lambda x: x.double() ** 2 + 1, 0.5),
+        (
+            "mov.b64 %rd5, {%r3, %r3}; fma.rn.f32x2 %rd5, %rd5, %rd5, %rd5; mov.b64 {_,%r3}, %rd5;",
+            lambda x: x.double() ** 2 + x,
+            2,
+        ),
         ("cvt.rn.bf16.f32 %rs1, %r3; cvt.f32.bf16 %r3, %rs1;", lambda x: x.bfloat16(), 0),
         ("cvt.rn.f16.f32 %rs1, %r3; cvt.f32.f16 %r3, %rs1;", lambda x: x.half(), 0),
         ("cvt.rzi.s32.f32 %r3, %r3; cvt.rn.f32.s32 %r3, %r3;", torch.trunc, 0),

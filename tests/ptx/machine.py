@@ -217,9 +217,7 @@ class _Blocks:
             bits = bits if bits.itemsize == size else bits.astype(f"u{size}")
         if kind == "pred":
             return bits.astype(bool)
-        if kind == "bf16":
-            return (bits.astype(np.uint32) << 16).view(np.float32)
-        return bits.view(_dtype(kind))
+        return _typed(bits, kind)
 
     def write(self, register: str, values: np.ndarray, kind: str, mask: np.ndarray | None) -> None:
         """Values of type `kind` into a register, extended to its width."""
@@ -255,9 +253,9 @@ class _Blocks:
         opcode, modifiers, (to, *sources) = instruction[:3]
         kind = modifiers[-1]
         if kind.endswith("x2"):  # two halves, each by itself
-            low, high = zip(*map(self._halves, sources), strict=True)
-            low, high = (ELEMENTWISE[opcode](*half).astype(np.uint32) for half in (low, high))
-            return self.write(to, high << np.uint32(16) | low, "b32", mask)
+            halves = zip(*(self._halves(source, kind[:-2]) for source in sources), strict=True)
+            results = [ELEMENTWISE[opcode](*half) for half in halves]
+            return self.write(to, *_together(results), mask)
         values = [self.read(source, kind) for source in sources]
         if "ftz" in modifiers:
             values = [_flushed(value) for value in values]
@@ -335,17 +333,19 @@ class _Blocks:
     def _setp(self, instruction: Instruction, mask: np.ndarray | None) -> None:
         (compare, *_, kind), (to, *sources) = instruction.modifiers, instruction.operands
         if kind.endswith("x2"):  # two halves, two predicates
-            pairs = [self._halves(source) for source in sources]
-            results = [_compared(compare, kind[:-2], *half) for half in zip(*pairs, strict=True)]
-            for register, result in zip(to.split("|"), results, strict=True):
-                self.write(register, result, "pred", mask)
+            halves = zip(*(self._halves(source, kind[:-2]) for source in sources), strict=True)
+            for register, half in zip(to.split("|"), halves, strict=True):
+                self.write(register, _compare(compare, *half), "pred", mask)
             return
         a, b = (self.read(source, kind) for source in sources)
         self.write(to, _compare(compare, a, b), "pred", mask)
 
-    def _halves(self, operand: Operand) -> list[np.ndarray]:
-        bits = self.read(operand, "u32")
-        return [(bits >> shift).astype(np.uint16) for shift in (np.uint32(0), np.uint32(16))]
+    def _halves(self, operand: Operand, kind: str) -> list[np.ndarray]:
+        """The lower and the upper half of an operand, each of type `kind`."""
+        size = int(kind.lstrip("bsuf"))
+        bits = self.read(operand, f"u{2 * size}")
+        halves = [(bits >> bits.dtype.type(by)).astype(f"u{size // 8}") for by in (0, size)]
+        return [_typed(half, kind) for half in halves]
 
     def _selp(self, instruction: Instruction, mask: np.ndarray | None) -> None:
         kind, (to, yes, no, choice) = instruction.modifiers[-1], instruction.operands
@@ -376,8 +376,8 @@ class _Blocks:
         to, *values = instruction.operands
         values = [self.read(value, source) for value in values]
         if target.endswith("x2"):  # the first is the upper half
-            high, low = (_narrow(v, target[:-2]).astype(np.uint32) for v in values)
-            return self.write(to, high << np.uint32(16) | low, "b32", mask)
+            high, low = (_narrow(v, target[:-2]) for v in values)
+            return self.write(to, *_together([low, high]), mask)
         if target in ("f16", "bf16"):
             return self.write(to, _narrow(values[0], target), "b16", mask)
         if source[0] != "f" or target[0] == "f":
@@ -592,10 +592,18 @@ def _compare(compare: str, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return names[compare[:-1]](a, b) | unordered
 
 
-def _compared(compare: str, kind: str, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """`_compare` of the bits of 16-bit floats."""
-    wide = (lambda h: (h.astype(np.uint32) << 16).view(np.float32)) if kind == "bf16" else None
-    return _compare(compare, *(wide(h) if wide else h.view(np.float16) for h in (a, b)))
+def _typed(bits: np.ndarray, kind: str) -> np.ndarray:
+    """Bits as numbers; bfloat16 as the float32 that it is the upper half of."""
+    if kind == "bf16":
+        return (bits.astype(np.uint32) << 16).view(np.float32)
+    return bits.view(_dtype(kind))
+
+
+def _together(halves: list[np.ndarray]) -> tuple[np.ndarray, str]:
+    """Bits of a lower and an upper half as one value, and its type."""
+    size = 8 * halves[0].itemsize
+    low, high = (half.view(f"u{size // 8}").astype(f"u{size // 4}") for half in halves)
+    return high << high.dtype.type(size) | low, f"b{2 * size}"
 
 
 def _bf16(values: np.ndarray) -> np.ndarray:
