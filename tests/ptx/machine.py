@@ -136,7 +136,7 @@ class _Blocks:
         shared_bytes: int,
     ):
         self.program, self.memory, self.parameters = program, memory, parameters
-        self.count, self.threads = len(blocks), threads
+        self.count = len(blocks)
         self.shared = np.full((self.count, shared_bytes // 8 * 8 + 8), POISON, np.uint8)
         self.block = np.repeat(np.arange(self.count), threads)
         self.unordered = np.repeat(1 + blocks, threads)  # see Memory.load
