@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 setup(
     name="pkdgan",
@@ -11,9 +11,9 @@ setup(
     "with fused Triton kernels for batch-1 training",
     long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
-    packages=["pkd", "pkd_kernels"],
+    packages=[*find_packages(include=["pkd*"]), "pkd_kernels"],
     package_dir={"pkd": "pkd", "pkd_kernels": "kernels/pkd_kernels"},
-    package_data={"pkd": ["report.html"]},
+    package_data={"pkd.report": ["report.html"]},
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.11",

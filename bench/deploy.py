@@ -20,11 +20,12 @@ import numpy as np
 import torch
 
 from bench.step import environment, installed
-from pkd.cost import PAPER_STUDENTS, TEACHER_WIDTHS, cost
-from pkd.deployed import Card, Score
-from pkd.export import TOLERANCE, difference, to_onnx
-from pkd.models import GAN, Architecture
-from pkd.scorer import Scorer, in_torch
+from pkd.deploy.export import TOLERANCE, difference, to_onnx
+from pkd.deploy.inference import Card, Score
+from pkd.models.cost import cost
+from pkd.models.ganomaly import GAN, Architecture
+from pkd.models.paper import PAPER_STUDENTS, TEACHER_WIDTHS
+from pkd.scoring.single import Scorer, in_torch
 
 # The paper's students, and its largest on grey images too, each after its teacher.
 NETWORKS = [

@@ -10,8 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pkd.paper import PAPER_CLASSES, paper_mean
-from pkd.structures import PHASE_NAMES
+from pkd.models.paper import PAPER_CLASSES, paper_mean
+from pkd.training.structures import PHASE_NAMES
 
 NONE = "–"
 

@@ -23,9 +23,9 @@ from typing import Any
 
 import torch
 
-from bench import ladder
-from bench.ladder_contenders import Contender, Pkd, Plain, Problem
-from bench.ladder_timing import (
+from bench.ladder import cells as ladder
+from bench.ladder.contenders import Contender, Pkd, Plain, Problem
+from bench.ladder.timing import (
     CHECK_STEPS,
     Disagreement,
     check,
@@ -34,7 +34,7 @@ from bench.ladder_timing import (
     statistics,
     steps_for,
 )
-from pkd.hardware import device_name
+from pkd.utils.device import device_name
 
 
 def contenders(stack: int) -> dict[str, Callable[[Problem], Contender]]:

@@ -20,8 +20,8 @@ import torch
 from pkd_kernels import FlatAdam, dispatch, reference
 from torch import Tensor, nn
 
-from bench.counting import gpu_events, measured
-from bench.problems import PLAIN, PROBLEMS, SHAPES, captured, network_shapes
+from bench.op_inputs import PLAIN, PROBLEMS, SHAPES, captured, network_shapes
+from bench.profiling import gpu_events, measured
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"

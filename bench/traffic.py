@@ -21,8 +21,7 @@ import torch
 from pkd_kernels import FlatAdam
 from torch import Tensor, nn
 
-from bench.counting import measured
-from bench.problems import (
+from bench.op_inputs import (
     FEATURE,
     IMAGE,
     LATENT,
@@ -31,6 +30,7 @@ from bench.problems import (
     generator_problem,
     network_shapes,
 )
+from bench.profiling import measured
 
 RESULTS = Path(__file__).parent / "results"
 COUNTED = ((1, 1), (16, 1), (1, 30))  # images, stacked models

@@ -2,17 +2,17 @@
 
 import sys
 
-from pkd.command import guarded
+from pkd.cli.parser import guarded
 
 
 def main() -> int:
     """Run the command of sys.argv; returns the exit code."""
     if sys.argv[1:2] == ["score"]:
-        from pkd.score import run_score, score_parser
+        from pkd.cli.score import run_score, score_parser
 
         parser = score_parser(prog="pkd score")
         return guarded(lambda: run_score(parser.parse_args(sys.argv[2:])))
-    from pkd import cli
+    from pkd.cli import main as cli
 
     return cli.main()
 

@@ -16,15 +16,17 @@ from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from pkd.assembly import make_networks, phase_trainer
-from pkd.config import TrainConfig
-from pkd.datasets import resize
-from pkd.errors import InputError, UserError
-from pkd.hardware import precision
-from pkd.images import channels_first, pixel_range, to_bytes
-from pkd.models import GAN, Generator
-from pkd.thresholds import CONTAMINATION, hold_out, own_scores, threshold
-from pkd.training_set import Member, TrainSet
+from pkd.data.arrays import channels_first, pixel_range, resize, to_bytes
+from pkd.data.dataset import hold_out
+from pkd.models.ganomaly import GAN, Generator
+from pkd.models.stack import Member
+from pkd.scoring.metrics import threshold
+from pkd.scoring.novelty import own_scores
+from pkd.training.config import CONTAMINATION, TrainConfig
+from pkd.training.factory import make_networks, phase_trainer
+from pkd.training.train_set import TrainSet
+from pkd.utils.device import precision
+from pkd.utils.errors import DataError, PkdError
 
 CHUNK = 1024  # images brought to 256 levels at a time
 NUMBERS = dict.fromkeys(
@@ -97,7 +99,7 @@ class Detector(OutlierMixin, BaseEstimator):
         n_features_in_: values in an image.
 
     Raises:
-        InputError (a ValueError): images or parameters that cannot be used.
+        DataError (a ValueError): images or parameters that cannot be used.
     """
 
     def __init__(
@@ -150,7 +152,7 @@ class Detector(OutlierMixin, BaseEstimator):
             config = self._config().resolved()
             held_out = hold_out(np.zeros(len(images), np.int64), config.held_out, seed)
             if held_out.all():
-                raise InputError(f"held_out={self.held_out} leaves none of {len(images)} images")
+                raise DataError(f"held_out={self.held_out} leaves none of {len(images)} images")
             small = _resized(images, span, config.image_size)
             networks = _train(self._config(), small[~held_out], seed)
         self.student_, self.teacher_ = (_kept(networks[name]) for name in ("student", "teacher"))
@@ -167,13 +169,13 @@ class Detector(OutlierMixin, BaseEstimator):
         check_is_fitted(self)
         images = channels_first(self._checked(X, fitting=False), self.image_shape)
         if images.shape[1] != self.n_channels_:
-            raise InputError(
+            raise DataError(
                 f"X has images of {images.shape[1]} channels, but this Detector was fitted on "
                 f"{self.n_channels_}: convert them to {'grey' if self.n_channels_ == 1 else 'RGB'}"
             )
         size = self.student_.architecture.image_size
         if images.dtype.kind == "f" and self.pixel_range_ == (0, 255) and 0 < images.max() <= 1:
-            raise InputError(
+            raise DataError(
                 "X holds floats up to 1, but this Detector was fitted on pixels in [0, 255]: give "
                 "it such pixels, or fit it with pixel_range=(0, 1)"
             )
@@ -217,19 +219,19 @@ class Detector(OutlierMixin, BaseEstimator):
         except (TypeError, ValueError):
             low = high = np.nan
         if not -np.inf < low < high < np.inf:
-            raise InputError(f"pixel_range is {self.pixel_range!r}, but must be (black, white)")
+            raise DataError(f"pixel_range is {self.pixel_range!r}, but must be (black, white)")
         return low, high
 
     def _config(self) -> TrainConfig:
         """The settings of a run with these parameters."""
         auto = self.contamination == "auto"
         if not auto and not isinstance(self.contamination, Real):
-            raise InputError(f"contamination is {self.contamination!r}, but must be 'auto' or real")
+            raise DataError(f"contamination is {self.contamination!r}, but must be 'auto' or real")
         for name, kind in NUMBERS.items():
             value = getattr(self, name)
             if value is not None and not isinstance(value, kind):
                 whole = "whole " if kind is Integral else ""
-                raise InputError(f"{name} is {value!r}, but must be a {whole}number")
+                raise DataError(f"{name} is {value!r}, but must be a {whole}number")
         return TrainConfig(
             **{name: getattr(self, name) for name in SETTINGS},
             teacher_widths=self._widths("teacher_widths"),
@@ -246,7 +248,7 @@ class Detector(OutlierMixin, BaseEstimator):
             return "-".join(str(int(width)) for width in value)
         except (TypeError, ValueError) as error:
             message = f"{name} is {value!r}, but must be three numbers, e.g. (8, 16, 64)"
-            raise InputError(message) from error
+            raise DataError(message) from error
 
     def _scores(self, images: Tensor) -> np.ndarray:
         """(n,) novelty of images of the right size, higher is more novel."""
@@ -293,7 +295,7 @@ def _parameters_named() -> Iterator[None]:
     """Let messages that name flags and config.yaml name parameters instead."""
     try:
         yield
-    except UserError as error:
+    except PkdError as error:
         message = str(error).replace(" (or config.yaml's)", "")
         message = re.sub(r"--([a-z][a-z0-9-]*)", lambda m: m[1].replace("-", "_"), message)
-        raise InputError(message) from error
+        raise DataError(message) from error

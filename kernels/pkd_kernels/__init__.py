@@ -1,6 +1,5 @@
 """The ops of P-KDGAN's training step: they know tensors, nothing of GANs, files or loops."""
 
-from pkd_kernels.adam import FlatAdam
 from pkd_kernels.dispatch import (
     adam_step,
     conv_chain,
@@ -12,6 +11,7 @@ from pkd_kernels.dispatch import (
     novelty_score,
     record_step,
 )
+from pkd_kernels.flat_adam import FlatAdam
 from pkd_kernels.reference import (
     ACTIVATIONS,
     NORM_EPS,
@@ -19,7 +19,7 @@ from pkd_kernels.reference import (
     ConvLayer,
     to_unit,
 )
-from pkd_kernels.unit import unit_upstream
+from pkd_kernels.unit_grad import unit_upstream
 
 __all__ = [
     "ACTIVATIONS",

@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pkd_kernels.opaque import opaque
+from pkd_kernels.custom_op import opaque
 from pkd_kernels.reference import check_adam_inputs
 
 BLOCK, NUM_WARPS = 1024, 4

@@ -19,7 +19,7 @@ from pkd_kernels.conv_layer import (
     forward_layer,
     output_gradient,
 )
-from pkd_kernels.opaque import once_differentiable
+from pkd_kernels.custom_op import once_differentiable
 from pkd_kernels.reference import ConvLayer
 
 

@@ -15,9 +15,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pkd_kernels.opaque import once_differentiable, opaque
+from pkd_kernels.custom_op import once_differentiable, opaque
+from pkd_kernels.grad_output import gradients, save_gradients
 from pkd_kernels.reference import accumulator, check_pair
-from pkd_kernels.upstream import gradients, save_gradients
 
 BLOCK, NUM_WARPS = 256, 4
 

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pkd_kernels.opaque import opaque
+from pkd_kernels.custom_op import opaque
 
 SOURCES = 4
 BLOCK, NUM_WARPS = 512, 4

@@ -19,9 +19,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pkd_kernels.opaque import once_differentiable, opaque
+from pkd_kernels.custom_op import once_differentiable, opaque
+from pkd_kernels.grad_output import gradients, save_gradients
 from pkd_kernels.reference import TERMS, accumulator, check_generator_inputs
-from pkd_kernels.upstream import gradients, save_gradients
 
 VALUES = len(TERMS) + 1  # and their weighted total
 # Elements of a model's largest tensor up to: (elements in a block, warps of a program).

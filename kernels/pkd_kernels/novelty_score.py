@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pkd_kernels.opaque import once_differentiable, opaque
+from pkd_kernels.custom_op import once_differentiable, opaque
 from pkd_kernels.reference import accumulator, check_pair
 
 ROWS, BLOCK, NUM_WARPS = 4, 256, 4

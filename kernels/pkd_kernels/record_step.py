@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pkd_kernels.opaque import opaque
+from pkd_kernels.custom_op import opaque
 from pkd_kernels.reference import TERMS
 
 MODELS, NUM_WARPS = 32, 4

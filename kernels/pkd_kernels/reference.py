@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pkd_kernels.opaque import opaque
+from pkd_kernels.custom_op import opaque
 
 TERMS = ("con", "enc", "adv", "k1", "kx", "k2")
 NORM_EPS = 1e-5

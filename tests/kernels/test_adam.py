@@ -8,7 +8,7 @@ import torch
 from pkd_kernels import FlatAdam, adam_step, reference
 from torch import Tensor, nn
 
-from bench.counting import measured
+from bench.profiling import measured
 
 STACK = 3
 SHAPES = ((3 * 4, 2, 3), (3 * 5,))  # each three models

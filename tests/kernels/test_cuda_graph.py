@@ -5,7 +5,7 @@ import torch
 from cases import Sizes, make_inputs
 from pkd_kernels import FlatAdam, discriminator_loss, dispatch, generator_loss, unit_upstream
 
-from bench.problems import captured
+from bench.op_inputs import captured
 
 
 @pytest.mark.gpu

@@ -7,7 +7,7 @@ from cases import DTYPES, assert_close
 from pkd_kernels import discriminator_loss, reference
 from torch import Tensor
 
-from bench.counting import measured
+from bench.profiling import measured
 
 
 def logits(shape: tuple[int, ...], dtype: torch.dtype, device: str, scale: float = 4.0):

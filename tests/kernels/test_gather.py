@@ -6,7 +6,7 @@ from pkd_kernels import gather, reference
 from pkd_kernels.gather import SOURCES
 from torch import Tensor
 
-from bench.counting import measured
+from bench.profiling import measured
 
 STEPS, BATCH, STACK = 3, 2, 4
 FIRST = (0, 7, 0, 3)  # the first and third model share their images

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pkd_kernels import dispatch, generator_loss, reference
 from torch import Tensor
 
-from bench.counting import measured
+from bench.profiling import measured
 
 SMALL = Sizes(2, 3, 35, 9, 17)
 SIZES = [

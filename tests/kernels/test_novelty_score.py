@@ -6,7 +6,7 @@ import torch
 from cases import DTYPES, assert_close
 from pkd_kernels import novelty_score, reference
 
-from bench.counting import measured
+from bench.profiling import measured
 
 
 def latents(shape: tuple[int, ...], dtype: torch.dtype, device: str):

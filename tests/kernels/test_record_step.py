@@ -6,7 +6,7 @@ from pkd_kernels import TERMS, dispatch, record_step, reference
 from pkd_kernels.record_step import MODELS
 from torch import Tensor
 
-from bench.counting import measured
+from bench.profiling import measured
 
 LENGTH = 5
 STACKS = pytest.mark.parametrize("stack", [1, 3, MODELS, 2 * MODELS + 1])

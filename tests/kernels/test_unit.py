@@ -6,7 +6,7 @@ from cases import Inputs, Sizes, accumulator, make_inputs
 from pkd_kernels import discriminator_loss, generator_loss, unit_upstream
 from torch import Tensor
 
-from bench.counting import measured
+from bench.profiling import measured
 
 SIZES = Sizes(1, 3, 35, 9, 17)
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pkd.cli import main
+from pkd.cli.main import main
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def double_precision() -> Iterator[None]:
 @pytest.fixture
 def every_step_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     """`Trainer.epoch` yields after each step."""
-    monkeypatch.setattr("pkd.trainer.REPORT_SECONDS", 0.0)
+    monkeypatch.setattr("pkd.training.trainer.REPORT_SECONDS", 0.0)
 
 
 @pytest.fixture(scope="session")

@@ -7,10 +7,11 @@ import torch
 from pkd_kernels import gather
 from torch import Tensor
 
-from pkd.models import GAN, Architecture
-from pkd.structures import KDGAN, TEACHER, Structure
-from pkd.trainer import Trainer
-from pkd.training_set import Member, TrainSet
+from pkd.models.ganomaly import GAN, Architecture
+from pkd.models.stack import Member
+from pkd.training.structures import KDGAN, TEACHER, Structure
+from pkd.training.train_set import TrainSet
+from pkd.training.trainer import Trainer
 
 STRUCTURES = {"teacher": TEACHER} | {f"KDGAN-{k}": v for k, v in KDGAN.items()}
 WIDTHS = {"teacher": (2, 4, 8), "student": (1, 2, 4)}

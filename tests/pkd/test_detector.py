@@ -21,8 +21,8 @@ from sklearn.utils.estimator_checks import check_estimator
 
 import pkd
 from pkd import Detector
-from pkd.errors import InputError
-from pkd.thresholds import threshold
+from pkd.scoring.metrics import threshold
+from pkd.utils.errors import DataError
 
 TINY = {
     "image_size": 16,
@@ -321,7 +321,7 @@ def test_what_cannot_be_fitted_is_a_value_error_that_names_the_parameter(x, chan
 def test_a_fit_that_fails_leaves_the_one_before(fitted):
     detector, x = copy.deepcopy(fitted), images(5, seed=6)
     detector.set_params(lr=1e30)
-    with pytest.raises(InputError, match="no longer finite"):
+    with pytest.raises(DataError, match="no longer finite"):
         detector.fit(images(10, 3) / 255)
     np.testing.assert_array_equal(detector.score_samples(x), fitted.score_samples(x))
 
@@ -345,12 +345,12 @@ def test_a_gpu_scores_as_a_cpu_does(fitted):
 def test_a_device_that_is_not_there_is_named(fitted, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     detector = copy.copy(fitted).set_params(device="cuda")
-    with pytest.raises(InputError, match=r"^device cuda, .*use cpu or auto"):
+    with pytest.raises(DataError, match=r"^device cuda, .*use cpu or auto"):
         detector.predict(images(3))
 
 
 def test_images_of_other_channels_or_features_are_refused(fitted):
-    with pytest.raises(InputError, match=r"3 channels, but this Detector was fitted on 1.* grey"):
+    with pytest.raises(DataError, match=r"3 channels, but this Detector was fitted on 1.* grey"):
         fitted.predict(images(3, 3))
     flat = Detector(**TINY, image_shape=(12, 12)).fit(images().reshape(30, -1))
     with pytest.raises(ValueError, match="X has 100 features, but Detector is expecting 144"):
@@ -358,7 +358,7 @@ def test_images_of_other_channels_or_features_are_refused(fitted):
     with pytest.raises(ValueError, match="NaN"):
         fitted.score_samples(NAN)
     assert fitted.pixel_range_ == (0, 255)
-    with pytest.raises(InputError, match=r"floats up to 1.*pixel_range=\(0, 1\)"):
+    with pytest.raises(DataError, match=r"floats up to 1.*pixel_range=\(0, 1\)"):
         fitted.predict(images(3) / 255)
 
 

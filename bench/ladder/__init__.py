@@ -1,0 +1,1 @@
+"""The step ladder: cells, contenders and their timing."""

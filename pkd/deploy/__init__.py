@@ -1,0 +1,1 @@
+"""Exported detectors and the scoring of files."""

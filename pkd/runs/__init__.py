@@ -1,0 +1,1 @@
+"""Run folders, the training pipeline and its results."""

@@ -1,0 +1,1 @@
+"""Novelty scores, thresholds and metrics."""

@@ -1,0 +1,1 @@
+"""Settings, structures, losses and the trainer."""

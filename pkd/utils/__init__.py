@@ -1,0 +1,1 @@
+"""Errors, files and devices: what every other sub-package may import."""

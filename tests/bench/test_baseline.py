@@ -1,0 +1,202 @@
+"""Training with `pkd` ends with the weights of the loop a user would write by hand.
+
+In float64: Adam divides by the size of a gradient, so where that is nearly zero it turns rounding
+into steps, and float32 weights drift apart without anything being wrong.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from pkd_kernels import to_unit
+from torch import Tensor
+
+from bench.baseline import (
+    Outputs,
+    PlainGAN,
+    PlainLoop,
+    copy_parameters,
+    l1,
+    l2,
+    largest_difference,
+    member_parameters,
+)
+from pkd.models.ganomaly import GAN, Architecture
+from pkd.models.stack import Member
+from pkd.training.losses import Objective
+from pkd.training.structures import KDGAN, TEACHER, Structure
+from pkd.training.train_set import TrainSet
+from pkd.training.trainer import Trainer
+
+# Rounding in float64 is 1e-16; up to 80 steps of Adam have been seen to make 5e-12 of it.
+TOLERANCE = 1e-10
+WEIGHTS = (10.0, 1.0, 2.0, 0.5, 1.5, 0.7)
+MEMBERS = (Member(0, 5), Member(3, 1), Member(1, 5))
+SIZES = {0: 13, 1: 20, 3: 17}
+EPOCHS = 4  # at least 52 steps at batch size 1
+
+
+@pytest.fixture(autouse=True)
+def double_precision() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def train_set(members: tuple[Member, ...], channels: int) -> TrainSet:
+    labels = np.random.default_rng(0).permutation(np.repeat(list(SIZES), list(SIZES.values())))
+    generator = torch.Generator().manual_seed(1)
+    shape = (len(labels), channels, 32, 32)
+    images = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
+    images[:, :, :4, :4] = 255  # ties with what tanh can reach
+    return TrainSet(images, labels, members)
+
+
+class Pair:
+    """The same trainings twice: a stack in a Trainer, and member by member in plain loops."""
+
+    def __init__(
+        self,
+        structure: Structure,
+        members: tuple[Member, ...] = MEMBERS[:1],
+        *,
+        channels: int = 1,
+        norm: str = "instance",
+        norm_first: bool = True,
+        batch_size: int = 1,
+        reduction: str = "mean",
+        plain_norm: str | None = None,
+    ):
+        self.members, self.batch_size = members, batch_size
+        self.data = train_set(members, channels)
+        rest = (8, norm, norm_first)
+        plain_rest = (8, plain_norm or norm, norm_first)
+        self.stacked, self.plain = {}, {}
+        for role, widths in enumerate([(2, 4, 8), (1, 2, 4)]):
+            seeds = [member.first_weights(role) for member in members]
+            stacked = GAN(Architecture(channels, widths, *rest), seeds)
+            self.stacked[role] = stacked
+            for m in range(len(members)):
+                plain = PlainGAN(channels, widths, *plain_rest)
+                copy_parameters(plain, member_parameters(stacked, m, len(members)))
+                self.plain[role, m] = plain
+        self.before = {k: parameters_as_one(v) for k, v in self.plain.items()}
+        self.trainer = Trainer(
+            structure,
+            *self.stacked.values(),
+            members,
+            self.data,
+            batch_size=batch_size,
+            objective=Objective(WEIGHTS, reduction),
+        )
+        self.loops = [
+            PlainLoop(
+                structure, self.plain[0, m], self.plain[1, m], weights=WEIGHTS, reduction=reduction
+            )
+            for m in range(len(members))
+        ]
+
+    def train(self) -> "Pair":
+        for epoch in range(EPOCHS):
+            for _ in self.trainer.epoch(epoch):
+                pass
+            for m, (member, loop) in enumerate(zip(self.members, self.loops, strict=True)):
+                size, n = self.data.sizes[m], self.batch_size
+                order = torch.from_numpy(member.order(size, 0, epoch)) + self.data.first[m]
+                for step in range(size // n):
+                    rows = order[step * n : (step + 1) * n]
+                    loop.step(to_unit(self.data.images[rows]))
+        return self
+
+    def difference(self, role: int, member: int) -> float:
+        values = member_parameters(self.stacked[role], member, len(self.members))
+        return largest_difference(self.plain[role, member], values)
+
+    def moved(self, role: int, member: int) -> float:
+        after = parameters_as_one(self.plain[role, member])
+        return (after - self.before[role, member]).abs().max().item()
+
+    def assert_same(self) -> None:
+        for role, member in self.plain:
+            assert self.difference(role, member) < TOLERANCE, (role, member)
+
+
+def parameters_as_one(network: torch.nn.Module) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in network.parameters()])
+
+
+STRUCTURES = {"teacher": TEACHER} | {f"KDGAN-{k}": v for k, v in KDGAN.items()}
+
+
+@pytest.mark.parametrize("structure", STRUCTURES.values(), ids=STRUCTURES)
+def test_every_structure_trains_as_the_plain_loop(structure):
+    pair = Pair(structure).train()
+    pair.assert_same()
+    moved = [pair.moved(role, 0) > 0.01 for role in (0, 1)]
+    assert moved == [name in structure.trained for name in ("teacher", "student")]
+
+
+@pytest.mark.parametrize("number", [2, 4])
+def test_every_member_of_a_stack_trains_as_its_own_plain_loop(number):
+    """Classes, seeds and class sizes differ, so the smaller classes idle at each epoch's end."""
+    pair = Pair(KDGAN[number], MEMBERS).train()
+    pair.assert_same()
+    assert all(pair.moved(1, m) > 0.01 for m in range(len(MEMBERS)))
+
+
+def test_instance_norm_is_batch_norm_in_training_mode_at_batch_size_1():
+    """GANomaly's published code normalises over the batch; with one image the two are one."""
+    Pair(KDGAN[4], plain_norm="batch").train().assert_same()
+
+
+@pytest.mark.parametrize("norm", ["instance", "batch"])
+def test_batches(norm):
+    """Real and fake are normalised apart, by statistics of the image or of the batch."""
+    Pair(KDGAN[4], MEMBERS, norm=norm, batch_size=4).train().assert_same()
+
+
+def test_colour_images_first_layer_not_normalised_and_the_papers_norms():
+    Pair(
+        KDGAN[2], MEMBERS[1:], channels=3, norm_first=False, reduction="norm"
+    ).train().assert_same()
+
+
+def test_the_comparison_sees_a_wrong_loss():
+    """With another weight for one term the two must part, by far more than the tolerance."""
+    pair = Pair(KDGAN[2])
+    network = pair.loops[0].student
+    network.weights = (*WEIGHTS[:5], WEIGHTS[5] * 1.001)
+    pair.train()
+    assert pair.difference(1, 0) > 1e4 * TOLERANCE
+
+
+def test_a_copy_of_another_shape_is_refused():
+    stacked = GAN(Architecture(1, (1, 2, 4), 8), [0])
+    with pytest.raises(ValueError, match="shape"):
+        copy_parameters(PlainGAN(1, (2, 4, 8), 8), member_parameters(stacked, 0, 1))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "norm"])
+def test_distances_against_numpy(reduction):
+    a, b = np.random.default_rng(0).normal(size=(2, 3, 2, 5, 5))
+    d = (a - b).reshape(3, -1)
+    expected = {
+        "mean": (np.abs(d).mean(), (d**2).mean()),
+        "norm": (np.abs(d).sum(1).mean(), np.sqrt((d**2).sum(1)).mean()),
+    }
+    tensors = torch.from_numpy(a), torch.from_numpy(b), reduction
+    found = l1(*tensors).item(), l2(*tensors).item()
+    assert found == pytest.approx(expected[reduction], rel=1e-12)
+
+
+def test_the_plain_discriminator_learns_from_reconstructions_of_before_the_step():
+    """Its gradient is that of L_d alone, taken on the fakes that the generator made first."""
+    loop = Pair(KDGAN[2]).loops[0].student
+    x = torch.rand(1, 1, 32, 32) * 2 - 1
+    made: Outputs = loop.gan.generator(x)
+    parameters = list(loop.gan.discriminator.parameters())
+    expected = torch.autograd.grad(loop.discriminator_loss(x, made.xh.detach()), parameters)
+    loop.step(x, made)
+    for p, grad in zip(parameters, expected, strict=True):
+        torch.testing.assert_close(p.grad, grad)

@@ -1,0 +1,66 @@
+"""How many models are trained together: found by measuring what they need of a GPU's memory."""
+
+import pytest
+import torch
+import yaml
+
+from pkd.runs import create as memory
+from pkd.runs.create import largest_stack, start
+from pkd.runs.data import load_dataset, members_of
+from pkd.training.config import TrainConfig
+
+
+@pytest.mark.parametrize(
+    ("free", "size"), [(0, 1), (1000, 1), (1299, 1), (1300, 2), (3999, 10), (4000, 11)]
+)
+def test_the_largest_stack_follows_from_what_a_further_model_needs(free, size):
+    """A model needs 300 bytes, and whatever is there only once another 700."""
+    assert largest_stack(lambda count: 700 + 300 * count, free) == size
+
+
+def test_models_that_need_no_memory_all_fit():
+    assert largest_stack(lambda count: 700, 10**6) > 10**5
+
+
+@pytest.fixture
+def gpu_of(monkeypatch):
+    """gpu_of(free): a GPU with that much free memory, where a model needs 10 MiB and all 5."""
+
+    def install(free):
+        gpu = torch.device("cuda")
+        monkeypatch.setattr(TrainConfig, "torch_device", lambda config: gpu)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, free))
+        monkeypatch.setattr(
+            memory, "training_memory", lambda _, __, members: (5 + 10 * len(members)) * 2**20
+        )
+
+    return install
+
+
+@pytest.mark.parametrize(("mebibytes", "stack"), [(19, 1), (50, 3), (131, 9), (10**6, None)])
+def test_stacks_are_as_large_as_the_gpus_memory_allows(mebibytes, stack, gpu_of, tmp_path):
+    """Ten models; a fifth of the memory is left free."""
+    gpu_of(mebibytes * 2**20)
+    narrow = {"teacher_widths": "2-4-8", "student_widths": "1-2-4", "latent": 8}
+    folder, _ = start(TrainConfig(**narrow), tmp_path / "run")
+    folder.release()
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["stack"] == stack
+
+
+def test_a_stack_that_the_user_chose_is_not_measured(gpu_of, tmp_path, monkeypatch):
+    gpu_of(10**9)
+    monkeypatch.setattr(memory, "training_memory", pytest.fail)
+    folder, _ = start(TrainConfig(student_widths="1-2-4", stack=7), tmp_path / "run")
+    folder.release()
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["stack"] == 7
+
+
+@pytest.mark.gpu
+def test_memory_measured_for_two_models_tells_that_of_eight():
+    config = TrainConfig(device="cuda").resolved()
+    dataset = load_dataset(config)
+    members = members_of(config, dataset)
+    one, two, eight = (
+        memory.training_memory(config, dataset, members[:count]) for count in (1, 2, 8)
+    )
+    assert eight == pytest.approx(one + 7 * (two - one), rel=0.1)

@@ -1,0 +1,141 @@
+"""Run folders: atomic files, locking, what may be taken up and what is swept away."""
+
+import json
+from dataclasses import asdict
+
+import pytest
+import torch
+
+from pkd.runs.folder import Progress, RunFolder, parse_progress, write_atomically, write_text
+from pkd.utils.errors import PkdError
+
+CONFIG = {"dataset": "digits"}
+WEIGHTS = {"a": torch.tensor([1.0, 2.0]), "b": torch.arange(6.0).view(2, 3).T}
+
+
+@pytest.fixture
+def run(tmp_path):
+    folder = RunFolder.create(tmp_path / "run", CONFIG)
+    yield folder
+    folder.release()
+
+
+def names(folder):
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.name != ".lock")
+
+
+def test_writing_breaks_off_and_the_old_content_stays(tmp_path):
+    path = tmp_path / "file"
+    write_text(path, "old")
+
+    def half(temporary):
+        temporary.write_text("ne")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(PkdError, match=r"file cannot be written .*No space left.* make room"):
+        write_atomically(path, half)
+    assert path.read_text() == "old"
+    write_text(path, "new")
+    assert names(tmp_path) == ["file"]
+
+
+def test_checkpoints_within_a_phase_replace_each_other(run):
+    for step in (3, 4):
+        run.metrics.append({"epoch": step})
+        run.save_within_phase(WEIGHTS, Progress(step=step))
+    assert names(run.checkpoints) == ["progress-000001.safetensors"]
+    run.release()
+    resumed = RunFolder.resume(run.path)
+    assert resumed.progress == Progress(step=4, tensors="progress-000001.safetensors", metrics=2)
+    assert resumed.metrics == [{"epoch": 3}, {"epoch": 4}]
+    tensors = resumed.load_tensors(resumed.progress.tensors)
+    assert all(torch.equal(tensors[name], WEIGHTS[name]) for name in WEIGHTS)
+    resumed.release()
+
+
+def test_a_finished_phase_keeps_its_networks_and_nothing_else(run):
+    run.save_within_phase(WEIGHTS, Progress(step=3))
+    run.save_phase("teacher", WEIGHTS, Progress(phase=1, auc={"teacher": [0.5]}))
+    assert names(run.checkpoints) == ["teacher.safetensors"]
+    assert RunFolder.open(run.path).progress.auc == {"teacher": [0.5]}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_values_that_are_not_finite_are_neither_saved_nor_loaded(run, value):
+    run.save_within_phase(WEIGHTS, Progress(step=3))
+    before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+    with pytest.raises(PkdError, match=r"values in b are no longer finite.* lower --lr"):
+        run.save_within_phase(WEIGHTS | {"b": torch.tensor([0.0, value])}, Progress(step=4))
+    assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
+
+
+def test_leftovers_of_a_killed_process_go_when_the_run_is_resumed(run):
+    run.save_within_phase(WEIGHTS, Progress(step=3))
+    whole = names(run.path)
+    for name in (".metrics.jsonl.tmp", "checkpoints/.progress-000001.safetensors.tmp"):
+        (run.path / name).write_text("half")
+    (run.checkpoints / "progress-000001.safetensors").write_text("not named by progress.json")
+    RunFolder.open(run.path)
+    assert len(names(run.path)) == len(whole) + 3  # reading changes nothing
+    run.release()
+    RunFolder.resume(run.path).release()
+    assert names(run.path) == whole
+
+
+@pytest.mark.parametrize("leftovers", [[], [".lock"], [".lock", ".config.yaml.tmp"]])
+def test_a_folder_killed_before_its_first_file_can_be_begun_again(leftovers, tmp_path):
+    for name in leftovers:
+        (tmp_path / name).write_text("half")
+    run = RunFolder.create(tmp_path, CONFIG)
+    assert run.config() == CONFIG
+    assert names(tmp_path) == ["config.yaml"]
+    run.release()
+
+
+def test_a_folder_is_locked_while_it_is_trained_in_and_readable_all_the_same(run):
+    with pytest.raises(PkdError, match=f"another process is training in {run.path}: wait"):
+        RunFolder.resume(run.path)
+    assert RunFolder.open(run.path).config() == CONFIG
+    run.release()
+    RunFolder.resume(run.path).release()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({name: value} for name in ("phase", "epoch", "step") for value in (-1, 1.5, "1", None)),
+        *({"tensors": name} for name in ("teacher.safetensors", "../progress-000001.safetensors")),
+        *({"auc": auc} for auc in ([], None, {"teacher": 1}, {"teacher": ["x"]})),
+        {"seconds": {"teacher": "long"}},
+        {"pace": 1},
+    ],
+)
+def test_damaged_progress_is_refused(change, run):
+    content = json.dumps(asdict(Progress()) | change)
+    with pytest.raises((AttributeError, TypeError, ValueError)):
+        parse_progress(content)
+    (run.path / "progress.json").write_text(content)
+    with pytest.raises(PkdError, match=r"progress\.json is damaged .*restore it from a copy"):
+        RunFolder.open(run.path)
+
+
+def test_a_finished_run_without_its_progress_is_not_begun_anew(run):
+    assert RunFolder.open(run.path).progress == Progress()
+    run.write_json("results.json", {})
+    with pytest.raises(PkdError, match=r"progress\.json is damaged .*restore it from a copy"):
+        RunFolder.open(run.path)
+
+
+def test_metrics_must_reach_as_far_as_progress(run):
+    run.metrics += [{"epoch": 1}, {"epoch": 2}]
+    run.save_within_phase(WEIGHTS, Progress(step=3))
+    (run.path / "metrics.jsonl").write_text('{"epoch": 1}\n')
+    with pytest.raises(PkdError, match=r"metrics\.jsonl is truncated, it has 1 of 2 lines"):
+        RunFolder.open(run.path)
+
+
+def test_metrics_beyond_progress_belong_to_a_step_that_is_taken_again(run):
+    run.metrics.append({"epoch": 1})
+    run.save_within_phase(WEIGHTS, Progress(step=3))
+    (run.path / "metrics.jsonl").write_text('{"epoch": 1}\n{"epoch": 2}\n')
+    assert RunFolder.open(run.path).metrics == [{"epoch": 1}]

@@ -1,0 +1,117 @@
+"""`pkd train --tensorboard`: curves that TensorBoard reads, equal to what the run folder holds."""
+
+import json
+import sys
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from pkd.cli.main import main
+from pkd.runs.callbacks import Interrupted
+from pkd.runs.create import start
+from pkd.runs.folder import RunFolder
+from pkd.runs.pipeline import Schedule
+from pkd.runs.run import Run
+from pkd.runs.tensorboard import TensorBoard
+from pkd.training.config import TrainConfig
+
+TINY = {
+    **{"normal_class": "0,1", "device": "cpu", "latent": 8, "batch_size": 2, "structure": "2"},
+    **{"teacher_widths": "2-4-8", "student_widths": "1-2-4", "max_train_images": 20},
+    **{"teacher_epochs": 2, "step1_epochs": 1, "checkpoint_every": 0.0},
+}
+STEPS = {"teacher": [10, 20], "step1": [10]}  # at the end of each epoch
+
+
+def flags(settings):
+    return [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
+
+
+def curves(folder, phase):
+    """Name -> [(step, value)] of a phase."""
+    events = EventAccumulator(str(folder / "tensorboard" / phase)).Reload()
+    return {
+        tag: [(event.step, event.value) for event in events.Scalars(tag)]
+        for tag in events.Tags()["scalars"]
+    }
+
+
+def check_auc(folder):
+    """AUC at the end of each epoch, each once, as in metrics.jsonl."""
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for phase, steps in STEPS.items():
+        found = curves(folder, phase)
+        auc = [record["auc"] for record in records if record["phase"] == phase]
+        mean = [sum(values) / len(values) for values in auc]
+        for name, values in (
+            ("mean", mean),
+            ("smallest", map(min, auc)),
+            ("largest", map(max, auc)),
+        ):
+            at, curve = zip(*found[f"auc/{name}"], strict=True)
+            assert list(at) == steps
+            assert list(curve) == pytest.approx(list(values))
+
+
+def test_curves_of_a_run(tmp_path, every_step_reported):
+    out = tmp_path / "run"
+    assert main(["train", *flags(TINY), "--tensorboard", "--out", str(out)]) == 0
+    check_auc(out)
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    for phase, network in (("teacher", "teacher"), ("step1", "student")):
+        found = curves(out, phase)
+        for short, name in (("G", "generator"), ("D", "discriminator")):
+            steps, losses = zip(*found[f"loss/{network} {short}"], strict=True)
+            assert list(steps) == list(range(1, STEPS[phase][-1] + 1))
+            ours = [r["losses"][network][name] for r in records if r["phase"] == phase]
+            mean = sum(map(sum, ours)) / (len(ours) * 2)  # over epochs and members
+            assert sum(losses) / len(losses) == pytest.approx(mean, rel=1e-5)
+
+
+def test_a_resumed_run_continues_its_curves(tmp_path, every_step_reported):
+    folder, dataset = start(TrainConfig(**TINY), tmp_path / "run")
+    calls = iter(range(1000))
+
+    def stop():
+        if next(calls) == 17:
+            raise Interrupted
+
+    with TensorBoard(folder.path / "tensorboard") as live, pytest.raises(Interrupted):
+        Schedule(Run(folder, dataset), live, stop).train()
+    done = folder.progress.epoch * 10 + folder.progress.step
+    assert 0 < done < 20
+    with TensorBoard(folder.path / "tensorboard") as live:  # as a process that was killed would
+        live.begin(Run(folder).phases[0], 20, done)
+        for step in range(done, 20):
+            live.advance(step + 1, {"teacher G": -1.0})
+    folder.release()
+    assert main(["train", "--resume", str(folder.path), "--tensorboard"]) == 0
+    check_auc(folder.path)
+    steps, losses = zip(*curves(folder.path, "teacher")["loss/teacher G"], strict=True)
+    assert sorted({*steps}) == list(steps)
+    assert {*range(1, 21)} - {*steps} <= {done}
+    assert min(losses) > 0
+
+
+def test_without_the_package_nothing_is_begun(tmp_path, monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, "pkd.runs.tensorboard")
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    out = tmp_path / "run"
+    assert main(["train", *flags(TINY), "--tensorboard", "--out", str(out)]) == 2
+    assert "pip install 'pkdgan[tensorboard]'" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch, capsys):
+    folder, _ = start(TrainConfig(**TINY), tmp_path / "run")
+    folder.release()
+    (folder.path / "tensorboard").write_text("in the way")
+    assert main(["train", "--resume", str(folder.path), "--tensorboard"]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+    assert RunFolder.open(folder.path).progress.phase == 0
+
+
+def test_without_the_flag_there_are_no_curves(tmp_path):
+    out = tmp_path / "run"
+    assert main(["train", *flags(TINY), "--out", str(out)]) == 0
+    assert not (out / "tensorboard").exists()

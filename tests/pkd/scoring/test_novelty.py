@@ -1,0 +1,120 @@
+"""Novelty scores of image sets and the AUC of each member."""
+
+import numpy as np
+import pytest
+import torch
+
+from pkd.models.ganomaly import GAN, Architecture
+from pkd.models.stack import Member
+from pkd.scoring.metrics import auc_by_member
+from pkd.scoring.novelty import novelty_scores
+
+SEEDS = (3, 1, 4)
+NORMS = pytest.mark.parametrize("norm", ["instance", "batch"])
+
+
+def trained_generator(norm):
+    """Not trained, but with running statistics of its own where it has any."""
+    generator = GAN(Architecture(1, (2, 4, 8), 8, norm), SEEDS).generator
+    with torch.no_grad():
+        generator(torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(1)))
+    return generator
+
+
+def images(n=11):
+    generator = torch.Generator().manual_seed(0)
+    brightness = torch.arange(1, n + 1)[:, None, None, None] * 23
+    noise = torch.randint(256, (n, 1, 32, 32), generator=generator)
+    return (noise * brightness // 256).to(torch.uint8)
+
+
+@NORMS
+def test_scores_are_mean_squares_of_latent_differences(norm):
+    generator = trained_generator(norm)
+    scores = novelty_scores(generator, images(), len(SEEDS))
+    assert scores.shape == (11, 3)
+    assert scores.dtype == np.float32
+    with torch.no_grad():
+        made = generator.eval()(images().float() / 127.5 - 1)
+    difference = (made.z1 - made.z2).double().numpy().reshape(11, 3, 8)
+    np.testing.assert_allclose(scores, (difference**2).mean(2), rtol=1e-3)
+    assert scores.min() > 0
+
+
+@NORMS
+@pytest.mark.parametrize("batch", [1, 4, 11])
+def test_scores_do_not_depend_on_batch_size_neighbours_or_order(norm, batch, monkeypatch):
+    generator = trained_generator(norm)
+    expected = novelty_scores(generator, images(), len(SEEDS))
+    assert (expected.std(0) > 1e-2 * expected.mean(0)).all()
+    monkeypatch.setattr("pkd.scoring.novelty.SCORED_AT_ONCE", batch * len(SEEDS))
+    order = np.random.default_rng(0).permutation(11)
+    shuffled = novelty_scores(generator, images()[order], len(SEEDS))
+    np.testing.assert_allclose(shuffled, expected[order], rtol=1e-4)
+    some = novelty_scores(generator, images()[3:5], len(SEEDS))
+    np.testing.assert_allclose(some, expected[3:5], rtol=1e-4)
+
+
+def test_a_member_scores_as_it_would_alone():
+    architecture = Architecture(1, (2, 4, 8), 8)
+    stacked = novelty_scores(GAN(architecture, SEEDS).generator, images(), len(SEEDS))
+    for m, seed in enumerate(SEEDS):
+        alone = novelty_scores(GAN(architecture, [seed]).generator, images(), 1)
+        np.testing.assert_allclose(stacked[:, m], alone[:, 0], rtol=1e-4)
+
+
+@NORMS
+@pytest.mark.parametrize("training", [True, False])
+def test_scoring_leaves_the_generator_as_it_was(norm, training):
+    generator = trained_generator(norm).train(training)
+    before = {k: v.clone() for k, v in generator.state_dict().items()}
+    novelty_scores(generator, images(), len(SEEDS))
+    assert all(module.training == training for module in generator.modules())
+    assert all(torch.equal(v, before[k]) for k, v in generator.state_dict().items())
+
+
+def test_scoring_can_be_stopped_between_batches(monkeypatch):
+    monkeypatch.setattr("pkd.scoring.novelty.SCORED_AT_ONCE", 4 * len(SEEDS))
+    asked = []
+
+    def check():
+        asked.append(None)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        novelty_scores(trained_generator("instance"), images(), len(SEEDS), check)
+
+
+@pytest.mark.parametrize(("at_once", "sizes"), [(12, [4, 4, 3]), (100, [11]), (2, [1] * 11)])
+def test_one_pass_over_the_images_serves_all_models(at_once, sizes, monkeypatch):
+    monkeypatch.setattr("pkd.scoring.novelty.SCORED_AT_ONCE", at_once)
+    generator, seen = trained_generator("instance"), []
+    generator.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape))
+    novelty_scores(generator, images(), len(SEEDS))
+    assert seen == [(n, 1, 32, 32) for n in sizes]
+
+
+def test_auc_by_hand():
+    """Novel-normal pairs in the right order, ties one half, over all pairs."""
+    labels = np.array([0, 0, 1, 2, 1])
+    scores = np.array(
+        [
+            # class 0 is normal: 0.1 and 0.4 against 0.3, 0.4 and 0.9: 3 + (0 + 0.5 + 1) of 6
+            # class 1 is normal: 5 and 6 against 1, 9 and 6: (0 + 1 + 1) + (0 + 1 + 0.5) of 6
+            [0.1, 1.0],
+            [0.4, 9.0],
+            [0.3, 5.0],
+            [0.4, 6.0],
+            [0.9, 6.0],
+        ]
+    )
+    found = auc_by_member(scores, labels, [Member(0, 7), Member(1, 0)])
+    assert found == pytest.approx([4.5 / 6, 3.5 / 6])
+    assert all(type(auc) is float for auc in found)
+
+
+def test_auc_of_a_perfect_and_of_a_reversed_score():
+    labels = np.array([4, 4, 2, 3])
+    scores = np.array([[0.0, 3.0], [1.0, 2.0], [2.0, 1.0], [3.0, 0.0]], np.float32)
+    assert auc_by_member(scores, labels, [Member(4, 0), Member(4, 1)]) == [1.0, 0.0]

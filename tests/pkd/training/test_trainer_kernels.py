@@ -1,0 +1,129 @@
+"""Training through the interpreted kernels equals training through the definitions."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import pytest
+import torch
+from pkd_kernels import dispatch, unit_upstream
+from stack_helpers import MEMBERS, STRUCTURES, WIDTHS, make_trainer, tensors_of, train_set
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import pkd.training.trainer
+from bench.profiling import measured
+from pkd.models.ganomaly import GAN, Architecture
+from pkd.models.stack import Member
+from pkd.training.trainer import Trainer
+
+pytestmark = [
+    pytest.mark.usefixtures("double_precision"),
+    pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU nothing is interpreted"),
+]
+STEPS = 2
+LAYERS, JUDGED = 12, 4  # of a generator and of a discriminator
+
+
+def small_trainer(
+    structure: str, members: Sequence[Member] = MEMBERS, images: int = STEPS + 1, **options
+) -> Trainer:
+    """On few images: a frozen teacher's answers to all of them are made by interpreted kernels."""
+    data = train_set(members, limit=images)
+    return make_trainer(STRUCTURES[structure], members, data=data, **options)
+
+
+def trained(trainer: Trainer) -> dict[str, torch.Tensor]:
+    """Weights after a few steps, and the losses of each."""
+    trainer.begin_epoch(0)
+    for _ in range(STEPS):
+        trainer.step()
+    return tensors_of(trainer) | {"losses": trainer.history[:STEPS]}
+
+
+@pytest.fixture
+def inside_ops(monkeypatch) -> list[str]:
+    """Whatever is launched inside the losses' forward calls of a trainer, hidden copies too."""
+    found = []
+
+    def watched(op):
+        def call(*args, **kwargs):
+            with measured() as traffic:
+                result = op(*args, **kwargs)
+            found.extend(traffic.launches)
+            return result
+
+        return call
+
+    for name in ("generator_loss", "discriminator_loss"):
+        monkeypatch.setattr(pkd.training.trainer, name, watched(getattr(pkd.trainer, name)))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("structure", "networks", "members"),
+    [("KDGAN-2", 1, MEMBERS[:1]), ("KDGAN-4", 2, MEMBERS[:2])],
+    ids=["one model", "stack"],
+)
+def test_trained_through_kernels_equals_trained_through_definitions(
+    monkeypatch, structure, networks, members
+):
+    expected = trained(small_trainer(structure, members))
+    monkeypatch.setattr(dispatch, "BACKEND", "triton")
+    trainer = small_trainer(structure, members)
+    found = trained(trainer)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-10)
+    with measured() as traffic:
+        trainer.step()
+    kernels = Counter(name for name in traffic.launches if not name.startswith("aten"))
+    forward, back = LAYERS + JUDGED, LAYERS + 2 * JUDGED  # D twice: for its own gradient and G's
+    assert kernels == {
+        "gather": 1,
+        "conv_layer": networks * (forward + back),
+        "generator_loss": networks,
+        "discriminator_loss": networks,
+        "record_step": 1,
+        "adam_step": 1,
+    }
+
+
+@pytest.mark.parametrize("members", [MEMBERS[:1], MEMBERS * 10], ids=["M=1", "M=30"])
+def test_a_step_of_kdgan_2_is_43_launches(monkeypatch, members):
+    """Kernels and operations of PyTorch together, for one model and for thirty."""
+    monkeypatch.setattr(dispatch, "BACKEND", "triton")
+    form, seeds = Architecture(1, (1, 1, 1), latent=1), range(len(members))
+    networks = {name: GAN(form, seeds) for name in WIDTHS}
+    trainer = small_trainer("KDGAN-2", members, images=1, networks=networks)
+    trainer.begin_epoch(0)
+    unit_upstream(trainer.rates[0])  # made once
+    with measured() as traffic:
+        trainer.step()
+    assert len(traffic.launches) == 43
+
+
+@pytest.mark.parametrize("members", [MEMBERS[:1], MEMBERS], ids=["M=1", "M=3"])
+def test_the_losses_copy_nothing(monkeypatch, inside_ops, members):
+    """One launch each, also of logits that are views of a stack's."""
+    monkeypatch.setattr(dispatch, "BACKEND", "triton")
+    trainer = small_trainer("KDGAN-2", members)
+    trainer.losses()
+    assert inside_ops == ["generator_loss", "discriminator_loss"]
+
+
+class NoHostReads(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        assert name not in ("_local_scalar_dense", "nonzero", "equal", "is_nonzero"), name
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_a_step_through_kernels_reads_nothing_on_the_host(monkeypatch, structure):
+    """Adam included, which on the reference path does."""
+    monkeypatch.setattr(dispatch, "BACKEND", "triton")
+    trainer = small_trainer(structure)
+    trainer.begin_epoch(0)
+    monkeypatch.setattr(torch.Tensor, "tolist", pytest.fail)
+    with NoHostReads():
+        trainer.step()
+        with pytest.raises(AssertionError, match="_local_scalar_dense"):
+            trainer.counter.item()
