@@ -10,7 +10,7 @@ from jsonargparse import Namespace
 from rich.console import Console
 from torch import Tensor
 
-from pkd.cli.parser import PLAIN, Parser, add_choices
+from pkd.cli.parser import PLAIN, Parser, add_model_selection
 from pkd.data.arrays import resize
 from pkd.deploy.export import FORMATS, TOLERANCE, difference
 from pkd.deploy.open_run import choose, load_stack
@@ -19,7 +19,7 @@ from pkd.runs.folder import RunFolder
 from pkd.scoring.novelty import novelty_scores
 from pkd.scoring.single import Scorer
 from pkd.training.config import TrainConfig
-from pkd.training.settings import config_from
+from pkd.training.settings import from_plain
 from pkd.utils.errors import PkdError
 from pkd.utils.files import new_file
 
@@ -42,14 +42,14 @@ def export_parser(**kwargs: Any) -> Parser:
     parser.add_argument(
         "--data-dir", type=str | None, help="of the images of the check; default: as the run had it"
     )
-    add_choices(parser)
+    add_model_selection(parser)
     return parser
 
 
 def run_export(args: Namespace) -> int:
     console = Console(**PLAIN)
     folder = RunFolder.open(args.run)
-    config = config_from(folder.config(), args.run / "config.yaml")
+    config = from_plain(folder.config(), args.run / "config.yaml")
     generator, cards = load_stack(folder, config, args.network or "student")
     member = choose(cards, args.normal_class, args.seed)
     card = cards[member]

@@ -9,11 +9,11 @@ from jsonargparse import Namespace
 from rich.console import Console
 from rich.progress import track
 
-from pkd.cli.parser import PLAIN, Parser, add_choices
+from pkd.cli.parser import PLAIN, Parser, add_model_selection, flag
 from pkd.data.image_files import image_files
 from pkd.deploy.inference import Card, Score, open_onnx
 from pkd.deploy.score_files import WRITERS, Row, score_files
-from pkd.utils.errors import PkdError, flag
+from pkd.utils.errors import PkdError
 from pkd.utils.files import new_file
 
 CHOICES = ("network", "normal_class", "seed")  # which of a run's detectors
@@ -33,7 +33,7 @@ def score_parser(**kwargs: Any) -> Parser:
     parser.add_argument(
         "--skip-bad", action="store_true", help="leave images out that cannot be used"
     )
-    add_choices(parser)
+    add_model_selection(parser)
     return parser
 
 

@@ -9,7 +9,7 @@ from pkd.models.ganomaly import Generator
 from pkd.runs.folder import RunFolder
 from pkd.scoring.single import Scorer, in_torch
 from pkd.training.config import TrainConfig
-from pkd.training.settings import config_from
+from pkd.training.settings import from_plain
 from pkd.utils.errors import PkdError
 
 
@@ -28,7 +28,7 @@ def load_stack(
             f"{folder.path} is not finished: continue it with pkd train --resume "
             f"{shlex.quote(str(folder.path))}"
         )
-    phase = [phase.name for phase in phases if phase.judged == network][-1]
+    phase = [phase.name for phase in phases if phase.network == network][-1]
     try:
         cards = [
             Card(
@@ -84,7 +84,7 @@ def open_run(
 ) -> tuple[Card, Score]:
     """A detector in a run folder; see `deployed.open_onnx`. The student where none is named."""
     folder = RunFolder.open(path)
-    config = config_from(folder.config(), path / "config.yaml")
+    config = from_plain(folder.config(), path / "config.yaml")
     generator, cards = load_stack(folder, config, network or "student")
     member = choose(cards, normal_class, seed)
     flops = cost(generator.architecture).flops

@@ -48,7 +48,7 @@ BATCH = 64
 
 
 @torch.no_grad()
-def own_scores(generator: Generator, images: Sequence[Tensor]) -> list[np.ndarray]:
+def scores_per_member(generator: Generator, images: Sequence[Tensor]) -> list[np.ndarray]:
     """Novelty scores of each model's own images, in the generator's precision.
 
     Args:

@@ -50,7 +50,3 @@ def resume_command(folder: Path) -> str:
     """Command that continues the training of a run folder."""
     return f"pkd train --resume {shlex.quote(str(folder))}"
 
-
-def flag(name: str) -> str:
-    """The command-line flag of a setting."""
-    return "--" + name.replace("_", "-")

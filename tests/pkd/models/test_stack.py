@@ -96,7 +96,7 @@ def test_a_run_in_several_stacks_is_evaluated_stack_by_stack(runs):
     run = Run(folder)
     for phase in run.phases:
         run.load_phase(phase)
-        found = run.evaluate(phase.judged)
+        found = run.evaluate(phase.network)
         assert found == pytest.approx(folder.progress.auc[phase.name], abs=1e-3)  # in float32
 
 

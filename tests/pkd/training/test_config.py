@@ -79,7 +79,7 @@ def test_the_data_folder_is_remembered_wherever_a_run_is_resumed_from():
 def test_phases_of_a_structure(structure, names, networks):
     phases = TrainConfig(structure=structure).resolved().phases()
     assert [phase.name for phase in phases] == names
-    assert [phase.judged for phase in phases] == networks
+    assert [phase.network for phase in phases] == networks
 
 
 @pytest.mark.parametrize(
