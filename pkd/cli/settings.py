@@ -1,5 +1,6 @@
 """Command-line flags for the settings of a training run."""
 
+from argparse import ArgumentTypeError
 from collections.abc import Callable
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -10,6 +11,10 @@ from jsonargparse import ArgumentParser
 from pkd.cli.parser import flag
 from pkd.training.config import TrainConfig
 from pkd.training.settings import PARSERS
+
+
+class InvalidText(ArgumentTypeError, ValueError):
+    """argparse shows the message of the first type for flags, jsonargparse of the second for YAML."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -25,7 +30,11 @@ class TextType:
     parse: Callable[[Any], Any]
 
     def __call__(self, value: Any) -> Any:
-        return None if value is None else self.parse(value)
+        """Convert a value; raise `InvalidText` if it is invalid."""
+        try:
+            return None if value is None else self.parse(value)
+        except ValueError as error:
+            raise InvalidText(str(error)) from error
 
     def __repr__(self) -> str:
         return self.name
@@ -47,6 +56,7 @@ def add_settings(parser: ArgumentParser) -> None:
                 flag(f"no_{field.name}"),
                 dest=field.name,
                 action="store_false",
+                default=field.default,  # else store_false sets it to true
                 help=f"same as {flag(field.name)} false",
             )
 

@@ -8,15 +8,16 @@ from pkd.training.config import TrainConfig
 from pkd.utils.errors import RESTORE, CheckpointError, ConfigError
 
 
-def parse_widths(value: Any) -> tuple[int, ...]:
-    """Integers written as "a-b-c", or as a list.
+def parse_widths(value: Any) -> tuple[int, int, int]:
+    """Three integers written as "a-b-c", or as a list.
 
     Raises:
         ValueError: `value` is neither.
     """
     parts = value.split("-") if isinstance(value, str) else value
     try:
-        return tuple(map(_integer, parts))
+        first, second, third = map(_integer, parts)
+        return first, second, third
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"expected three positive integers such as 8-16-64, got {value!r}"
