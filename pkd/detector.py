@@ -21,7 +21,7 @@ from pkd.data.dataset import hold_out
 from pkd.models.ganomaly import GAN, Generator
 from pkd.models.stack import Member
 from pkd.scoring.metrics import threshold
-from pkd.scoring.novelty import own_scores
+from pkd.scoring.novelty import scores_per_member
 from pkd.training.config import CONTAMINATION, TrainConfig
 from pkd.training.factory import make_networks, phase_trainer
 from pkd.training.train_set import TrainSet
@@ -255,7 +255,7 @@ class Detector(OutlierMixin, BaseEstimator):
         with _parameters_named():
             device = self._config().torch_device()
         student = copy.deepcopy(self.student_).double().to(device)
-        (scores,) = own_scores(student, [images])
+        (scores,) = scores_per_member(student, [images])
         return scores.astype(np.float32).astype(np.float64)
 
 

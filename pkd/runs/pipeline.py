@@ -14,7 +14,7 @@ from pkd.runs.folder import Progress, write_atomically
 from pkd.runs.results import results_of
 from pkd.runs.run import Run
 from pkd.runs.stack_loop import Clock, Epochs
-from pkd.scoring.novelty import own_scores
+from pkd.scoring.novelty import scores_per_member
 from pkd.training.config import Phase
 from pkd.training.factory import phase_trainer
 
@@ -109,7 +109,7 @@ class Schedule:
         return [
             torch.from_numpy(own)
             for stack in run.stacks
-            for own in own_scores(
+            for own in scores_per_member(
                 run.on_device(stack)[phase.judged].generator, split.held_out(run.members[stack])
             )
         ]

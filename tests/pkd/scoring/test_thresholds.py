@@ -7,7 +7,7 @@ from stack_helpers import MEMBERS, make_networks
 
 from pkd.data.dataset import hold_out
 from pkd.scoring.metrics import threshold
-from pkd.scoring.novelty import novelty_scores, own_scores
+from pkd.scoring.novelty import novelty_scores, scores_per_member
 
 LABELS = np.repeat([0, 1, 5], [10, 21, 3])
 
@@ -59,7 +59,7 @@ def test_each_model_scores_its_own_images_as_in_a_pass_over_all(norm):
     images = torch.randint(256, (150, 1, 32, 32), generator=drawn, dtype=torch.uint8)
     own = [images[:150], images[20:21], images[30:100]]
     expected = novelty_scores(generator, images, len(MEMBERS))
-    found = own_scores(generator, own)
+    found = scores_per_member(generator, own)
     for k, part in enumerate((slice(0, 150), slice(20, 21), slice(30, 100))):
         assert found[k].dtype == np.float64
         np.testing.assert_allclose(found[k], expected[part, k], rtol=1e-5)
