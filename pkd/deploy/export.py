@@ -32,6 +32,8 @@ OPSET = 18  # of 2022, supported by all current runtimes
 
 INPUT_TYPES = {"uint8": torch.uint8, "float": torch.float32}
 
+_ANY_BATCH_SIZE = ({0: torch.export.Dim("batch")},)
+
 
 class ExportSummary(NamedTuple):
     """What `export_run` wrote.
@@ -154,8 +156,6 @@ def to_torch(scorer: Scorer, info: DetectorInfo, dtype: torch.dtype) -> tuple[by
 Exporter = Callable[[Scorer, DetectorInfo, torch.dtype], tuple[bytes, ScoreFunction]]
 
 FORMATS: dict[str, Exporter] = {"onnx": to_onnx, "torch": to_torch}
-
-_ANY_BATCH_SIZE = ({0: torch.export.Dim("batch")},)
 
 
 def _example(info: DetectorInfo, dtype: torch.dtype) -> Tensor:
