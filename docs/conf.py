@@ -1,8 +1,11 @@
 """Sphinx settings: Markdown by MyST, the furo theme, equations as MathML; no network is needed."""
 
+import inspect
+import re
 import sys
-from importlib.metadata import PackageNotFoundError, version
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
@@ -16,8 +19,8 @@ project = "P-KDGAN"
 author = "P-KDGAN contributors"
 copyright = author  # noqa: A001 (the name that Sphinx reads)
 try:
-    release = version("pkdgan")
-except PackageNotFoundError:
+    release = metadata.version("pkdgan")
+except metadata.PackageNotFoundError:
     release = ""
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
@@ -50,12 +53,27 @@ def _display_math(writer: SphinxTranslator, node: nodes.math_block) -> None:
     raise nodes.SkipNode
 
 
-def _escape_bars(app: Sphinx, kind: str, name: str, obj: object, options: object, lines: list[str]):
-    """Keep |x| in a docstring from being read as a substitution of reStructuredText."""
-    lines[:] = [line.replace("|", "\\|") for line in lines]
+def _docstring(app: Sphinx, kind: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Make docstrings, which are plain text, safe for the parser of reStructuredText.
+
+    Those of the kernels align tables and shapes in columns: their text is displayed as it is.
+    """
+    if name.startswith("pkd_kernels."):
+        summary, *text = (inspect.getdoc(obj) or "").splitlines() or [""]
+        lines[:] = [_escaped(summary), "", *(("::", "") if any(text) else ())]
+        lines += [f"    {line}" for line in text]
+    else:
+        lines[:] = map(_escaped, lines)
+
+
+def _escaped(line: str) -> str:
+    """Escape |x| and the last character of x_ outside of backticks."""
+    parts = line.split("`")
+    parts[::2] = (re.sub(r"(?<!\\)\||(?<=\w)(?<!\\)_(?!\w)", r"\\\g<0>", p) for p in parts[::2])
+    return "`".join(parts)
 
 
 def setup(app: Sphinx) -> None:
     """Register the renderer of equations: browsers display MathML without scripts or fonts."""
     app.add_html_math_renderer("mathml", (_inline_math, None), (_display_math, None))
-    app.connect("autodoc-process-docstring", _escape_bars)
+    app.connect("autodoc-process-docstring", _docstring, priority=900)
