@@ -10,14 +10,14 @@ from typing import Any
 from docutils import nodes
 from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
-from sphinx.util.docutils import SphinxTranslator
+from sphinx.writers.html5 import HTML5Translator
 
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 
 project = "P-KDGAN"
 author = "P-KDGAN contributors"
-copyright = author  # noqa: A001 (the name that Sphinx reads)
+copyright = author
 try:
     release = metadata.version("pkdgan")
 except metadata.PackageNotFoundError:
@@ -42,12 +42,12 @@ html_static_path = ["_static"]
 html_css_files = ["style.css"]
 
 
-def _inline_math(writer: SphinxTranslator, node: nodes.math) -> None:
+def _inline_math(writer: HTML5Translator, node: nodes.math) -> None:
     writer.body.append(tex2mathml(node.astext()))
     raise nodes.SkipNode
 
 
-def _display_math(writer: SphinxTranslator, node: nodes.math_block) -> None:
+def _display_math(writer: HTML5Translator, node: nodes.math_block) -> None:
     equation = tex2mathml(node.astext(), as_block=True)
     writer.body.append(f'<div class="math">{equation}</div>\n')
     raise nodes.SkipNode
