@@ -25,7 +25,6 @@ except metadata.PackageNotFoundError:
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
-nitpicky = False
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
@@ -33,6 +32,7 @@ myst_heading_anchors = 3
 default_role = "code"  # docstrings put names in single backticks
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the signature and the text of a docstring give types and shapes
+napoleon_use_ivar = True
 napoleon_use_rtype = False
 
 html_theme = "furo"
@@ -40,6 +40,7 @@ html_title = "P-KDGAN"
 html_math_renderer = "mathml"
 html_static_path = ["_static"]
 html_css_files = ["style.css"]
+html_show_sourcelink = html_copy_source = False
 
 
 def _inline_math(writer: HTML5Translator, node: nodes.math) -> None:

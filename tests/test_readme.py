@@ -12,7 +12,9 @@ from pkd.models.paper import table4
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCS = ROOT / "docs"
+DOCUMENTS = [ROOT / "README.md", *DOCS.rglob("*.md")]
 RESULTS = ROOT / "bench" / "results"
+PATH = re.compile(r"`((?:bench|docs|examples|kernels|pkd|tests)/[\w./-]+)`")
 
 
 def test_results_tables_equal_the_output_of_bench_paper():
@@ -59,7 +61,13 @@ def test_readme_has_at_most_150_lines():
 
 
 def test_links_between_documents_lead_to_files():
-    for document in [ROOT / "README.md", *DOCS.rglob("*.md")]:
+    for document in DOCUMENTS:
         text = document.read_text(encoding="utf-8")
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
             assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+def test_paths_in_documents_exist():
+    for document in DOCUMENTS:
+        for path in PATH.findall(document.read_text(encoding="utf-8")):
+            assert (ROOT / path).exists(), f"{document.name}: {path}"
