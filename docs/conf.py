@@ -25,6 +25,7 @@ except metadata.PackageNotFoundError:
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
+highlight_language = "none"  # blocks without a language are plain text
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
