@@ -157,9 +157,13 @@ class RunData:
         return TrainSet(self.train_images, labels, members, self.limit, device)
 
     def held_out_images(self, members: Sequence[Member]) -> list[Tensor]:
-        """Held-out images (n, C, S, S) uint8 of each member's class."""
-        labels = self.dataset.train_labels
-        return [
-            self.train_images[torch.from_numpy(self.held_out & (labels == member.normal_class))]
-            for member in members
-        ]
+        """Images (n, C, S, S) uint8 of each member's class that set its threshold.
+
+        In runs from before images were held out they are the images that it was trained on.
+        """
+        labels, limit = self.dataset.train_labels, None
+        selected = self.held_out
+        if not selected.any():
+            selected, limit = ~selected, self.limit
+        rows = [np.flatnonzero(selected & (labels == m.normal_class))[:limit] for m in members]
+        return [self.train_images[torch.from_numpy(member_rows)] for member_rows in rows]

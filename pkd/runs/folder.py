@@ -269,4 +269,13 @@ class RunFolder:
                 raise CheckpointError(
                     f"checkpoint {path} has values in {key} that are not finite: {RESTORE}"
                 )
+        return self._upgraded(tensors) if name.startswith("progress-") else tensors
+
+    def _upgraded(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Rename and transpose the tensors of a progress checkpoint of an earlier version."""
+        if "optimizer.step" in tensors:
+            tensors["optimizer.step_count"] = tensors.pop("optimizer.step")
+        # (steps, networks, M, losses) before the setting `graph` existed, members first since then.
+        if "history" in tensors and "graph" not in self.config():
+            tensors["history"] = tensors["history"].transpose(1, 2)
         return tensors

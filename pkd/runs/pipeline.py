@@ -4,16 +4,13 @@ import io
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from pkd.models.ganomaly import network_tensors
 from pkd.runs.curves import plot_curves
 from pkd.runs.results import results_of
 from pkd.runs.run import Run
 from pkd.runs.stack_loop import StackLoop
-from pkd.scoring.novelty import scores_per_member
 from pkd.training.callbacks import Callback
-from pkd.training.config import Phase
 
 
 def train(run: Run, callback: Callback) -> dict[str, Any]:
@@ -76,7 +73,8 @@ class PhaseLoop:
         progress.phase, progress.stack, progress.epoch = number + 1, 0, 0
         progress.auc = progress.auc | {phase.name: run.folder.metrics[-1]["auc"]}
         tensors = network_tensors(run.trained(phase))
-        tensors |= {f"held_out.{k}": values for k, values in enumerate(self._held_out(phase))}
+        held_out = run.score_held_out(phase)
+        tensors |= {f"held_out.{k}": torch.from_numpy(values) for k, values in enumerate(held_out)}
         tensors["test_scores"] = torch.cat([scores[k] for k in sorted(scores)], 1)
         run.folder.save_phase(phase.name, tensors, progress)
 
@@ -86,15 +84,3 @@ class PhaseLoop:
         self.callback.on_message(
             f"no CUDA graph ({reason}): each kernel is launched by itself, which is slower"
         )
-
-    def _held_out(self, phase: Phase) -> list[Tensor]:
-        """Scores (n,) of each member's held-out images by the network of the phase."""
-        run = self.run
-        return [
-            torch.from_numpy(scores)
-            for stack in run.stacks
-            for scores in scores_per_member(
-                run.on_device(stack)[phase.network].generator,
-                run.data.held_out_images(run.members[stack]),
-            )
-        ]

@@ -1,6 +1,7 @@
 """A training run: its folder, settings, data and networks."""
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import datetime
@@ -18,12 +19,14 @@ from pkd.runs.data import RunData, load_dataset, prepare
 from pkd.runs.folder import RunFolder
 from pkd.runs.memory import check_memory, fitting_stack
 from pkd.scoring.metrics import auc_by_member
-from pkd.scoring.novelty import novelty_scores
+from pkd.scoring.novelty import novelty_scores, scores_per_member
 from pkd.training.config import Phase, TrainConfig
 from pkd.training.factory import make_networks
 from pkd.training.settings import from_plain, to_plain
 from pkd.utils.device import precision
 from pkd.utils.errors import RESTORE, CheckpointError, PkdError
+
+logger = logging.getLogger(__name__)
 
 PACKAGES = ("pkdgan", "torch", "numpy", "scikit-learn")
 
@@ -109,6 +112,12 @@ class Run:
         config = replace(config, **changes)
         data = RunData(config, load_dataset(config))
         data.check_batch_size(config.batch_size)
+        if not data.held_out.any():
+            logger.warning(
+                "%s was trained before images were held out: its thresholds come from its "
+                "training images",
+                folder.path,
+            )
         return cls(folder, config, data)
 
     def _check_progress(self) -> None:
@@ -161,9 +170,14 @@ class Run:
 
     def evaluate(self, network: str) -> list[float]:
         """AUC of each member of a network on the test split; PkdError as `scores`."""
+        scores = self.score_test_split(network)
+        return auc_by_member(scores, self.dataset.test_labels, self.members)
+
+    def score_test_split(self, network: str) -> np.ndarray:
+        """Score the test split (T, M) with a network of all members; PkdError as `scores`."""
         with self.precision():
             scores = [self.scores(self.on_device(stack), stack, network) for stack in self.stacks]
-        return auc_by_member(np.concatenate(scores, 1), self.dataset.test_labels, self.members)
+        return np.concatenate(scores, 1)
 
     def scores(
         self,
@@ -203,14 +217,48 @@ class Run:
         tensors = self.folder.load_tensors(name, prefix)
         return {int(key.removeprefix(prefix)): tensors[key] for key in tensors}
 
-    def held_out_scores(self, phase: str) -> Sequence[np.ndarray]:
-        """Scores (n,) of each member's held-out images after a finished phase.
+    def score_held_out(self, phase: Phase) -> list[np.ndarray]:
+        """Score each member's held-out images (n,) with the current network of a phase."""
+        return [
+            scores
+            for stack in self.stacks
+            for scores in scores_per_member(
+                self.on_device(stack)[phase.network].generator,
+                self.data.held_out_images(self.members[stack]),
+            )
+        ]
+
+    def test_scores(self, phase: Phase) -> np.ndarray:
+        """Load the scores (T, M) of the test split after a finished phase.
+
+        Checkpoints of earlier versions lack them: then they are computed.
+
+        Raises:
+            CheckpointError: the checkpoint is damaged.
+        """
+        name = f"{phase.name}.safetensors"
+        scores = self.folder.load_tensors(name, "test_scores").get("test_scores")
+        if scores is None:
+            self.load_phase(phase)
+            return self.score_test_split(phase.network)
+        if scores.shape != (len(self.test_images), len(self.members)):
+            raise CheckpointError(
+                f"checkpoint {self.folder.checkpoints / name} has test scores of shape "
+                f"{tuple(scores.shape)}, which does not fit the run: {RESTORE}"
+            )
+        return scores.numpy()
+
+    def held_out_scores(self, phase: Phase) -> list[np.ndarray]:
+        """Load the scores (n,) of each member's held-out images after a finished phase.
 
         Raises:
             CheckpointError: the checkpoint is damaged, or has no such scores.
         """
-        name = f"{phase}.safetensors"
+        name = f"{phase.name}.safetensors"
         tensors = self.folder.load_tensors(name, "held_out.")
+        if not tensors and not self.data.held_out.any():
+            self.load_phase(phase)
+            return self.score_held_out(phase)
         if len(tensors) != len(self.members):
             raise CheckpointError(
                 f"checkpoint {self.folder.checkpoints / name} has scores of held-out images for "

@@ -146,6 +146,8 @@ class TrainConfig:
             student = PAPER_STUDENTS.get(self.dataset, PAPER_STUDENTS["mnist"])
             defaults = defaults | {"student_widths": student[1]}
         config = self._with_defaults(defaults)
+        if config.held_out == 0:
+            raise ConfigError("held_out", "is 0, but a new run must hold out images, e.g. 0.1")
         if self.data_dir:
             config = replace(config, data_dir=str(Path(self.data_dir).expanduser().absolute()))
         return config

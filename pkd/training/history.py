@@ -66,7 +66,7 @@ class LossHistory:
         if failures:
             step, k = failures[0]
             raise PkdError(
-                f"the loss or weights of {self.members[k]} are not finite after step {step + 1} of "
+                f"the loss or weights of {self.members[k]} are not finite at step {step + 1} of "
                 f"epoch {epoch + 1}; training stopped, the last checkpoint is kept: train again "
                 "with a lower `lr`"
             )

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pkd.training.config import TrainConfig
+from pkd.training.validation import check_settings
 from pkd.utils.errors import RESTORE, CheckpointError, ConfigError
 
 
@@ -70,6 +71,23 @@ PARSERS = {
 }
 
 
+# Value of a setting in a config.yaml that was written before the setting existed: the behaviour of
+# that time. A preset would fill in another value for some of them.
+BEFORE = {
+    "lr_schedule": "constant",
+    "skip_bad": False,
+    "image_size": 32,
+    "held_out": 0.0,  # nothing was held out
+    "contamination": 0.05,
+    "graph": True,
+    "stack": None,
+    "channels": None,
+    "precision": "float32",
+}
+# Settings that a run folder may leave without a value.
+OPTIONAL = ("data_dir", "max_train_images", "channels", "stack")
+
+
 def to_plain(config: TrainConfig) -> dict[str, Any]:
     """Settings as plain values for YAML and JSON: widths and classes as text, tuples as lists."""
     plain: dict[str, Any] = {}
@@ -97,14 +115,16 @@ def from_plain(values: Any, source: Path) -> TrainConfig:
     try:
         if not isinstance(values, dict):
             raise ValueError("it holds no settings")
+        values = BEFORE | values
         unknown = [str(name) for name in values if name not in names]
         if unknown:
-            raise ValueError(f"unknown setting {', '.join(unknown)}")
-        missing = [name for name in names if name not in values]
+            raise ValueError(f"it has an unknown setting {', '.join(unknown)}")
+        missing = [k for k in names if values.get(k) is None and k not in OPTIONAL]
         if missing:
             raise ValueError(f"it has no {', '.join(missing)}")
-        typed = {name: _parsed(name, value) for name, value in values.items()}
-        return TrainConfig(**typed).resolved()
+        config = TrainConfig(**{name: _parsed(name, value) for name, value in values.items()})
+        check_settings(config)
+        return config
     except (ConfigError, ValueError) as error:
         raise CheckpointError(
             f"{source} is damaged or of another version of pkd: {error}; {RESTORE}"

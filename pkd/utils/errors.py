@@ -49,4 +49,3 @@ class OutputError(PkdError):
 def resume_command(folder: Path) -> str:
     """Command that continues the training of a run folder."""
     return f"pkd train --resume {shlex.quote(str(folder))}"
-

@@ -476,7 +476,7 @@ def spoil_at(trainer, spoiled_step, member, *, after):
 
 def complaint(member, step, epoch):
     named = MEMBERS[member]
-    return rf"class {named.normal_class}, seed {named.seed} .* finite at step {step + 1} of {epoch}"
+    return rf"class {named.normal_class}, seed {named.seed} .* finite after step {step + 1} of {epoch}"
 
 
 def test_the_learning_rate_falls_to_zero_with_each_members_own_steps():
