@@ -84,7 +84,9 @@ def test_resuming_removes_the_temporary_files_of_a_killed_process(run):
     assert names(run.path) == whole
 
 
-@pytest.mark.parametrize("leftovers", [[], [".lock"], [".lock", ".config.yaml.tmp"], [".config.yaml.0f.tmp"]])
+@pytest.mark.parametrize(
+    "leftovers", [[], [".lock"], [".lock", ".config.yaml.tmp"], [".config.yaml.0f.tmp"]]
+)
 def test_a_run_killed_before_its_first_file_can_be_created_again(leftovers, tmp_path):
     for name in leftovers:
         (tmp_path / name).write_text("half")

@@ -197,7 +197,7 @@ def test_a_step_never_waits_for_the_device(structure, norm, monkeypatch):
 
     Of the ops their definitions run. That of Adam reads rates on the host, the kernel does not.
     """
-    monkeypatch.setattr("pkd_kernels.adam.adam_step", lambda *args, **kwargs: None)
+    monkeypatch.setattr("pkd_kernels.flat_adam.adam_step", lambda *args, **kwargs: None)
     trainer = on_device(structure, MEMBERS, "meta", norm)
     trainer.begin_epoch(0)
     trainer.step()
@@ -322,7 +322,9 @@ def test_replays_of_a_captured_step_equal_eager_steps(structure, members, norm):
 def test_an_epoch_on_a_gpu_ends_as_by_the_definitions_on_a_cpu(structure, norm):
     """By kernels and replays, idle members and all; in float64, so that rounding stays small."""
     found, expected = (
-        everything(train(on_device(structure, MEMBERS, device, norm, on_graph_failure=pytest.fail), 1))
+        everything(
+            train(on_device(structure, MEMBERS, device, norm, on_graph_failure=pytest.fail), 1)
+        )
         for device in ("cuda", "cpu")
     )
     assert found.keys() == expected.keys()

@@ -10,7 +10,6 @@ import yaml
 
 from pkd import Detector
 from pkd.cli.main import main
-from pkd.runs import pipeline as schedule
 from pkd.runs import run
 from pkd.training.config import TrainConfig
 from pkd.training.trainer import Trainer
@@ -132,7 +131,7 @@ def seen(monkeypatch) -> set[tuple[str, str]]:
 
     watch(Trainer, "step")
     watch(run, "novelty_scores")
-    watch(schedule, "scores_per_member")
+    watch(run, "scores_per_member")
     monkeypatch.setattr("pkd.training.config.in_tf32", lambda name, device: name == "tf32")
     monkeypatch.setattr("pkd.runs.results.in_tf32", lambda name, device: name == "tf32")
     on_gpu = lambda name, device: hardware.precision(name, GPU)  # noqa: E731

@@ -72,7 +72,9 @@ def assert_member_equals(stack, k, single):
     )
     steps = single.steps[0]
     assert stack.steps[k] == steps
-    torch.testing.assert_close(stack.history.values[:steps, k], single.history.values[:, 0], **CLOSE)
+    torch.testing.assert_close(
+        stack.history.values[:steps, k], single.history.values[:, 0], **CLOSE
+    )
     for network, losses in single.history.epoch_means().items():
         for loss, (value,) in losses.items():
             assert stack.history.epoch_means()[network][loss][k] == pytest.approx(value, abs=1e-10)
@@ -476,7 +478,7 @@ def spoil_at(trainer, spoiled_step, member, *, after):
 
 def complaint(member, step, epoch):
     named = MEMBERS[member]
-    return rf"class {named.normal_class}, seed {named.seed} .* finite after step {step + 1} of {epoch}"
+    return rf"class {named.normal_class}, seed {named.seed} .* finite at step {step + 1} of {epoch}"
 
 
 def test_the_learning_rate_falls_to_zero_with_each_members_own_steps():

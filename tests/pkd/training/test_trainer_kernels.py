@@ -9,10 +9,10 @@ from pkd_kernels import dispatch, unit_upstream
 from stack_helpers import MEMBERS, STRUCTURES, WIDTHS, make_trainer, tensors_of, train_set
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import pkd.training.trainer
 from bench.profiling import measured
 from pkd.models.ganomaly import GAN, Architecture
 from pkd.models.stack import Member
+from pkd.training import losses
 from pkd.training.trainer import Trainer
 
 pytestmark = [
@@ -54,7 +54,7 @@ def inside_ops(monkeypatch) -> list[str]:
         return call
 
     for name in ("generator_loss", "discriminator_loss"):
-        monkeypatch.setattr(pkd.training.trainer, name, watched(getattr(pkd.trainer, name)))
+        monkeypatch.setattr(losses, name, watched(getattr(losses, name)))
     return found
 
 
