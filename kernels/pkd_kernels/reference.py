@@ -490,11 +490,16 @@ def adam_step(
         if enabled:
             by_rate.setdefault(rate, []).append(i)
     for rate, chosen in by_rate.items():
-        *flat, after = ([t for i in chosen for t in split[i :: len(runs)]] for split in pieces)
+        params, grads, avgs, avg_sqs, counted = (
+            [t for i in chosen for t in split[i :: len(runs)]] for split in pieces
+        )
         torch._fused_adam_(
-            *flat,
+            params,
+            grads,
+            avgs,
+            avg_sqs,
             max_exp_avg_sqs=[],
-            state_steps=after,
+            state_steps=counted,
             lr=rate,
             beta1=betas[0],
             beta2=betas[1],

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from pkd_kernels import novelty_score, to_unit
+from pkd_kernels import novelty_score, scale_pixels
 from torch import Tensor
 
 from pkd.models.ganomaly import Generator
@@ -38,7 +38,7 @@ def novelty_scores(
     scores = []
     for batch in images.split(max(1, SCORED_AT_ONCE // stack)):
         check()
-        made = generator(to_unit(batch))
+        made = generator(scale_pixels(batch))
         scores.append(novelty_score(made.z1, made.z2, stack=stack))
     generator.train(was_training)
     return torch.cat(scores).cpu().numpy()
@@ -65,7 +65,7 @@ def own_scores(generator: Generator, images: Sequence[Tensor]) -> list[np.ndarra
         rows = torch.arange(begin, min(begin + BATCH, longest))
         # a model with fewer images repeats its last
         batch = torch.cat([own[rows.clamp(max=len(own) - 1)] for own in images], 1)
-        made = generator(to_unit(batch.to(weight.device)).to(weight.dtype))
+        made = generator(scale_pixels(batch.to(weight.device)).to(weight.dtype))
         found.append(novelty_score(made.z1, made.z2, stack=len(images)))
     generator.train(was_training)
     scores = torch.cat(found).double().cpu().numpy()

@@ -20,7 +20,7 @@ from pkd_kernels import (
     FlatAdam,
     gather,
     record_step,
-    unit_upstream,
+    unit_grad,
 )
 from torch import Tensor, nn
 
@@ -167,7 +167,7 @@ class Trainer:
         def gradients(
             totals: list[Tensor], params: list[nn.Parameter], last: bool
         ) -> tuple[Tensor | None, ...]:
-            ones = [unit_upstream(total) for total in totals]
+            ones = [unit_grad(total) for total in totals]
             # None: what an op wrote into the optimizer's buffer itself.
             return torch.autograd.grad(
                 totals, params, ones, retain_graph=not last, allow_unused=True

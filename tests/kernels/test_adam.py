@@ -226,7 +226,7 @@ def test_what_would_train_nothing_is_refused(device):
     module.double()
     with pytest.raises(RuntimeError, match="left the flat buffer"):
         ours.step()
-    with pytest.raises(ValueError, match="is not 2 models"):
+    with pytest.raises(ValueError, match="does not fit 2 models"):
         FlatAdam([nn.Parameter(torch.zeros(3, device=device))], stack=2)
 
 
@@ -291,7 +291,7 @@ def test_buffers_that_do_not_fit_are_refused(device, op):
     ours = FlatAdam(parameters(device=device), stack=STACK)
     model = (ours.step_count, ours.param_groups[0]["lr"], ours.active)
     moments = (ours.exp_avg, ours.exp_avg_sq)
-    with pytest.raises(ValueError, match="models of"):
+    with pytest.raises(ValueError, match="do not fit"):
         op(ours.flat, ours.grad, *moments, *model, sizes=(5,), betas=BETAS, eps=1e-8)
     with pytest.raises(ValueError, match="contiguous"):
         op(ours.flat, ours.grad[1:], *moments, *model, sizes=ours.sizes, betas=BETAS, eps=1e-8)

@@ -13,11 +13,11 @@ from pkd_kernels import (
     ConvLayer,
     conv_chain,
     conv_chain_pair,
-    conv_layer,
     conv_norm_act,
     dispatch,
     reference,
 )
+from pkd_kernels.conv import forward, tiling
 from pkd_kernels.reference import ACTIVATIONS
 from torch import Tensor
 
@@ -33,11 +33,11 @@ def summed(how: str):
     """Every layer that can be is summed by a matrix product, or none is; of weight gradients a
     program has as many as it may, or as few."""
     least = {"matrix": 1, "spread": 2**30}[how]
-    caches = [conv_layer._tiling, conv_layer._weight_tiling]
+    caches = [tiling.tap_tiling, tiling.weight_tiling]
     with (
-        mock.patch.object(conv_layer, "MATRIX_LEAST", 1),
-        mock.patch.object(conv_layer, "MATRIX_PROGRAMS", least),
-        mock.patch.object(conv_layer, "WEIGHT_PROGRAMS", least),
+        mock.patch.object(tiling, "MATRIX_MIN_CHANNELS", 1),
+        mock.patch.object(tiling, "MATRIX_PROGRAMS", least),
+        mock.patch.object(tiling, "WEIGHT_PROGRAMS", least),
     ):
         [cache.cache_clear() for cache in caches]
         yield
@@ -424,8 +424,8 @@ def test_weight_gradients_of_more_than_a_large_tile(device):
     make = Maker(torch.float64, device, stack=1)
     layer, x = make.layer((65, 5), (2, 4), False, "none"), make.x(3, 65, 2)
     with summed("matrix"):
-        tiling = conv_layer._weight_tiling(2, 65, 5, 3, 1)
-        assert (tiling.rows, tiling.columns, tiling.programs) == (64, 64, 4)
+        tiles = tiling.weight_tiling(2, 65, 5, 3, 1)
+        assert (tiles.rows, tiles.columns, tiles.programs) == (64, 64, 4)
         assert_equals_definition(x, [layer], taps=(0,), stack=1)
 
 
@@ -471,7 +471,7 @@ def precision_taken(dtype: torch.dtype) -> str:
     kernel = mock.MagicMock()
     with (
         mock.patch.object(dispatch, "BACKEND", "triton"),
-        mock.patch.object(conv_layer, "_forward_kernel", kernel),
+        mock.patch.object(forward, "conv_forward_kernel", kernel),
     ):
         conv_chain(x, [layer], taps=(0,))
     (call,) = kernel.__getitem__.return_value.mock_calls
@@ -572,12 +572,12 @@ def test_constants_get_no_gradient_and_cost_none(device, wanted):
         y.sum().backward()
     assert [name for name, t in tensors.items() if t.grad is not None] == [wanted]
     layers_passed = 1 if wanted.endswith("1") else 2  # gamma's sum over images is of its layer
-    assert traffic.launches.count("conv_layer") == 1 + layers_passed
+    assert sum(name.startswith("conv_") for name in traffic.launches) == 1 + layers_passed
     if device == "cpu":
         weights = tensors[wanted].numel() if wanted in ("w0", "w1") else 0
-        assert traffic.stored["conv_layer.w_grad_ptr"] == weights
+        assert traffic.stored["conv_backward.w_grad_ptr"] == weights
         inputs = {"x": 2, "w0": 1, "gamma0": 1, "beta0": 1}.get(wanted, 0)
-        assert bool(traffic.stored["conv_layer.x_grad_ptr"]) == (inputs > 0)
+        assert bool(traffic.stored["conv_backward.x_grad_ptr"]) == (inputs > 0)
 
 
 @pytest.mark.parametrize("trained", [True, False], ids=["no_grad", "frozen"])
@@ -591,7 +591,8 @@ def test_nothing_is_kept_where_nothing_is_wanted(device, trained):
     with hooks, torch.set_grad_enabled(not trained), measured() as traffic:
         outputs = conv_chain(x, layers, taps=(0, 1), stack=2)
     assert not kept and not any(y.requires_grad for y in outputs)
-    assert not traffic.stored["conv_layer.u_ptr"] and not traffic.stored["conv_layer.rstd_ptr"]
+    assert not traffic.stored["conv_forward.u_ptr"]
+    assert not traffic.stored["conv_forward.rstd_ptr"]
     expected = reference.conv_chain(x, layers, taps=(0, 1), stack=2)
     assert_close(list(outputs), [y.detach() for y in expected], torch.float64)
 
@@ -653,14 +654,14 @@ def test_refuses_with_a_reason(device):
     refused(x[..., :2, :2], layer, r"on a map of \(2, 2\)")
     refused(x[..., :1, :1], up, r"on a map of \(1, 1\)")
     refused(x, point, r"stride 1 and padding 0 on a map of \(8, 8\)")
-    refused(x, layer._replace(weight=layer.weight[..., :3]), r"weight \(6, 2, 4, 3\) is not")
-    refused(x, layer, r"weight \(6, 2, 4, 4\) is not that of 4 models", stack=4)
-    refused(x[:, :3], layer, "3 channels, but 2 models of 2")
-    refused(x, layer._replace(beta=None), "come together")
-    refused(x, layer._replace(gamma=None), "come together")
+    refused(x, layer._replace(weight=layer.weight[..., :3]), r"weight \(6, 2, 4, 3\) does not fit")
+    refused(x, layer, r"weight \(6, 2, 4, 4\) does not fit 4 models", stack=4)
+    refused(x[:, :3], layer, "3 channels, but the weight fits 2 models of 2")
+    refused(x, layer._replace(beta=None), "must be given together")
+    refused(x, layer._replace(gamma=None), "must be given together")
     refused(x, layer._replace(gamma=layer.gamma[:5]), r"gamma \(5,\) on 2 models of 3 channels")
     refused(x[..., :4, :4], point._replace(gamma=layer.gamma, beta=layer.beta), "1 x 1 pixels")
-    refused(x, layer._replace(activation="gelu"), "'gelu' is none of")
+    refused(x, layer._replace(activation="gelu"), "'gelu' is not one of")
     refused(x.double(), layer, "types or devices differ")
     single, images = make.layer((1, 1), (4, 1), False, "none"), x.new_zeros(2**16, 1, 4, 4)
     refused(images, single._replace(weight=single.weight[:1]), "65536 images", stack=1)
@@ -669,7 +670,7 @@ def test_refuses_with_a_reason(device):
     for taps in ((), (1,), (-1,), (0, 0)):
         refused(x, layer, "not ascending indices of 1 layers", taps=taps)
     shared = make.layer((6, 1), (4, 8), True, "relu")  # one model of 6 channels, not two of 3
-    with pytest.raises(ValueError, match="6 channels, but 2 models of 6"):
+    with pytest.raises(ValueError, match="6 channels, but the weight fits 2 models of 6"):
         conv_chain(x, [layer, shared], taps=(1,), stack=2)
 
 
@@ -683,11 +684,11 @@ def test_launches_of_one_image(device, norm, activation, extra):
     layers.append(make.layer((2, 1), (8, 4), norm, activation))
     with measured() as traffic:
         outputs = conv_chain(x, layers, taps=(0, 1, 2), stack=2)
-    assert traffic.launches == ["conv_layer"] * 3
+    assert traffic.launches == ["conv_forward"] * 3
     up = upstream_of(outputs)
     with measured() as traffic:
         torch.autograd.grad(outputs, tensors_of(x, layers), up)
-    assert traffic.launches == ["conv_layer"] * (3 + extra)
+    assert traffic.launches == ["conv_output_gradient"] * extra + ["conv_backward"] * 3
 
 
 @pytest.mark.parametrize("stack", [1, 3])

@@ -3,13 +3,13 @@
 import pytest
 import torch
 from cases import Sizes, make_inputs
-from pkd_kernels import FlatAdam, discriminator_loss, dispatch, generator_loss, unit_upstream
+from pkd_kernels import FlatAdam, discriminator_loss, dispatch, generator_loss, unit_grad
 
 from bench.op_inputs import captured
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("upstream", [torch.ones_like, unit_upstream])
+@pytest.mark.parametrize("upstream", [torch.ones_like, unit_grad])
 @pytest.mark.parametrize("reduction", ["mean", "norm"])
 @pytest.mark.parametrize(
     "sizes", [Sizes(1, 1, 3072, 256, 1024), Sizes(2, 30, 1024, 256, 64)], ids=str

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from pkd_kernels import gather, reference
-from pkd_kernels.gather import SOURCES
+from pkd_kernels.indexing import SOURCES
 from torch import Tensor
 
 from bench.profiling import measured
@@ -178,7 +178,7 @@ def test_refuses_with_a_reason(device):
         gather(sources, order, step[0])
     with pytest.raises(ValueError, match=r"first has shape \(3,\), not \(4,\)"):
         gather([(table, first[:3])], order, step)
-    with pytest.raises(ValueError, match="contiguous: they are read where they lie"):
+    with pytest.raises(ValueError, match="contiguous: the kernel reads them in place"):
         gather([(table.transpose(1, 2), first)], order, step)
     with pytest.raises(ValueError, match="must be int64"):
         gather(sources, order.int(), step)

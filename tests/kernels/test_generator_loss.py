@@ -333,9 +333,9 @@ def test_refuses_with_a_reason(device):
         generator_loss(i.x, i.xh, i.z1, i.z2, weights=i.weights[:2], stack=3)
     with pytest.raises(ValueError, match="shapes differ"):
         generator_loss(i.x[:, 1:], i.xh, i.z1, i.z2, **arguments)
-    with pytest.raises(ValueError, match="not that of 3 models"):
+    with pytest.raises(ValueError, match="does not fit 3 models"):
         generator_loss(i.x[:, 1:], i.xh[:, 1:], i.z1, i.z2, **arguments)
-    with pytest.raises(ValueError, match="come together"):
+    with pytest.raises(ValueError, match="must be given together"):
         generator_loss(i.x, i.xh, i.z1, i.z2, i.f_real, **arguments)
 
 
@@ -371,5 +371,5 @@ def test_reads_each_input_once_and_writes_each_output_once(device, reduction, la
         assert traffic.loaded[f"generator_loss.{name}_ptr"] == count
     assert traffic.stored["generator_loss.grad_ptr"] == written
     assert traffic.stored["generator_loss.values_ptr"] == 7 * rows
-    assert traffic.loaded["upstream.saved_ptr"] == written
-    assert traffic.stored["upstream.out_ptr"] == written
+    assert traffic.loaded["scale_gradients.saved_ptr"] == written
+    assert traffic.stored["scale_gradients.out_ptr"] == written

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from pkd_kernels import TERMS, dispatch, record_step, reference
-from pkd_kernels.record_step import MODELS
+from pkd_kernels.history import MODELS
 from torch import Tensor
 
 from bench.profiling import measured
@@ -157,6 +157,6 @@ def test_refuses_with_a_reason(device):
     )
     refused(r"rate has shape \(2,\), not \(3,\)", rate=arguments["rate"][1:])
     refused(r"counter has shape \(\), not \(1,\)", counter=arguments["counter"][0])
-    refused("contiguous: they are used where they lie", rates=arguments["rates"].T.contiguous().T)
+    refused("contiguous: the kernel uses them in place", rates=arguments["rates"].T.contiguous().T)
     refused("must be int64", counter=arguments["counter"].int())
     refused("active must be bool", active=arguments["active"].int())

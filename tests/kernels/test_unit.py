@@ -3,7 +3,7 @@
 import pytest
 import torch
 from cases import Inputs, Sizes, accumulator, make_inputs
-from pkd_kernels import discriminator_loss, generator_loss, unit_upstream
+from pkd_kernels import discriminator_loss, generator_loss, unit_grad
 from torch import Tensor
 
 from bench.profiling import measured
@@ -48,12 +48,12 @@ def gradients(loss, dtype: torch.dtype, device: str, upstream=torch.ones_like) -
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_it_is_ones_and_always_the_same_tensor(dtype):
     loss = torch.zeros(4, dtype=dtype)
-    unit = unit_upstream(loss)
-    assert unit is unit_upstream(loss + 1)
+    unit = unit_grad(loss)
+    assert unit is unit_grad(loss + 1)
     assert unit.dtype == dtype and torch.equal(unit, torch.ones_like(loss))
-    assert unit is not unit_upstream(loss[:2])
+    assert unit is not unit_grad(loss[:2])
     with torch.inference_mode():
-        assert not unit_upstream(torch.zeros(7)).is_inference()
+        assert not unit_grad(torch.zeros(7)).is_inference()
 
 
 @LOSSES
@@ -61,7 +61,7 @@ def test_it_is_ones_and_always_the_same_tensor(dtype):
 def test_backward_launches_nothing_and_gives_the_same_bits(device, loss, dtype):
     expected = gradients(loss, dtype, device)
     value, leaves = case(loss, dtype, device)
-    unit = unit_upstream(value)
+    unit = unit_grad(value)
     with measured() as traffic:
         found = torch.autograd.grad(value, leaves, unit)
     assert traffic.launches == [] and not traffic.loaded and not traffic.stored
@@ -74,10 +74,10 @@ def test_gradients_of_16_bit_leaves_are_converted_by_one_launch(device, loss, dt
     expected = gradients(loss, dtype, device)
     value, leaves = case(loss, dtype, device)
     assert value.dtype == accumulator(dtype)
-    unit = unit_upstream(value)
+    unit = unit_grad(value)
     with measured() as traffic:
         found = torch.autograd.grad(value, leaves, unit)
-    assert traffic.launches == ["upstream"]
+    assert traffic.launches == ["scale_gradients"]
     assert all(t.dtype == dtype for t in found)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
@@ -89,7 +89,7 @@ def test_a_loss_changed_before_backward_is_scaled(device, loss, change):
     expected = [3 * g for g in gradients(loss, torch.float64, device)]
     value, leaves = case(loss, torch.float64, device)
     value = change(value)
-    found = torch.autograd.grad(value, leaves, unit_upstream(value))
+    found = torch.autograd.grad(value, leaves, unit_grad(value))
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b)
 
@@ -99,7 +99,7 @@ def test_ones_that_are_another_tensor_are_read(device, loss):
     """Expanded ones with stride 0; and twos of the unit's shape."""
     ones, twos = (lambda t, k=k: t.new_full((1,), k).expand(SIZES.stack) for k in (1.0, 2.0))
     once, twice = (gradients(loss, torch.float64, device, u) for u in (ones, twos))
-    unit = gradients(loss, torch.float64, device, unit_upstream)
+    unit = gradients(loss, torch.float64, device, unit_grad)
     assert all(torch.equal(a, b) for a, b in zip(once, unit, strict=True))
     assert all(torch.equal(a, 2 * b) for a, b in zip(twice, unit, strict=True))
 
@@ -112,7 +112,7 @@ def test_a_retained_graph_keeps_its_gradients(device, loss, dtype):
     expected = gradients(loss, dtype, device)
     value, leaves = case(loss, dtype, device)
     other = sum((2 * t).sum() for t in leaves)
-    unit = unit_upstream(value)
+    unit = unit_grad(value)
     for backwards in range(1, 5):
         torch.autograd.backward([value, other], [unit, None], retain_graph=backwards < 4)
         for leaf, g in zip(leaves, expected, strict=True):
@@ -126,7 +126,7 @@ def test_grad_of_a_leaf_is_its_own_while_the_graph_is_kept(device, loss, dtype):
     expected = gradients(loss, dtype, device)
     value, leaves = case(loss, dtype, device)
     for retained in (True, True, False):
-        value.backward(unit_upstream(value), retain_graph=retained)
+        value.backward(unit_grad(value), retain_graph=retained)
         assert all(torch.equal(t.grad, g) for t, g in zip(leaves, expected, strict=True))
         for t in leaves:
             t.grad.zero_()
@@ -136,19 +136,19 @@ def test_grad_of_a_leaf_is_its_own_while_the_graph_is_kept(device, loss, dtype):
 def test_a_gradient_written_into_stops_the_next_backward(device, loss):
     """`torch.autograd.grad` hands out what the graph keeps; torch sees who changed it."""
     value, leaves = case(loss, torch.float32, device)
-    found = torch.autograd.grad(value, leaves, unit_upstream(value), retain_graph=True)
-    again = torch.autograd.grad(value, leaves, unit_upstream(value), retain_graph=True)
+    found = torch.autograd.grad(value, leaves, unit_grad(value), retain_graph=True)
+    again = torch.autograd.grad(value, leaves, unit_grad(value), retain_graph=True)
     assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
     found[0].mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        torch.autograd.grad(value, leaves, unit_upstream(value))
+        torch.autograd.grad(value, leaves, unit_grad(value))
 
 
 @LOSSES
 def test_no_second_derivative(device, loss):
     value, leaves = case(loss, torch.float64, device)
     with pytest.raises(RuntimeError, match="differentiated once"):
-        torch.autograd.grad(value, leaves, unit_upstream(value), create_graph=True)
+        torch.autograd.grad(value, leaves, unit_grad(value), create_graph=True)
 
 
 def test_a_compiled_backward_is_scaled(device):
@@ -157,6 +157,6 @@ def test_a_compiled_backward_is_scaled(device):
     leaves = leaves_of(inputs)
     compiled = torch.compile(lambda *t: generator(inputs, list(t)), backend="aot_eager")
     value = compiled(*leaves)
-    found = torch.autograd.grad(value, leaves, unit_upstream(value))
+    found = torch.autograd.grad(value, leaves, unit_grad(value))
     expected = gradients(generator, torch.float32, device)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))

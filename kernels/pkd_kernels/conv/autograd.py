@@ -62,17 +62,17 @@ class _Requested(NamedTuple):
         return self.x or any(any(needed) for needed in self.parameters[:index])
 
 
-def _affine_buffers(output: LayerOutput, requested: _Requested, index: int) -> AffineGradients:
-    """Buffers for a normalised layer's gradients of gamma and beta."""
-    parameters = zip(
-        output.layer[1:3],
-        requested.parameters[index][1:],
-        requested.buffers[index][1:],
-        strict=True,
-    )
+def _affine_buffers(
+    output: LayerOutput, requested: _Requested, index: int
+) -> AffineGradients | None:
+    """Buffers for a layer's gradients of gamma and beta; None where nothing is normalised."""
+    affine = [p for p in (output.layer.gamma, output.layer.beta) if p is not None]
+    if not affine:
+        return None
+    needed, buffers = requested.parameters[index][1:], requested.buffers[index][1:]
     targets = tuple(
-        buffer if needed and buffer is not None else torch.empty_like(p)
-        for p, needed, buffer in parameters
+        buffer if on and buffer is not None else torch.empty_like(p)
+        for p, on, buffer in zip(affine, needed, buffers, strict=True)
     )
     batch, channels = output.y.shape[:2]
     if batch == 1:
@@ -102,9 +102,9 @@ def _backward(
     grads: Gradients = [[None] * 3 for _ in outputs]
 
     def affine_of(index: int) -> AffineGradients | None:
-        if outputs[index].layer.gamma is None:
-            return None
         affine = _affine_buffers(outputs[index], requested, index)
+        if affine is None:
+            return None
         needed = requested.parameters[index][1:]
         grads[index][1:] = [t if on else None for t, on in zip(affine.targets, needed, strict=True)]
         return affine
@@ -258,7 +258,12 @@ class _PairOfInput(torch.autograd.Function):
     def forward(ctx: Any, fake: Tensor, outputs: Sequence[LayerOutput], stack: int) -> Tensor:
         half = len(fake)
         halves = [
-            LayerOutput(*o[:2], *(t if t is None else t[half:] for t in o[2:])) for o in outputs
+            o._replace(
+                y=o.y[half:],
+                u=None if o.u is None else o.u[half:],
+                rstd=None if o.rstd is None else o.rstd[half:],
+            )
+            for o in outputs
         ]
         _save(ctx, fake.contiguous(), halves)
         ctx.stack = stack
@@ -268,7 +273,8 @@ class _PairOfInput(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         fake, outputs = _saved(ctx)
-        constant, no_buffers = [(False,) * 3 for _ in outputs], [(None,) * 3 for _ in outputs]
+        constant: list[tuple[bool, ...]] = [(False,) * 3 for _ in outputs]
+        no_buffers: Buffers = [(None,) * 3 for _ in outputs]
         requested = _Requested(True, constant, no_buffers)
         x_grad, _ = _backward(fake, outputs, {len(outputs) - 1: grad}, ctx.stack, requested)
         return x_grad, None, None

@@ -74,7 +74,7 @@ def layer_geometry(layer: ConvLayer, x: Tensor, stack: int, first: bool) -> Laye
         inputs, outputs = outputs, inputs
     if x.shape[1] != stack * inputs and not (first and x.shape[1] == inputs):
         raise ValueError(
-            f"the input has {x.shape[1]} channels, but the weights are of {stack} models of {inputs}"
+            f"the input has {x.shape[1]} channels, but the weight fits {stack} models of {inputs}"
         )
     geometry = LayerGeometry(layer.transposed, side, inputs, outputs)
     _check_affine(layer, geometry, stack)

@@ -9,7 +9,7 @@ import onnx
 import pytest
 import torch
 from image_helpers import product_photos
-from pkd_kernels import novelty_score, to_unit
+from pkd_kernels import novelty_score, scale_pixels
 
 from pkd.cli.main import main
 from pkd.data.arrays import resize
@@ -48,7 +48,7 @@ def pictures(count: int, architecture: Architecture) -> np.ndarray:
 
 
 def wanted(generator: Generator, images: np.ndarray, member: int) -> np.ndarray:
-    made = generator(to_unit(torch.from_numpy(images)))
+    made = generator(scale_pixels(torch.from_numpy(images)))
     return novelty_score(made.z1, made.z2, stack=3)[:, member].numpy()
 
 
@@ -126,7 +126,7 @@ def test_teacher_is_the_one_that_its_own_phase_judged(small_run, tmp_path):
         {k.removeprefix("teacher.generator."): v for k, v in checkpoint.items()}
     )
     images = resize(load("digits").test_images[:5], 32)
-    made = generator(to_unit(images))
+    made = generator(scale_pixels(images))
     expected = novelty_score(made.z1, made.z2, stack=4)[:, 0].numpy()
     np.testing.assert_allclose(score(images.numpy()), expected, rtol=1e-4)
 

@@ -197,7 +197,7 @@ def test_a_step_never_waits_for_the_device(structure, norm, monkeypatch):
 
     Of the ops their definitions run. That of Adam reads rates on the host, the kernel does not.
     """
-    monkeypatch.setattr("pkd_kernels.adam.adam_step", lambda *args, **kwargs: None)
+    monkeypatch.setattr("pkd_kernels.flat_adam.adam_step", lambda *args, **kwargs: None)
     trainer = on_device(structure, MEMBERS, "meta", norm)
     trainer.begin_epoch(0)
     trainer.step()
