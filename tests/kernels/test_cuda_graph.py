@@ -48,12 +48,10 @@ def test_replays_equal_eager(monkeypatch, sizes, reduction, upstream):
         return optimizer, step
 
     eager, eager_step = trainer()
-    history = []
-    for _ in range(103):
-        history.append([t.clone() for t in eager_step()])
+    history = [[t.clone() for t in eager_step()] for _ in range(103)]
 
     graphed, step = trainer()
-    replay = captured(step)  # after three steps of warming up
+    replay = captured(step)  # after three warm-up steps
     for expected in history[3:]:
         assert all(torch.equal(a, b) for a, b in zip(replay(), expected, strict=True))
     assert graphed.step_count.tolist() == [103.0] * sizes.stack

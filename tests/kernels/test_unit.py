@@ -1,4 +1,4 @@
-"""The unit upstream gradient: no launch, the same bits, and nothing that a retained graph loses."""
+"""The upstream gradient `unit_grad`: no launch, the same bits, retained graphs."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def generator(i: Inputs, leaves: list[Tensor]) -> Tensor:
 
 
 def discriminator(i: Inputs, leaves: list[Tensor]) -> Tensor:
-    """Both logits are used, so that two leaves are written by one op."""
+    """Both logits are leaves, so one op writes two gradients."""
     return discriminator_loss(leaves[1], leaves[2], stack=SIZES.stack)
 
 
@@ -46,11 +46,12 @@ def gradients(loss, dtype: torch.dtype, device: str, upstream=torch.ones_like) -
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_it_is_ones_and_always_the_same_tensor(dtype):
+def test_ones_and_always_the_same_tensor(dtype):
     loss = torch.zeros(4, dtype=dtype)
     unit = unit_grad(loss)
     assert unit is unit_grad(loss + 1)
-    assert unit.dtype == dtype and torch.equal(unit, torch.ones_like(loss))
+    assert unit.dtype == dtype
+    assert torch.equal(unit, torch.ones_like(loss))
     assert unit is not unit_grad(loss[:2])
     with torch.inference_mode():
         assert not unit_grad(torch.zeros(7)).is_inference()
@@ -64,7 +65,9 @@ def test_backward_launches_nothing_and_gives_the_same_bits(device, loss, dtype):
     unit = unit_grad(value)
     with measured() as traffic:
         found = torch.autograd.grad(value, leaves, unit)
-    assert traffic.launches == [] and not traffic.loaded and not traffic.stored
+    assert traffic.launches == []
+    assert not traffic.loaded
+    assert not traffic.stored
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
@@ -85,7 +88,7 @@ def test_gradients_of_16_bit_leaves_are_converted_by_one_launch(device, loss, dt
 @LOSSES
 @pytest.mark.parametrize("change", [lambda t: 3 * t, lambda t: t.sum() * 3], ids=["times", "sum"])
 def test_a_loss_changed_before_backward_is_scaled(device, loss, change):
-    """What then arrives at the op is another tensor; so are expanded ones."""
+    """The op then receives another tensor; so do expanded ones."""
     expected = [3 * g for g in gradients(loss, torch.float64, device)]
     value, leaves = case(loss, torch.float64, device)
     value = change(value)
@@ -108,7 +111,8 @@ def test_ones_that_are_another_tensor_are_read(device, loss):
 @DTYPES
 def test_a_retained_graph_keeps_its_gradients(device, loss, dtype):
     """Leaves that also get gradients from another op, backward after backward: autograd adds in
-    place where it may, into `grad` and on the way there, but never into what the graph keeps."""
+    place where it may, into `grad` and on the way there, but never into what the graph keeps.
+    """
     expected = gradients(loss, dtype, device)
     value, leaves = case(loss, dtype, device)
     other = sum((2 * t).sum() for t in leaves)
@@ -121,7 +125,7 @@ def test_a_retained_graph_keeps_its_gradients(device, loss, dtype):
 
 @LOSSES
 @DTYPES
-def test_grad_of_a_leaf_is_its_own_while_the_graph_is_kept(device, loss, dtype):
+def test_grad_of_a_leaf_is_separate_from_the_retained_graph(device, loss, dtype):
     """Clipping or zeroing `grad` must not reach the next backward."""
     expected = gradients(loss, dtype, device)
     value, leaves = case(loss, dtype, device)
@@ -134,7 +138,7 @@ def test_grad_of_a_leaf_is_its_own_while_the_graph_is_kept(device, loss, dtype):
 
 @LOSSES
 def test_a_gradient_written_into_stops_the_next_backward(device, loss):
-    """`torch.autograd.grad` hands out what the graph keeps; torch sees who changed it."""
+    """`torch.autograd.grad` returns saved tensors; torch detects that one was changed."""
     value, leaves = case(loss, torch.float32, device)
     found = torch.autograd.grad(value, leaves, unit_grad(value), retain_graph=True)
     again = torch.autograd.grad(value, leaves, unit_grad(value), retain_graph=True)
@@ -152,7 +156,7 @@ def test_no_second_derivative(device, loss):
 
 
 def test_a_compiled_backward_is_scaled(device):
-    """torch.compile cannot know the address, and need not: it gets the same numbers."""
+    """A compiled graph cannot depend on the identity of a tensor; its results are equal."""
     inputs = make_inputs(SIZES, torch.float32, device)
     leaves = leaves_of(inputs)
     compiled = torch.compile(lambda *t: generator(inputs, list(t)), backend="aot_eager")

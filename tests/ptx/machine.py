@@ -267,7 +267,7 @@ class _Blocks:
         return self.write(to, result, kind, mask)
 
     def _mul(self, instruction: Instruction, mask: np.ndarray | None) -> None:
-        """mul and mad of integers: the low half of the product, the high one, or both."""
+        """Mul and mad of integers: the low half of the product, the high one, or both."""
         modifiers, (to, *sources) = instruction[1:3]
         kind, part = modifiers[-1], modifiers[0]
         if kind[0] == "f":
@@ -640,13 +640,13 @@ def _divided(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _fused(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
-    """a b + c, in float32 with one rounding."""
+    """A b + c, in float32 with one rounding."""
     wide = np.float64 if a.dtype == np.float32 else np.longdouble
     return (a.astype(wide) * b + c).astype(a.dtype)
 
 
 def _extreme(numbers, poisoned):
-    """min or max: of a number and NaN the number, unless they are integers."""
+    """Min or max: of a number and NaN the number, unless they are integers."""
     return lambda a, b: (numbers if a.dtype.kind == "f" else poisoned)(a, b)
 
 

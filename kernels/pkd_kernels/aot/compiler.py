@@ -20,6 +20,7 @@ from triton.compiler import ASTSource
 from pkd_kernels.aot.launches import Launch, kernels
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 class Usage(NamedTuple):
@@ -109,9 +110,14 @@ def _start_worker(parent: int) -> None:
 
 
 def exit_with_parent(parent: int) -> None:
-    """Let Linux kill this process when its parent ends, even by SIGKILL."""
-    if sys.platform != "linux":
+    """Let Linux kill this process when its parent ends, even by SIGKILL.
+
+    Args:
+        parent: process id of the parent, which must have started this process in a thread that
+            lives as long as itself, such as the main thread.
+    """
+    if _LIBC is None:
         return
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended before the call
         os._exit(1)
