@@ -68,14 +68,22 @@ def test_tensors_of_another_gpu_raise(monkeypatch):
         dispatch.uses_triton(tensor)
 
 
-def test_environment_variable():
+@pytest.mark.parametrize(
+    ("environment", "output"),
+    [
+        ({"PKD_BACKEND": "triton"}, "Triton needs CUDA"),
+        pytest.param({"PKD_BACKEND": "reference"}, "tensor([[0.]])\n", marks=pytest.mark.slow),
+        pytest.param(
+            {"PKD_BACKEND": "triton", "TRITON_INTERPRET": "1"},
+            "tensor([[0.]])\n",
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=["triton", "reference", "interpreter"],
+)
+def test_environment_variable(environment, output):
     code = "import torch, pkd_kernels as k; z = torch.zeros(1, 4); print(k.novelty_score(z, z))"
-    assert run(code, PKD_BACKEND="reference") == "tensor([[0.]])\n"
-    assert "Triton needs CUDA" in run(code, PKD_BACKEND="triton")
-    code = (
-        "import torch; from pkd_kernels import dispatch; print(dispatch.uses_triton(torch.ones(1)))"
-    )
-    assert run(code, PKD_BACKEND="triton", TRITON_INTERPRET="1") == "True\n"
+    assert output in run(code, **environment)
 
 
 def test_works_without_triton():

@@ -110,8 +110,9 @@ def test_ones_that_are_another_tensor_are_read(device, loss):
 @LOSSES
 @DTYPES
 def test_a_retained_graph_keeps_its_gradients(device, loss, dtype):
-    """Leaves that also get gradients from another op, backward after backward: autograd adds in
-    place where it may, into `grad` and on the way there, but never into what the graph keeps.
+    """Repeated backward passes, with gradients from another op too.
+
+    Autograd may add in place into `grad` and on the way there, but not into saved gradients.
     """
     expected = gradients(loss, dtype, device)
     value, leaves = case(loss, dtype, device)

@@ -39,8 +39,8 @@ def test_statistics_of_every_geometry(device, sides, dtype):
     ("widths", "sides"),
     [
         ((67, 3), (4, 2)),
-        ((3, 70), (4, 1)),
-        ((140, 3), (4, 1)),
+        pytest.param((3, 70), (4, 1), marks=pytest.mark.slow),
+        pytest.param((140, 3), (4, 1), marks=pytest.mark.slow),
         ((257, 2), (1, 4)),
         ((2, 1), (4, 1)),
     ],

@@ -93,7 +93,7 @@ def test_any_chain(case):
         assert_equals_definition(x, layers, taps=case["taps"], stack=stack, used=case["used"])
 
 
-@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("batch", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_models_that_share_images(device, batch):
     make = Maker(torch.float64, device, stack=3)
     layers = make.chain((2, 3, 4), (8, 4, 1))
@@ -177,7 +177,10 @@ def test_gradient_at_zero(device, activation, slope):
     assert torch.equal(grad, torch.full_like(grad, -3.0 * slope))
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize(
+    "activation",
+    ["relu", "leaky_relu", *(pytest.param(a, marks=pytest.mark.slow) for a in ("none", "tanh"))],
+)
 @pytest.mark.usefixtures("each_tiling")
 def test_nan_is_propagated(device, activation):
     """NaN of a diverged model appears in its outputs, and not in those of other models."""
