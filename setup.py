@@ -11,7 +11,7 @@ setup(
     "with fused Triton kernels for batch-1 training",
     long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
-    packages=[*find_packages(include=["pkd*"]), "pkd_kernels"],
+    packages=[*find_packages(include=["pkd*"]), *find_packages("kernels")],
     package_dir={"pkd": "pkd", "pkd_kernels": "kernels/pkd_kernels"},
     package_data={"pkd.report": ["report.html"]},
     python_requires=">=3.10",

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from pkd_kernels import reference, unit_upstream
+from pkd_kernels import reference, unit_grad
 from torch import Tensor
 
 IMAGE, LATENT, FEATURE = 3 * 32 * 32, 256, 64 * 16
@@ -111,14 +111,14 @@ def generator_problem(batch: int, stack: int, device: str, reduction: str = "mea
         return total
 
     leaves = [t.requires_grad_() for t in (xh, z1, z2, fake)]
-    return Problem(loss, leaves, unit_upstream(torch.empty(stack, device=device)))
+    return Problem(loss, leaves, unit_grad(torch.empty(stack, device=device)))
 
 
 def discriminator_problem(batch: int, stack: int, device: str) -> Problem:
     """One logit an image."""
     leaves = [torch.randn(batch, stack, device=device).requires_grad_() for _ in range(2)]
     loss = lambda op: lambda real, fake: op(real, fake, stack=stack)  # noqa: E731
-    return Problem(loss, leaves, unit_upstream(torch.empty(stack, device=device)))
+    return Problem(loss, leaves, unit_grad(torch.empty(stack, device=device)))
 
 
 def novelty_problem(batch: int, stack: int, device: str) -> Problem:

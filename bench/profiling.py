@@ -11,17 +11,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from importlib import import_module
 from unittest import mock
 
 import torch
-from pkd_kernels.aot import kernels_of
+from pkd_kernels.aot.launches import kernels
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-
-KERNELS = ("generator_loss", "discriminator_loss", "novelty_score", "adam_step", "upstream")
-
-KERNELS += ("gather", "record_step", "conv_layer")  # modules, each with one kernel or some
 
 # Neither is reading a number on the host a kernel.
 _NO_LAUNCH = ("empty", "new_empty", "empty_like", "empty_strided", "detach", "lift_fresh")
@@ -87,10 +82,10 @@ def measured() -> Iterator[Traffic]:
     """Count what runs inside, on this thread."""
     traffic = Traffic()
     with ExitStack() as stack:
-        for name in KERNELS:
-            for kernel in kernels_of(import_module(f"pkd_kernels.{name}")).values():
-                counted = _counting(name, kernel, traffic)
-                stack.enter_context(mock.patch.object(kernel, "run", counted))
+        for name, (module, attribute) in kernels().items():
+            kernel = getattr(module, attribute)
+            counted = _counting(name, kernel, traffic)
+            stack.enter_context(mock.patch.object(kernel, "run", counted))
         stack.enter_context(_Operations(traffic))
         yield traffic
 

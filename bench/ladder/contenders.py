@@ -13,7 +13,7 @@ from unittest import mock
 
 import numpy as np
 import torch
-from pkd_kernels import FlatAdam, discriminator_loss, dispatch, generator_loss, to_unit
+from pkd_kernels import FlatAdam, discriminator_loss, dispatch, generator_loss, scale_pixels
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
@@ -92,7 +92,7 @@ class Problem:
     def images(self, members: Sequence[Member]) -> Tensor:
         """(M, images, C, 32, 32) in [-1, 1]: each member's class."""
         classes = [member.normal_class for member in members]
-        return to_unit(self.pixels()[classes]).to(self.device)
+        return scale_pixels(self.pixels()[classes]).to(self.device)
 
     def order(self, members: Sequence[Member]) -> Tensor:
         """(images, M) on the CPU: the image of its class that each member sees in each step."""

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 
 import torch
-from pkd_kernels import FlatAdam, gather, record_step, unit_upstream
+from pkd_kernels import FlatAdam, gather, record_step, unit_grad
 from torch import Tensor, nn
 
 from pkd.models.cost import cost
@@ -181,7 +181,7 @@ class Trainer:
         def gradients(
             totals: list[Tensor], params: list[nn.Parameter], last: bool
         ) -> tuple[Tensor | None, ...]:
-            ones = [unit_upstream(total) for total in totals]
+            ones = [unit_grad(total) for total in totals]
             # None: an op has written this gradient into the optimizer's buffer (main_grad).
             return torch.autograd.grad(
                 totals, params, ones, retain_graph=not last, allow_unused=True

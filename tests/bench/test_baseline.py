@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from pkd_kernels import to_unit
+from pkd_kernels import scale_pixels
 from torch import Tensor
 
 from bench.baseline import (
@@ -106,7 +106,7 @@ class Pair:
                 order = torch.from_numpy(member.order(size, 0, epoch)) + self.data.first[m]
                 for step in range(size // n):
                     rows = order[step * n : (step + 1) * n]
-                    loop.step(to_unit(self.data.images[rows]))
+                    loop.step(scale_pixels(self.data.images[rows]))
         return self
 
     def difference(self, role: int, member: int) -> float:

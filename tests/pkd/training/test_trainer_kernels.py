@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from pkd_kernels import dispatch, unit_upstream
+from pkd_kernels import dispatch, unit_grad
 from stack_helpers import MEMBERS, STRUCTURES, WIDTHS, make_trainer, tensors_of, train_set
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -78,7 +78,9 @@ def test_trained_through_kernels_equals_trained_through_definitions(
     forward, back = LAYERS + JUDGED, LAYERS + 2 * JUDGED  # D twice: for its own gradient and G's
     assert kernels == {
         "gather": 1,
-        "conv_layer": networks * (forward + back),
+        "conv_forward": networks * forward,
+        "conv_backward": networks * (back - 1),  # D's tapped layer has a launch of its own
+        "conv_output_gradient": networks,
         "generator_loss": networks,
         "discriminator_loss": networks,
         "record_step": 1,
@@ -94,7 +96,7 @@ def test_a_step_of_kdgan_2_is_43_launches(monkeypatch, members):
     networks = {name: GAN(form, seeds) for name in WIDTHS}
     trainer = small_trainer("KDGAN-2", members, images=1, networks=networks)
     trainer.begin_epoch(0)
-    unit_upstream(trainer.rates[0])  # made once
+    unit_grad(trainer.rates[0])  # made once
     with measured() as traffic:
         trainer.step()
     assert len(traffic.launches) == 43
