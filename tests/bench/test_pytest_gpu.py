@@ -1,0 +1,150 @@
+"""The plugin for GPU tests, with pytest-xdist and pytest-timeout: no result is lost."""
+
+import pytest
+
+from bench import gpu
+from bench.pytest_gpu import OUTCOMES, ResultLog, Results, describe, read_events, results
+
+OUTCOME_TESTS = """
+import os, time
+import pytest
+
+@pytest.mark.parametrize("number", range(12))
+def test_passes(number):
+    pass
+
+def test_fails():
+    raise ValueError("first line\\nsecond line")
+
+def test_teardown_fails(request):
+    request.addfinalizer(lambda: 1 / 0)
+
+def test_skips():
+    pytest.skip("not here")
+
+@pytest.mark.xfail
+def test_xfails():
+    assert 0
+
+def test_crashes():
+    os.kill(os.getpid(), 9)
+
+def test_hangs():
+    time.sleep(600)
+"""
+
+COUNTS = {"passed": 13, "failed": 3, "unfinished": 2, "skipped": 2, "not_run": 0}
+
+ERRORS = {
+    "test_import.py": "ModuleNotFoundError: No module named 'none_such'",
+    "test_outcomes.py::test_fails": "ValueError: first line",
+    "test_outcomes.py::test_teardown_fails": "ZeroDivisionError: division by zero",
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Tests with all outcomes, and a file that cannot be imported."""
+    tests = tmp_path / "tests"
+    tests.mkdir()
+    (tests / "test_outcomes.py").write_text(OUTCOME_TESTS)
+    (tests / "test_import.py").write_text("import none_such\n")
+    (tests / "test_after.py").write_text("def test_after(): pass\n")
+    return tests
+
+
+def errors_by_test(counts: Results) -> dict[str, str]:
+    return {one["test"].rpartition("/")[2]: one["error"] for one in counts["failures"]}
+
+
+@pytest.mark.slow
+def test_workers_that_crash_or_hang_are_replaced(folder, tmp_path):
+    timeout = ["--timeout", "3", "--timeout-method", "thread"]
+    counts = gpu.run_tests(tmp_path / "log", [str(folder), *timeout], seconds=60, workers=2)
+    assert {key: counts[key] for key in OUTCOMES} == COUNTS
+    errors = errors_by_test(counts)
+    for name in ("test_crashes", "test_hangs"):
+        assert "crashed while running" in errors.pop(f"test_outcomes.py::{name}")
+    assert errors == ERRORS
+    assert counts["processes"] == 2
+    assert counts["seconds"] < 60
+    assert describe(counts) == "13 passed, 3 failed, 2 unfinished, 2 skipped"
+
+
+@pytest.mark.slow
+def test_results_survive_a_crash_and_the_time_limit_without_workers(folder, tmp_path):
+    """A JUnit report would be lost: pytest writes it at the end of the session."""
+    counts = gpu.run_tests(tmp_path / "log", [str(folder)], seconds=15)
+    assert {key: counts[key] for key in OUTCOMES} == COUNTS
+    unfinished = dict.fromkeys(
+        ["test_outcomes.py::test_crashes", "test_outcomes.py::test_hangs"], "no result"
+    )
+    assert errors_by_test(counts) == ERRORS | unfinished
+    assert counts["processes"] == 1
+    assert counts["seconds"] >= 15
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_process_with_a_broken_gpu_is_replaced(workers, tmp_path):
+    """pytest-xdist alone would fail all its later tests. The error belongs to one test."""
+    (tmp_path / "conftest.py").write_text(
+        "import torch, pytest\n"
+        "def broken(): raise RuntimeError('illegal memory access')\n"
+        "torch.cuda.is_initialized = lambda: True\n"
+        "torch.cuda.synchronize = lambda: None\n"
+    )
+    (tmp_path / "test_gpu.py").write_text(
+        "import torch, conftest\n"
+        "def test_illegal():\n"
+        "    torch.cuda.synchronize = conftest.broken\n"
+        "def test_next(): torch.cuda.synchronize()\n"
+        "def test_fails(): assert 0\n"
+        "def test_last(): torch.cuda.synchronize()\n"
+    )
+    counts = gpu.run_tests(tmp_path / "log", [str(tmp_path)], seconds=60, workers=workers)
+    assert describe(counts) == "2 passed, 2 failed"
+    assert counts["failures"][1]["error"] == "RuntimeError: illegal memory access"
+
+
+@pytest.mark.slow
+def test_a_command_that_can_run_no_test_is_not_repeated(tmp_path):
+    counts = gpu.run_tests(tmp_path / "log", [str(tmp_path / "none_such")], seconds=60)
+    assert describe(counts) == "no tests"
+    assert counts["seconds"] < 50
+
+
+def test_the_first_failure_of_a_test_counts(tmp_path):
+    """Also if a crash follows it, or if the body passed before."""
+    log = ResultLog(tmp_path / "log")
+    log.write(collected=["body", "teardown", "crash", "hang", "late"])
+    for test, outcome, error in (
+        ("body", "failed", "ValueError: a"),
+        ("body", "unfinished", "worker 'gw0' crashed while running 'body'"),
+        ("teardown", "passed", ""),
+        ("teardown", "failed", "ValueError: b"),
+        ("crash", "unfinished", "worker 'gw1' crashed while running 'crash'"),
+    ):
+        log.write(started=test)
+        log.write(test=test, outcome=outcome, error=error)
+    log.write(started="hang")
+    assert results(log.path) == {
+        "passed": 0,
+        "failed": 2,
+        "unfinished": 2,
+        "skipped": 0,
+        "not_run": 1,
+        "failures": [
+            {"test": "body", "error": "ValueError: a"},
+            {"test": "crash", "error": "worker 'gw1' crashed while running 'crash'"},
+            {"test": "hang", "error": "no result"},
+            {"test": "teardown", "error": "ValueError: b"},
+        ],
+    }
+    assert describe(results(log.path)) == "2 failed, 2 unfinished, 1 not run"
+
+
+def test_an_incomplete_line_of_a_killed_process_is_ignored(tmp_path):
+    log = tmp_path / "log"
+    assert read_events(log) == []
+    log.write_text('{"started": "a"}\n{"test": "a", "outc')
+    assert read_events(log) == [{"started": "a"}]
