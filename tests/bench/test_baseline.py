@@ -1,7 +1,7 @@
 """`Trainer` reaches the weights of the plain loop, for all structures and for stacks.
 
-In float64: Adam divides a gradient by its size, so it amplifies the rounding of gradients near zero.
-Correct float32 weights would therefore drift apart.
+In float64: Adam divides a gradient by its size, so it amplifies the rounding of gradients near
+zero. Correct float32 weights would therefore drift apart.
 """
 
 from collections.abc import Iterator

@@ -49,6 +49,15 @@ def test_the_summary_of_compute_sanitizer():
     assert gpu.sanitizer_summary(1, start, counts | {"failed": 1})[0] == 1
 
 
+def test_times_and_launches_of_a_call_are_joined():
+    labels = {"op": "a", "direction": "forward", "batch": 1, "stack": 1, "contender": "pkd"}
+    other = labels | {"stack": 30}
+    rows = [labels | {"median_us": 2.0}, other | {"median_us": 3.0}, labels | {"launches": 1}]
+    expected = [labels | {"median_us": 2.0, "launches": 1}, other | {"median_us": 3.0}]
+    assert gpu.joined(rows) == expected
+
+
+@pytest.mark.slow
 def test_rows_are_written_as_they_are_measured(tmp_path, monkeypatch):
     few = ["-k", "(test_op and novelty and eager and not graph) or launches"]
     monkeypatch.setattr(gpu, "PYTEST", [*gpu.PYTEST, *few])

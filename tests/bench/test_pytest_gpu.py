@@ -1,12 +1,14 @@
 """The plugin for GPU tests, with pytest-xdist and pytest-timeout: no result is lost."""
 
 import pytest
+import torch
 
-from bench import gpu
+from bench import gpu, pytest_gpu
 from bench.pytest_gpu import OUTCOMES, ResultLog, Results, describe, read_events, results
 
+pytest_plugins = ["pytester"]
+
 OUTCOME_TESTS = """
-import os, time
 import pytest
 
 @pytest.mark.parametrize("number", range(12))
@@ -25,6 +27,10 @@ def test_skips():
 @pytest.mark.xfail
 def test_xfails():
     assert 0
+"""
+
+CRASH_TESTS = """
+import os, time
 
 def test_crashes():
     os.kill(os.getpid(), 9)
@@ -44,13 +50,44 @@ ERRORS = {
 
 @pytest.fixture
 def folder(tmp_path):
-    """Tests with all outcomes, and a file that cannot be imported."""
+    """Tests with all outcomes except crashes, and a file that cannot be imported."""
     tests = tmp_path / "tests"
     tests.mkdir()
     (tests / "test_outcomes.py").write_text(OUTCOME_TESTS)
     (tests / "test_import.py").write_text("import none_such\n")
-    (tests / "test_after.py").write_text("def test_after(): pass\n")
+    (tests / "test_z.py").write_text("def test_after_a_crash(): pass\n")
     return tests
+
+
+@pytest.fixture
+def folder_with_crashes(folder):
+    (folder / "test_crashes.py").write_text(CRASH_TESTS)
+    return folder
+
+
+def test_the_log_of_a_session(folder, tmp_path, pytester):
+    options = ["-p", "bench.pytest_gpu", "--continue-on-collection-errors", "-n", "0"]
+    pytester.inline_run(*options, "--result-log", str(tmp_path / "log"), str(folder))
+    counts = results(tmp_path / "log")
+    assert {key: counts[key] for key in OUTCOMES} == COUNTS | {"unfinished": 0}
+    assert errors_by_test(counts) == ERRORS
+    assert read_events(tmp_path / "log")[-1] == {"finished": True}
+
+
+def test_a_process_ends_after_the_test_that_broke_its_gpu(tmp_path, pytester, monkeypatch):
+    def fail():
+        raise RuntimeError("illegal memory access")
+
+    exits = []
+    monkeypatch.setattr(pytest_gpu.os, "_exit", exits.append)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", fail)
+    test = pytester.makepyfile("def test_illegal(): pass")
+    options = ["-p", "bench.pytest_gpu", "-n", "0", "--result-log", str(tmp_path / "log")]
+    pytester.inline_run(*options, str(test))
+    assert exits == [1]
+    (failure,) = results(tmp_path / "log")["failures"]
+    assert failure["error"] == "RuntimeError: illegal memory access"
 
 
 def errors_by_test(counts: Results) -> dict[str, str]:
@@ -58,13 +95,15 @@ def errors_by_test(counts: Results) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_workers_that_crash_or_hang_are_replaced(folder, tmp_path):
+def test_workers_that_crash_or_hang_are_replaced(folder_with_crashes, tmp_path):
     timeout = ["--timeout", "3", "--timeout-method", "thread"]
-    counts = gpu.run_tests(tmp_path / "log", [str(folder), *timeout], seconds=60, workers=2)
+    counts = gpu.run_tests(
+        tmp_path / "log", [str(folder_with_crashes), *timeout], seconds=60, workers=2
+    )
     assert {key: counts[key] for key in OUTCOMES} == COUNTS
     errors = errors_by_test(counts)
     for name in ("test_crashes", "test_hangs"):
-        assert "crashed while running" in errors.pop(f"test_outcomes.py::{name}")
+        assert "crashed while running" in errors.pop(f"test_crashes.py::{name}")
     assert errors == ERRORS
     assert counts["processes"] == 2
     assert counts["seconds"] < 60
@@ -72,19 +111,20 @@ def test_workers_that_crash_or_hang_are_replaced(folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_results_survive_a_crash_and_the_time_limit_without_workers(folder, tmp_path):
+def test_results_survive_a_crash_and_the_time_limit_without_workers(folder_with_crashes, tmp_path):
     """A JUnit report would be lost: pytest writes it at the end of the session."""
-    counts = gpu.run_tests(tmp_path / "log", [str(folder)], seconds=15)
+    counts = gpu.run_tests(tmp_path / "log", [str(folder_with_crashes)], seconds=15)
     assert {key: counts[key] for key in OUTCOMES} == COUNTS
     unfinished = dict.fromkeys(
-        ["test_outcomes.py::test_crashes", "test_outcomes.py::test_hangs"], "no result"
+        ["test_crashes.py::test_crashes", "test_crashes.py::test_hangs"], "no result"
     )
     assert errors_by_test(counts) == ERRORS | unfinished
     assert counts["processes"] == 1
     assert counts["seconds"] >= 15
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 1])
 def test_a_process_with_a_broken_gpu_is_replaced(workers, tmp_path):
     """pytest-xdist alone would fail all its later tests. The error belongs to one test."""
     (tmp_path / "conftest.py").write_text(
