@@ -26,7 +26,7 @@ from typing import Any
 import torch
 import triton
 
-from bench.pytest_gpu import Results, describe, read_events, results
+from bench.pytest_gpu import Results, describe, read_events, result_log_option, results
 from bench.step import commit
 
 ROOT = Path(__file__).parent.parent
@@ -96,7 +96,7 @@ def run_tests(
     """
     start = time.time()
     threads = max(1, len(os.sched_getaffinity(0)) // max(1, workers))
-    command = [*PYTEST, "--result-log", str(log), "-n", str(workers), *arguments]
+    command = [*PYTEST, result_log_option(log), "-n", str(workers), *arguments]
     finished, progress = False, True
     while not finished and progress:
         known = len(read_events(log))
@@ -130,7 +130,7 @@ def sanitized(folder: Path) -> tuple[int, str]:
     selection = "cuda and float32 and (every_geometry or equals_definition)"
     selection += " and (not generator_loss or 2-3-35-9 or 5-1-300)"
     log = folder / "sanitizer.jsonl"
-    command = [tool, "--error-exitcode", "9", *PYTEST, "-n", "0", "--result-log", str(log)]
+    command = [tool, "--error-exitcode", "9", *PYTEST, "-n", "0", result_log_option(log)]
     command += ["tests/kernels", "-m", "gpu", "-k", selection]
     # A separate allocation for every tensor: the tool sees no overrun within a cached block.
     code, text = run(command, SANITIZER_S, PYTORCH_NO_CUDA_MEMORY_CACHING="1")

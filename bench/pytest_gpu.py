@@ -1,6 +1,6 @@
 """A pytest plugin for tests that can break a GPU or outlast their time.
 
-    python -m pytest -p bench.pytest_gpu --result-log FILE -n 8 --timeout 60 tests -m gpu
+    python -m pytest -p bench.pytest_gpu --result-log=FILE -n 8 --timeout 60 tests -m gpu
 
 pytest-xdist distributes the tests and replaces workers that crash; pytest-timeout ends tests that
 hang. The plugin adds what they lack:
@@ -130,6 +130,15 @@ def _error(report: pytest.CollectReport | pytest.TestReport) -> str:
     crash = getattr(report.longrepr, "reprcrash", None)
     lines = crash.message.splitlines()[:1] if crash else report.longreprtext.splitlines()[-1:]
     return "".join(lines).removeprefix("E  ").strip()[:MAX_ERROR_LENGTH]
+
+
+def result_log_option(path: Path) -> str:
+    """Return the option for pytest.
+
+    In one argument: as a second argument, pytest would take an existing file for a test path when
+    it determines its root directory, and a restarted session would name the tests differently.
+    """
+    return f"--result-log={path}"
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:

@@ -81,7 +81,8 @@ def test_results_are_saved_before_the_next_command_starts(tmp_path, monkeypatch)
         limits.append(timeout)
         if "--ladder" in command:
             raise KeyboardInterrupt
-        log = ResultLog(Path(command[command.index("--result-log") + 1]))
+        (option,) = (argument for argument in command if argument.startswith("--result-log="))
+        log = ResultLog(Path(option.removeprefix("--result-log=")))
         log.write(started="tests/test_a.py::test_a")
         log.write(test="tests/test_a.py::test_a", outcome="failed", error="AssertionError: a")
         log.write(finished=True)

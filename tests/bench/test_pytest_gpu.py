@@ -4,7 +4,15 @@ import pytest
 import torch
 
 from bench import gpu, pytest_gpu
-from bench.pytest_gpu import OUTCOMES, ResultLog, Results, describe, read_events, results
+from bench.pytest_gpu import (
+    OUTCOMES,
+    ResultLog,
+    Results,
+    describe,
+    read_events,
+    result_log_option,
+    results,
+)
 
 pytest_plugins = ["pytester"]
 
@@ -35,6 +43,9 @@ import os, time
 def test_crashes():
     os.kill(os.getpid(), 9)
 
+def test_after_the_crash():
+    pass
+
 def test_hangs():
     time.sleep(600)
 """
@@ -55,21 +66,20 @@ def folder(tmp_path):
     tests.mkdir()
     (tests / "test_outcomes.py").write_text(OUTCOME_TESTS)
     (tests / "test_import.py").write_text("import none_such\n")
-    (tests / "test_z.py").write_text("def test_after_a_crash(): pass\n")
     return tests
 
 
 @pytest.fixture
 def folder_with_crashes(folder):
-    (folder / "test_crashes.py").write_text(CRASH_TESTS)
+    (folder / "test_processes.py").write_text(CRASH_TESTS)
     return folder
 
 
 def test_the_log_of_a_session(folder, tmp_path, pytester):
     options = ["-p", "bench.pytest_gpu", "--continue-on-collection-errors", "-n", "0"]
-    pytester.inline_run(*options, "--result-log", str(tmp_path / "log"), str(folder))
+    pytester.inline_run(*options, result_log_option(tmp_path / "log"), str(folder))
     counts = results(tmp_path / "log")
-    assert {key: counts[key] for key in OUTCOMES} == COUNTS | {"unfinished": 0}
+    assert {key: counts[key] for key in OUTCOMES} == COUNTS | {"passed": 12, "unfinished": 0}
     assert errors_by_test(counts) == ERRORS
     assert read_events(tmp_path / "log")[-1] == {"finished": True}
 
@@ -83,7 +93,7 @@ def test_a_process_ends_after_the_test_that_broke_its_gpu(tmp_path, pytester, mo
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "synchronize", fail)
     test = pytester.makepyfile("def test_illegal(): pass")
-    options = ["-p", "bench.pytest_gpu", "-n", "0", "--result-log", str(tmp_path / "log")]
+    options = ["-p", "bench.pytest_gpu", "-n", "0", result_log_option(tmp_path / "log")]
     pytester.inline_run(*options, str(test))
     assert exits == [1]
     (failure,) = results(tmp_path / "log")["failures"]
@@ -103,7 +113,7 @@ def test_workers_that_crash_or_hang_are_replaced(folder_with_crashes, tmp_path):
     assert {key: counts[key] for key in OUTCOMES} == COUNTS
     errors = errors_by_test(counts)
     for name in ("test_crashes", "test_hangs"):
-        assert "crashed while running" in errors.pop(f"test_crashes.py::{name}")
+        assert "crashed while running" in errors.pop(f"test_processes.py::{name}")
     assert errors == ERRORS
     assert counts["processes"] == 2
     assert counts["seconds"] < 60
@@ -116,7 +126,7 @@ def test_results_survive_a_crash_and_the_time_limit_without_workers(folder_with_
     counts = gpu.run_tests(tmp_path / "log", [str(folder_with_crashes)], seconds=15)
     assert {key: counts[key] for key in OUTCOMES} == COUNTS
     unfinished = dict.fromkeys(
-        ["test_crashes.py::test_crashes", "test_crashes.py::test_hangs"], "no result"
+        ["test_processes.py::test_crashes", "test_processes.py::test_hangs"], "no result"
     )
     assert errors_by_test(counts) == ERRORS | unfinished
     assert counts["processes"] == 1
