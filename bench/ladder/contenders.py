@@ -52,7 +52,7 @@ class Entry:
 
 
 def _plain(setup: TrainingSetup, members: Sequence[Member]) -> Plain:
-    """One model, whatever the stack."""
+    """One model, also in a cell of several models."""
     return Plain(setup, members[:1])
 
 
