@@ -235,8 +235,8 @@ class Trainer:
         if not (self.use_graph and cuda_graph.available(self.counter.device)):
             return None
         try:
-            return cuda_graph.captured(self.step, self._state_of_a_step(), self.counter)
-        except cuda_graph.NoGraph as reason:
+            return cuda_graph.capture(self.step, self._state_of_a_step(), self.counter)
+        except cuda_graph.GraphCaptureError as reason:
             self.on_graph_failure(str(reason))
             return None
 

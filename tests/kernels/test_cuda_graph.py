@@ -5,7 +5,7 @@ import torch
 from cases import Sizes, make_inputs
 from pkd_kernels import FlatAdam, discriminator_loss, dispatch, generator_loss, unit_grad
 
-from bench.op_inputs import captured
+from pkd.training.cuda_graph import capture_call
 
 
 @pytest.mark.gpu
@@ -51,7 +51,7 @@ def test_replays_equal_eager(monkeypatch, sizes, reduction, upstream):
     history = [[t.clone() for t in eager_step()] for _ in range(103)]
 
     graphed, step = trainer()
-    replay = captured(step)  # after three warm-up steps
+    replay = capture_call(step)  # after three steps of warming up
     for expected in history[3:]:
         assert all(torch.equal(a, b) for a, b in zip(replay(), expected, strict=True))
     assert graphed.step_count.tolist() == [103.0] * sizes.stack

@@ -1,4 +1,4 @@
-"""A step as one graph. What only a driver can do is imitated here, and marked gpu at the end."""
+"""CUDA graphs of a training step. On a CPU a fake records a graph; the last tests need a GPU."""
 
 import copy
 import gc
@@ -18,7 +18,7 @@ from stack_helpers import (
 
 import pkd.training.trainer
 from bench.profiling import measured
-from pkd.training import cuda_graph as graph
+from pkd.training import cuda_graph
 from pkd.training.structures import KDGAN, TEACHER
 from pkd.training.trainer import Trainer
 
@@ -27,42 +27,42 @@ NORMS = pytest.mark.parametrize("norm", ["instance", "batch"])
 
 
 def everything(trainer: Trainer) -> dict[str, torch.Tensor]:
-    """Copies of all that a step may change and the next one reads, and of the random state."""
+    """Copies of all tensors that a step may change and the next one reads, and the random state."""
     adam = trainer.optimizer
-    found = tensors_of(trainer) | trainer.state(len(trainer.history.values))
-    found |= {"active": adam.active, "lr": adam.param_groups[0]["lr"], "counter": trainer.counter}
-    return {k: v.clone() for k, v in found.items()} | {"random": torch.get_rng_state()}
+    state = tensors_of(trainer) | trainer.state(len(trainer.history.values))
+    state |= {"active": adam.active, "lr": adam.param_groups[0]["lr"], "counter": trainer.counter}
+    return {k: v.clone() for k, v in state.items()} | {"random": torch.get_rng_state()}
 
 
-def differing(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> list[str]:
-    assert found.keys() == expected.keys()
-    return [key for key, value in expected.items() if not torch.equal(found[key], value)]
+def differing(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> list[str]:
+    assert actual.keys() == expected.keys()
+    return [key for key, value in expected.items() if not torch.equal(actual[key], value)]
 
 
 @pytest.fixture
-def imitation(monkeypatch) -> list[str]:
-    """Graphs on the CPU: a recording that runs the call again. Returns what was done."""
-    done = []
+def fake_graphs(monkeypatch) -> list[str]:
+    """Graphs on the CPU, whose replay is a call. Returns a list of the operations, in order."""
+    operations = []
 
     def warm_up(call):
-        for _ in range(graph.WARM_UP):
+        for _ in range(cuda_graph.WARM_UP_CALLS):
             call()
-        done.append("warm-up")
+        operations.append("warm-up")
 
     def record(call):
-        done.append("record")
+        operations.append("record")
         return call
 
-    monkeypatch.setattr(graph, "available", lambda device: True)
-    monkeypatch.setattr(graph, "_warm_up", warm_up)
-    monkeypatch.setattr(graph, "_record", record)
-    return done
+    monkeypatch.setattr(cuda_graph, "available", lambda device: True)
+    monkeypatch.setattr(cuda_graph, "_warm_up", warm_up)
+    monkeypatch.setattr(cuda_graph, "_record", record)
+    return operations
 
 
-def test_restored_undoes_what_happens_inside_in_place():
+def test_restored_undoes_changes_in_place():
     weights, count = torch.randn(3, requires_grad=True), torch.arange(2)
     before, random, address = weights.clone(), torch.get_rng_state(), weights.data_ptr()
-    with graph.restored([weights, count]):
+    with cuda_graph.restored([weights, count]):
         with torch.no_grad():
             weights.uniform_()
         count += 5
@@ -72,19 +72,24 @@ def test_restored_undoes_what_happens_inside_in_place():
     assert torch.equal(torch.get_rng_state(), random)
 
 
-def test_restored_undoes_what_happens_before_an_error():
+def test_restored_undoes_changes_before_an_error():
     count = torch.zeros(1)
-    with pytest.raises(KeyError), graph.restored([count]):
-        count += 1
-        raise KeyError
+
+    def fail_after_a_change():
+        with cuda_graph.restored([count]):
+            count.add_(1)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail_after_a_change()
     assert count.item() == 0
 
 
 @NORMS
 @EVERY_STRUCTURE
 @pytest.mark.parametrize("start", [0, 15, 19])
-def test_getting_ready_to_replay_changes_nothing(structure, norm, start, imitation):
-    """Also amid an epoch, where a member idles, and where one step is left."""
+def test_capture_leaves_the_training_state_unchanged(structure, norm, start, fake_graphs):
+    """Also in the middle of an epoch, while a member idles, and before the last step."""
     trainer = make_trainer(structure, norm=norm)
     train(trainer, 1)
     fresh = make_trainer(structure, norm=norm, networks=copied(trainer))
@@ -92,12 +97,12 @@ def test_getting_ready_to_replay_changes_nothing(structure, norm, start, imitati
     fresh.begin_epoch(1, start)
     before = everything(fresh)
     assert fresh._replay is not None
-    assert imitation == ["warm-up", "record"] * 2
+    assert fake_graphs == ["warm-up", "record"] * 2
     assert differing(everything(fresh), before) == []
 
 
 def copied(trainer: Trainer) -> dict:
-    """The networks of a trainer, out of its flat buffer."""
+    """Copies of a trainer's networks, with parameters outside of its flat buffer."""
     networks = make_networks(norm=trainer.student.architecture.norm)
     for name, gan in networks.items():
         gan.load_state_dict(copy.deepcopy(getattr(trainer, name).state_dict()))
@@ -106,19 +111,19 @@ def copied(trainer: Trainer) -> dict:
 
 @NORMS
 @EVERY_STRUCTURE
-def test_training_by_replays_ends_with_the_bits_of_eager_steps(structure, norm, imitation):
+def test_replays_train_to_the_same_bits_as_eager_steps(structure, norm, fake_graphs):
     eager = train(make_trainer(structure, norm=norm, use_graph=False), 2)
-    assert imitation == []
+    assert fake_graphs == []
     replayed = train(make_trainer(structure, norm=norm), 2)
-    assert imitation == ["warm-up", "record"]
+    assert fake_graphs == ["warm-up", "record"]
     assert differing(everything(replayed), everything(eager)) == []
 
 
 def test_without_a_gpu_nothing_is_captured(monkeypatch):
-    monkeypatch.delattr(graph, "captured")
-    told = []
-    train(make_trainer(KDGAN[2], on_graph_failure=told.append), 1)
-    assert told == []
+    monkeypatch.delattr(cuda_graph, "capture")
+    reasons = []
+    train(make_trainer(KDGAN[2], on_graph_failure=reasons.append), 1)
+    assert reasons == []
 
 
 def fail(error: Exception):
@@ -128,8 +133,8 @@ def fail(error: Exception):
     return failing
 
 
-def refuse_within_a_capture(call):
-    """As torch does it: the reason first, then an error of ending the broken capture."""
+def fail_within_a_capture(call):
+    """Raise as torch does: first the cause, then an error from the end of the broken capture."""
     try:
         raise RuntimeError("operation not permitted when stream is capturing\nCompile with ...")
     finally:
@@ -140,17 +145,17 @@ def refuse_within_a_capture(call):
     ("record", "reason"),
     [
         (fail(RuntimeError("driver too old")), "driver too old"),
-        (refuse_within_a_capture, "operation not permitted when stream is capturing"),
-        (lambda call: lambda: None, "its replay does nothing"),
+        (fail_within_a_capture, "operation not permitted when stream is capturing"),
+        (lambda call: lambda: None, "the replay of the graph has no effect"),
     ],
 )
-def test_where_no_graph_can_be_had_steps_run_eagerly_and_the_reason_is_told_once(
-    record, reason, imitation, monkeypatch
+def test_steps_run_eagerly_after_a_failed_capture_and_the_reason_is_reported_once(
+    record, reason, fake_graphs, monkeypatch
 ):
-    monkeypatch.setattr(graph, "_record", record)
-    told = []
-    trainer = train(make_trainer(KDGAN[2], on_graph_failure=told.append), 2)
-    assert told == [reason]
+    monkeypatch.setattr(cuda_graph, "_record", record)
+    reasons = []
+    trainer = train(make_trainer(KDGAN[2], on_graph_failure=reasons.append), 2)
+    assert reasons == [reason]
     eager = train(make_trainer(KDGAN[2], use_graph=False), 2)
     assert differing(everything(trainer), everything(eager)) == []
 
@@ -172,10 +177,10 @@ def out_of_memory_within_a_capture(call):
         ("_record", fail(TypeError("a bug")), "a bug"),
     ],
 )
-def test_errors_that_eager_steps_would_meet_too_are_not_hidden(
-    part, action, error, imitation, monkeypatch
+def test_errors_that_eager_steps_would_also_raise_are_not_hidden(
+    part, action, error, fake_graphs, monkeypatch
 ):
-    monkeypatch.setattr(graph, part, action)
+    monkeypatch.setattr(cuda_graph, part, action)
     with pytest.raises((RuntimeError, TypeError), match=error) as raised:
         train(make_trainer(KDGAN[2], on_graph_failure=pytest.fail), 1)
     assert isinstance(raised.value, torch.OutOfMemoryError) == (error == "out of memory")
