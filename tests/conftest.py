@@ -8,8 +8,10 @@ a kernel. The ops take the reference path for CPU tensors unless a test chooses 
 
 import os
 
-for library in ("OMP", "MKL", "OPENBLAS"):  # read when torch and NumPy are imported; the xdist
-    os.environ.setdefault(f"{library}_NUM_THREADS", "1")  # workers fill the cores already
+# Read at the import of torch and NumPy. The xdist workers use all cores without more threads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MKL_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from importlib.metadata import version
 
@@ -28,7 +30,7 @@ elif not torch.cuda.is_available():
 
 
 def _make_interpreter_of_triton_3_6_accept_numpy_2_4() -> None:
-    """Convert one-element arrays to an index; the interpreter calls int(), an error in NumPy 2.4."""
+    """Make an index of a one-element array: int() of it, as Triton does, fails in NumPy 2.4."""
     from triton.runtime import interpreter
 
     original = interpreter._patch_lang_tensor
