@@ -7,17 +7,15 @@ runs it; this shows, for example, that each input is read once.
 """
 
 import os
-import pkgutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from importlib import import_module
 from typing import Any
 from unittest import mock
 
-import pkd_kernels
 import torch
+from pkd_kernels.aot.launches import kernels
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -32,7 +30,7 @@ class Traffic:
     """Counts from a `measured()` block.
 
     Attributes:
-        launches: names in launch order: a kernel's module below `pkd_kernels`, or "aten.operation".
+        launches: names in launch order: a kernel's name, or "aten.operation".
         loaded: loaded elements by "module.argument"; empty if kernels are not interpreted.
         stored: stored elements, likewise.
         aten_bytes: bytes of the tensors that PyTorch operations read and wrote.
@@ -88,27 +86,19 @@ def measured() -> Iterator[Traffic]:
     """Count launches and traffic of this thread inside the block."""
     traffic = Traffic()
     with ExitStack() as stack:
-        for module, kernel in _kernels():
-            counting = _counting(module, kernel, traffic)
+        for name, (module, attribute) in kernels().items():
+            kernel = getattr(module, attribute)
+            counting = _counting(name, kernel, traffic)
             stack.enter_context(mock.patch.object(kernel, "run", counting))
         stack.enter_context(_OperationCounter(traffic))
         yield traffic
 
 
-def _kernels() -> Iterator[tuple[str, Any]]:
-    """All kernels of `pkd_kernels`, each with the name of the module that defines it."""
-    prefix = f"{pkd_kernels.__name__}."
-    for info in pkgutil.walk_packages(pkd_kernels.__path__, prefix):
-        for kernel in kernels_of(import_module(info.name)).values():
-            if kernel.fn.__module__ == info.name:  # not an import from another module
-                yield info.name.removeprefix(prefix), kernel
-
-
-def _counting(module: str, kernel: Any, traffic: Traffic) -> Callable[..., Any]:
+def _counting(name: str, kernel: Any, traffic: Traffic) -> Callable[..., Any]:
     run = kernel.run
 
     def counting(*args: Any, **kwargs: Any) -> Any:
-        traffic.launches.append(module)
+        traffic.launches.append(name)
         with torch.utils._python_dispatch._disable_current_modes():
             if hasattr(kernel, "rewrite"):  # an interpreted kernel
                 tensors = {
@@ -116,7 +106,7 @@ def _counting(module: str, kernel: Any, traffic: Traffic) -> Callable[..., Any]:
                     for argument, t in zip(kernel.arg_names, args, strict=False)
                     if isinstance(t, Tensor)
                 }
-                with _memory_counted(module, tensors, traffic):
+                with _memory_counted(name, tensors, traffic):
                     return run(*args, **kwargs)
             return run(*args, **kwargs)
 
