@@ -20,7 +20,7 @@ from pkd.models.ganomaly import GAN, Generator
 from pkd.models.stack import Member
 from pkd.scoring.metrics import threshold
 from pkd.scoring.novelty import scores_per_member
-from pkd.training.config import CONTAMINATION, TrainConfig
+from pkd.training.config import CONTAMINATION, ResolvedConfig, TrainConfig
 from pkd.training.factory import make_networks, make_trainer
 from pkd.training.train_set import TrainSet
 from pkd.utils.device import precision
@@ -132,7 +132,8 @@ class Detector(OutlierMixin, BaseEstimator):
         """Train teacher and student on normal images and set the threshold; y is ignored."""
         images = channels_first(self._checked(X, fitting=True), self.image_shape)
         span = self._pixel_range(images)
-        config = self._config().with_preset()
+        settings = self._config()
+        config = settings.resolved()
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         held_out = hold_out(np.zeros(len(images), np.int64), config.held_out, seed)
         if held_out.all():
@@ -142,7 +143,9 @@ class Detector(OutlierMixin, BaseEstimator):
                 "choose a smaller share or give more images",
             )
         resized = _resized(images, span, config.image_size)
-        networks = _train(config, resized[~held_out], seed)
+        train_images = resized[~held_out]
+        config = replace(config, **settings.lengths(len(train_images)))
+        networks = _train(config, train_images, seed)
         self.student_, self.teacher_ = (_copied(networks[name]) for name in ("student", "teacher"))
         self.n_channels_, self.n_features_in_ = images.shape[1], math.prod(images.shape[1:])
         self.pixel_range_, self.held_out_ = span, held_out
@@ -215,7 +218,8 @@ class Detector(OutlierMixin, BaseEstimator):
 
     def _config(self) -> TrainConfig:
         """Settings of a training run with these parameters."""
-        if self.contamination != "auto" and not isinstance(self.contamination, Real):
+        contamination = CONTAMINATION if self.contamination == "auto" else self.contamination
+        if not isinstance(contamination, Real):
             raise ConfigError(
                 "contamination", f"is {self.contamination!r}, but must be 'auto' or a number"
             )
@@ -223,7 +227,7 @@ class Detector(OutlierMixin, BaseEstimator):
             **{name: getattr(self, name) for name in SETTINGS},
             teacher_widths=_as_tuple(self.teacher_widths),
             student_widths=_as_tuple(self.student_widths),
-            contamination=CONTAMINATION if self.contamination == "auto" else self.contamination,
+            contamination=float(contamination),
         )
 
     def _scores(self, images: Tensor) -> np.ndarray:
@@ -245,9 +249,8 @@ def _resized(images: np.ndarray, span: tuple[float, float], size: int) -> Tensor
     return torch.cat([resize(to_bytes(part, span), size) for part in parts])
 
 
-def _train(config: TrainConfig, images: Tensor, seed: int) -> dict[str, GAN]:
+def _train(config: ResolvedConfig, images: Tensor, seed: int) -> dict[str, GAN]:
     """Teacher and student after all phases on images (n, C, H, W) uint8."""
-    config = config.with_lengths(len(images))
     config = replace(config, batch_size=min(config.batch_size, len(images)))
     members = [Member(0, seed)]
     device = config.training_device()

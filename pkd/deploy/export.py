@@ -20,7 +20,7 @@ from pkd.deploy.open_run import load_detector
 from pkd.runs.data import load_dataset
 from pkd.scoring.novelty import novelty_scores
 from pkd.scoring.single import Scorer, score_function
-from pkd.training.config import TrainConfig
+from pkd.training.config import ResolvedConfig
 from pkd.utils.errors import ConfigError, PkdError
 from pkd.utils.files import atomic_write
 
@@ -193,7 +193,7 @@ def relative_difference(score: ScoreFunction, images: np.ndarray, expected: np.n
     return float((np.abs(scores - expected) / np.maximum(expected, smallest)).max())
 
 
-def _test_images(config: TrainConfig) -> Tensor:
+def _test_images(config: ResolvedConfig) -> Tensor:
     """(n, C, H, W) uint8, spread evenly over the test split of a run."""
     images = load_dataset(config).test_images
     rows = np.linspace(0, len(images) - 1, min(TEST_IMAGES, len(images))).round().astype(int)

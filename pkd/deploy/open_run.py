@@ -9,7 +9,7 @@ from pkd.models.cost import cost
 from pkd.models.ganomaly import Generator
 from pkd.runs.folder import RunFolder
 from pkd.scoring.single import Scorer, score_function
-from pkd.training.config import TrainConfig
+from pkd.training.config import ResolvedConfig
 from pkd.training.settings import from_plain
 from pkd.utils.errors import RESTORE, CheckpointError, ConfigError, resume_command
 
@@ -25,7 +25,7 @@ class RunDetector(NamedTuple):
         info: metadata of the detector.
     """
 
-    config: TrainConfig
+    config: ResolvedConfig
     generator: Generator
     stack: int
     member: int

@@ -15,12 +15,12 @@ from pkd.data.folder import load_folder
 from pkd.data.npz import load_npz
 from pkd.data.standard import load
 from pkd.models.stack import Member
-from pkd.training.config import OWN_DATA, TrainConfig
+from pkd.training.config import OWN_DATA, ResolvedConfig, TrainConfig
 from pkd.training.train_set import TrainSet
 from pkd.utils.errors import ConfigError, DataError
 
 
-def load_dataset(config: TrainConfig) -> Dataset:
+def load_dataset(config: ResolvedConfig) -> Dataset:
     """Load the data set of a run.
 
     Raises:
@@ -47,7 +47,7 @@ def load_dataset(config: TrainConfig) -> Dataset:
     return dataset
 
 
-def prepare(settings: TrainConfig) -> tuple[TrainConfig, "RunData"]:
+def prepare(settings: TrainConfig) -> tuple[ResolvedConfig, "RunData"]:
     """Resolve the settings of a new run against its data.
 
     Returns:
@@ -56,11 +56,12 @@ def prepare(settings: TrainConfig) -> tuple[TrainConfig, "RunData"]:
     Raises:
         PkdError: a setting or the data cannot be used.
     """
-    config = settings.with_preset()
+    config = settings.resolved()
     config.training_device()
     data = RunData(config, load_dataset(config))
-    smallest = min(data.sizes.values()) if config.dataset in OWN_DATA else None
-    config = replace(config, channels=data.channels).with_lengths(smallest)
+    config = replace(config, channels=data.channels)
+    if config.dataset in OWN_DATA:
+        config = replace(config, **settings.lengths(min(data.sizes.values())))
     data.check_batch_size(config.batch_size)
     return config, data
 
@@ -69,7 +70,7 @@ class RunData:
     """Data set, members and split of a run.
 
     Args:
-        config: settings with the preset's values.
+        config: settings of the run.
         dataset: data set of the run.
 
     Attributes:
@@ -82,7 +83,7 @@ class RunData:
         ConfigError, DataError: a class cannot be trained or tested on.
     """
 
-    def __init__(self, config: TrainConfig, dataset: Dataset):
+    def __init__(self, config: ResolvedConfig, dataset: Dataset):
         self.dataset, self.image_size = dataset, config.image_size
         self.limit, self.channels = config.max_train_images, dataset.train_images.shape[1]
         self.held_out = hold_out(dataset.train_labels, config.held_out)
@@ -94,7 +95,7 @@ class RunData:
             )
         self.members = [Member(k, seed) for seed in range(config.seeds) for k in self.sizes]
 
-    def _class_sizes(self, config: TrainConfig) -> dict[int, int]:
+    def _class_sizes(self, config: ResolvedConfig) -> dict[int, int]:
         """Images of each normal class to train on: without those held out, up to the limit."""
         labels, test_labels = self.dataset.train_labels, self.dataset.test_labels
         sizes = {}
@@ -115,7 +116,7 @@ class RunData:
             sizes[k] = min(int(size), self.limit or int(size))
         return sizes
 
-    def _normal_classes(self, config: TrainConfig) -> list[int]:
+    def _normal_classes(self, config: ResolvedConfig) -> list[int]:
         """Normal classes; of the user's own data "all" means those with training images."""
         names = self.dataset.classes
         if config.normal_class == "all":

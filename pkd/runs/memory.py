@@ -7,7 +7,7 @@ import torch
 
 from pkd.models.cost import cost
 from pkd.runs.data import RunData
-from pkd.training.config import TrainConfig
+from pkd.training.config import ResolvedConfig
 from pkd.training.factory import NETWORKS, make_networks, make_trainer
 from pkd.utils.device import precision
 from pkd.utils.errors import ConfigError
@@ -16,7 +16,7 @@ from pkd.utils.errors import ConfigError
 USABLE_MEMORY = 0.8
 
 
-def check_memory(config: TrainConfig, data: RunData) -> None:
+def check_memory(config: ResolvedConfig, data: RunData) -> None:
     """Check that the weights, gradients and moments of the networks fit into memory.
 
     Raises:
@@ -40,7 +40,7 @@ def check_memory(config: TrainConfig, data: RunData) -> None:
         )
 
 
-def fitting_stack(config: TrainConfig, data: RunData) -> int | None:
+def fitting_stack(config: ResolvedConfig, data: RunData) -> int | None:
     """Number of members to train together; None if all of them fit."""
     if config.stack or config.torch_device().type != "cuda" or len(data.members) == 1:
         return config.stack
@@ -51,7 +51,7 @@ def fitting_stack(config: TrainConfig, data: RunData) -> int | None:
     return size if size < len(data.members) else None
 
 
-def training_memory(config: TrainConfig, data: RunData, count: int) -> int:
+def training_memory(config: ResolvedConfig, data: RunData, count: int) -> int:
     """Bytes of GPU memory for a stack of `count` members, measured in a step of each phase."""
     device, before = config.torch_device(), torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()

@@ -20,7 +20,7 @@ from pkd.runs.folder import RunFolder
 from pkd.runs.memory import check_memory, fitting_stack
 from pkd.scoring.metrics import auc_by_member
 from pkd.scoring.novelty import novelty_scores, scores_per_member
-from pkd.training.config import Phase, TrainConfig
+from pkd.training.config import DeviceName, Phase, ResolvedConfig, TrainConfig
 from pkd.training.factory import make_networks
 from pkd.training.settings import from_plain, to_plain
 from pkd.utils.device import precision
@@ -52,7 +52,7 @@ class Run:
             host memory, and those of one stack at a time on the device.
     """
 
-    def __init__(self, folder: RunFolder, config: TrainConfig, data: RunData):
+    def __init__(self, folder: RunFolder, config: ResolvedConfig, data: RunData):
         self.folder, self.config, self.data = folder, config, data
         self.dataset, self.members = data.dataset, data.members
         self.device, self.phases = config.torch_device(), config.phases()
@@ -92,7 +92,7 @@ class Run:
             raise
 
     @classmethod
-    def open(cls, path: Path, device: str = "auto", data_dir: str | None = None) -> "Run":
+    def open(cls, path: Path, device: DeviceName = "auto", data_dir: str | None = None) -> "Run":
         """Open the run in a folder to score with its networks.
 
         Args:
@@ -103,13 +103,16 @@ class Run:
         Raises:
             PkdError: the folder or the data cannot be used.
         """
-        changes = {"data_dir": data_dir} if data_dir else {}
-        return cls._open(RunFolder.open(path), device=device, **changes)
+        return cls._open(RunFolder.open(path), device, data_dir)
 
     @classmethod
-    def _open(cls, folder: RunFolder, **changes: str) -> "Run":
+    def _open(
+        cls, folder: RunFolder, device: DeviceName | None = None, data_dir: str | None = None
+    ) -> "Run":
         config = from_plain(folder.config(), folder.path / "config.yaml")
-        config = replace(config, **changes)
+        config = replace(
+            config, device=device or config.device, data_dir=data_dir or config.data_dir
+        )
         data = RunData(config, load_dataset(config))
         data.check_batch_size(config.batch_size)
         if not data.held_out.any():

@@ -58,10 +58,13 @@ class TensorBoard(Callback):
         self._add(
             {"auc/mean": sum(auc) / len(auc), "auc/smallest": min(auc), "auc/largest": max(auc)}
         )
-        with self._errors_named():
-            self.writer.flush()
+        if self.writer is not None:
+            with self._errors_named():
+                self.writer.flush()
 
     def _add(self, values: dict[str, float]) -> None:
+        if self.writer is None:
+            return
         with self._errors_named():
             for name, value in values.items():
                 self.writer.add_scalar(name, value, self.steps_done)

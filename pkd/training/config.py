@@ -1,6 +1,6 @@
 """Settings of a training run: one dataclass, its presets and its checks."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -18,6 +18,7 @@ OwnName = Literal["folder", "npz"]
 DatasetName = Literal[StandardName, OwnName]
 OWN_DATA = get_args(OwnName)
 StructureName = Literal["1", "2", "3", "4", "progressive-23", "progressive-24"]
+DeviceName = Literal["auto", "cpu", "cuda"]
 Widths = tuple[int, int, int]
 
 CONTAMINATION = 0.05
@@ -38,7 +39,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "lr_schedule": "constant",
     },
 }
-# Epochs of a phase and batch size; `TrainConfig.with_lengths` may adapt those of "quick".
+# Epochs of a phase and batch size; `TrainConfig.lengths` adapts those of "quick".
 LENGTHS: dict[str, dict[str, int]] = {
     "quick": {"teacher_epochs": 4, "step1_epochs": 10, "step2_epochs": 2, "batch_size": 8},
     "paper": {"teacher_epochs": 500, "step1_epochs": 500, "step2_epochs": 500, "batch_size": 1},
@@ -117,75 +118,31 @@ class TrainConfig:
     norm: Literal["instance", "batch"] = "instance"
     norm_first: bool = True
     latent: int = 256
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: DeviceName = "auto"
     precision: Literal["float32", "tf32"] = "float32"
     stack: int | None = None
     graph: bool = True
     checkpoint_every: float = 60.0
 
-    def resolved(self, images: int | None = None) -> "TrainConfig":
-        """Return a copy with every value of the preset filled in, and checked.
-
-        Args:
-            images: see `with_lengths`.
-
-        Raises:
-            ConfigError: a value cannot be used.
-        """
-        return self.with_preset().with_lengths(images)
-
-    def with_preset(self) -> "TrainConfig":
-        """Return a checked copy with the preset's values, except those that depend on the data.
+    def resolved(self) -> "ResolvedConfig":
+        """Return the settings of a new run, with the preset's values filled in.
 
         Raises:
             ConfigError: a value cannot be used.
         """
         check_settings(self)
-        defaults = PRESETS[self.preset]
+        defaults = PRESETS[self.preset] | LENGTHS[self.preset]
         if self.preset == "paper":
             student = PAPER_STUDENTS.get(self.dataset, PAPER_STUDENTS["mnist"])
             defaults = defaults | {"student_widths": student[1]}
-        config = self._with_defaults(defaults)
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        missing = {k: v for k, v in defaults.items() if values[k] is None}
+        if self.data_dir:
+            missing["data_dir"] = str(Path(self.data_dir).expanduser().absolute())
+        config = ResolvedConfig(**values | missing)
         if config.held_out == 0:
             raise ConfigError("held_out", "is 0, but a new run must hold out images, e.g. 0.1")
-        if self.data_dir:
-            config = replace(config, data_dir=str(Path(self.data_dir).expanduser().absolute()))
         return config
-
-    def with_lengths(self, images: int | None = None) -> "TrainConfig":
-        """Return a copy with the preset's epochs and batch size.
-
-        Args:
-            images: training images of the smallest class. For fewer than 1,000 the preset "quick"
-                takes more epochs, which gives as many steps as 1,000 images do, and no larger
-                batch. None keeps the preset's numbers.
-        """
-        lengths = LENGTHS[self.preset]
-        if self.preset == "quick" and images is not None:
-            factor = max(1.0, PRESETS["quick"]["max_train_images"] / images)
-            batch_size = min(lengths["batch_size"], images)
-            lengths = {name: round(value * factor) for name, value in lengths.items()}
-            lengths["batch_size"] = batch_size
-        return self._with_defaults(lengths)
-
-    def _with_defaults(self, defaults: dict[str, Any]) -> "TrainConfig":
-        return replace(self, **{k: v for k, v in defaults.items() if getattr(self, k) is None})
-
-    def architecture(self, network: str, channels: int) -> Architecture:
-        """Architecture of "teacher" or "student" for images with `channels` channels."""
-        widths = self.teacher_widths if network == "teacher" else self.student_widths
-        assert widths is not None, "student_widths are known once the preset is filled in"
-        return Architecture(
-            channels, widths, self.latent, self.norm, self.norm_first, self.image_size
-        )
-
-    def phases(self) -> list["Phase"]:
-        """Phases of the run in order: the teacher's own training, then one step or two."""
-        structures = (TEACHER, *SCHEDULES[self.structure])
-        return [
-            Phase(name, structure, getattr(self, f"{name}_epochs"))
-            for name, structure in zip(PHASE_NAMES, structures, strict=False)
-        ]
 
     def torch_device(self) -> torch.device:
         """Device of the computation; ConfigError for "cuda" without a usable GPU."""
@@ -211,6 +168,58 @@ class TrainConfig:
                 f"the training device is {device_name(device)}: train on such a GPU, or in float32",
             )
         return device
+
+    def lengths(self, images: int) -> dict[str, Any]:
+        """Epochs and batch size for a small data set, of those that are left to the preset.
+
+        For fewer than 1,000 images the preset "quick" takes more epochs, which gives as many steps
+        as 1,000 images do, and no larger batch.
+
+        Args:
+            images: training images of the smallest class.
+
+        Returns:
+            Setting -> value, to replace those of `resolved`.
+        """
+        lengths = dict(LENGTHS[self.preset])
+        if self.preset == "quick":
+            factor = max(1.0, PRESETS["quick"]["max_train_images"] / images)
+            batch_size = min(lengths.pop("batch_size"), images)
+            lengths = {name: round(epochs * factor) for name, epochs in lengths.items()}
+            lengths["batch_size"] = batch_size
+        return {name: value for name, value in lengths.items() if getattr(self, name) is None}
+
+
+@dataclass(frozen=True)
+class ResolvedConfig(TrainConfig):
+    """Settings of a run with the preset's values filled in.
+
+    The fields repeated here are never None.
+    """
+
+    student_widths: Widths = field(kw_only=True)
+    teacher_epochs: int = field(kw_only=True)
+    step1_epochs: int = field(kw_only=True)
+    step2_epochs: int = field(kw_only=True)
+    batch_size: int = field(kw_only=True)
+    held_out: float = field(kw_only=True)
+    lr: float = field(kw_only=True)
+    lr_schedule: Literal["constant", "linear"] = field(kw_only=True)
+
+    def architecture(self, network: str, channels: int) -> Architecture:
+        """Architecture of "teacher" or "student" for images with `channels` channels."""
+        widths = self.teacher_widths if network == "teacher" else self.student_widths
+        return Architecture(
+            channels, widths, self.latent, self.norm, self.norm_first, self.image_size
+        )
+
+    def phases(self) -> list["Phase"]:
+        """Phases of the run in order: the teacher's own training, then one step or two."""
+        structures = (TEACHER, *SCHEDULES[self.structure])
+        return [
+            Phase(name, structure, getattr(self, f"{name}_epochs"))
+            for name, structure in zip(PHASE_NAMES, structures, strict=False)
+        ]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from pkd.models.ganomaly import GAN
 from pkd.models.stack import Member
 from pkd.training.callbacks import Callback
-from pkd.training.config import TrainConfig
+from pkd.training.config import ResolvedConfig
 from pkd.training.losses import Objective
 from pkd.training.train_set import TrainSet
 from pkd.training.trainer import Trainer
@@ -17,7 +17,7 @@ NETWORKS = ("teacher", "student")
 
 
 def make_networks(
-    config: TrainConfig, members: Sequence[Member], channels: int, device: torch.device
+    config: ResolvedConfig, members: Sequence[Member], channels: int, device: torch.device
 ) -> dict[str, GAN]:
     """Teachers and students of a stack with their initial weights, for images of `channels`."""
     return {
@@ -29,7 +29,7 @@ def make_networks(
 
 
 def make_trainer(
-    config: TrainConfig,
+    config: ResolvedConfig,
     number: int,
     networks: dict[str, GAN],
     members: Sequence[Member],

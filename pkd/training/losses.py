@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from pkd_kernels import TERMS, discriminator_loss, generator_loss
 from torch import Tensor
 
@@ -24,6 +25,15 @@ class Objective:
 
     weights: Sequence[float] | Sequence[Sequence[float]] = (10.0, 1.0, 1.0, 1.0, 1.0, 1.0)
     reduction: str = "mean"
+
+
+def term_weights(objective: Objective, stack: int) -> tuple[Tensor, Tensor]:
+    """Weights (M, 6) of the terms of L_g (Eq. 5) and of K_l (Eq. 6), zero for the other terms."""
+    weights = torch.tensor(objective.weights).expand(stack, len(TERMS))
+    generator, distillation = weights.clone(), weights.clone()
+    generator[:, 3:] = 0
+    distillation[:, :3] = 0
+    return generator, distillation
 
 
 class NetworkLosses(NamedTuple):

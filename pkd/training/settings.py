@@ -4,7 +4,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from pkd.training.config import TrainConfig
+from pkd.training.config import ResolvedConfig, TrainConfig
 from pkd.training.validation import check_settings
 from pkd.utils.errors import RESTORE, CheckpointError, ConfigError
 
@@ -84,8 +84,6 @@ BEFORE = {
     "channels": None,
     "precision": "float32",
 }
-# Settings that a run folder may leave without a value.
-OPTIONAL = ("data_dir", "max_train_images", "channels", "stack")
 
 
 def to_plain(config: TrainConfig) -> dict[str, Any]:
@@ -101,7 +99,7 @@ def to_plain(config: TrainConfig) -> dict[str, Any]:
     return plain
 
 
-def from_plain(values: Any, source: Path) -> TrainConfig:
+def from_plain(values: Any, source: Path) -> ResolvedConfig:
     """Settings of a run folder's config.yaml.
 
     Args:
@@ -119,10 +117,10 @@ def from_plain(values: Any, source: Path) -> TrainConfig:
         unknown = [str(name) for name in values if name not in names]
         if unknown:
             raise ValueError(f"it has an unknown setting {', '.join(unknown)}")
-        missing = [k for k in names if values.get(k) is None and k not in OPTIONAL]
+        missing = [name for name in names if name not in values]
         if missing:
             raise ValueError(f"it has no {', '.join(missing)}")
-        config = TrainConfig(**{name: _parsed(name, value) for name, value in values.items()})
+        config = ResolvedConfig(**{name: _parsed(name, value) for name, value in values.items()})
         check_settings(config)
         return config
     except (ConfigError, ValueError) as error:

@@ -23,7 +23,7 @@ from pkd.models.stack import Member
 from pkd.training import cuda_graph
 from pkd.training.callbacks import Callback
 from pkd.training.history import LossHistory
-from pkd.training.losses import NetworkLosses, Objective, network_losses
+from pkd.training.losses import NetworkLosses, Objective, network_losses, term_weights
 from pkd.training.schedule import EpochSchedule
 from pkd.training.structures import Structure
 from pkd.training.train_set import TeacherCache, TrainSet
@@ -85,7 +85,10 @@ class Trainer:
         self.schedule = EpochSchedule(members, data.sizes, batch_size, phase, lr, decay_epochs)
         self.use_graph, self.on_graph_failure = use_graph, on_graph_failure
         device = data.first.device
-        self._set_objective(objective, device)
+        self.reduction = objective.reduction
+        own, distillation = (w.to(device) for w in term_weights(objective, len(members)))
+        self.teacher_weights = own
+        self.student_weights = own * structure.student + distillation * structure.distill
         self._set_networks()
         self.optimizer = FlatAdam(
             self.generator_params + self.discriminator_params,
@@ -98,6 +101,7 @@ class Trainer:
         self._set_modes()
         self.sources = [data.source]
         if structure.cached_teacher:
+            assert teacher is not None, "a structure that distils needs a teacher"
             with torch.no_grad():
                 self.sources += TeacherCache(teacher, data, callback or Callback()).sources
         self.steps = self.schedule.steps
@@ -113,20 +117,10 @@ class Trainer:
         self._idle_statistics = [b.view(m, -1) for b in self._statistics()] if some_idle else []
         self._interval = 1  # steps between two checks of the losses
 
-    def _set_objective(self, objective: Objective, device: torch.device) -> None:
-        """Weights (M, 6) of each network's loss terms: zero for the terms that are off."""
-        terms = torch.tensor(objective.weights).expand(len(self.members), 6)
-        own, distillation = terms.clone(), terms.clone()
-        own[:, 3:], distillation[:, :3] = 0, 0
-        structure = self.structure
-        self.reduction = objective.reduction
-        self.teacher_weights = own.to(device)
-        student = own * structure.student + distillation * structure.distill
-        self.student_weights = student.to(device)
-
     def _set_networks(self) -> None:
         """The networks that the structure trains, and their parameters by optimisation target."""
-        networks = {"teacher": self.teacher, "student": self.student}
+        named = {"teacher": self.teacher, "student": self.student}
+        networks = {name: gan for name, gan in named.items() if gan is not None}
         self.adversarial = {"teacher": self.structure.teacher, "student": self.structure.student}
         self.networks = {name: networks[name] for name in self.structure.trained}
         self.generator_params = [
@@ -146,7 +140,8 @@ class Trainer:
                 gan.train(name in self.networks)
                 if name not in self.networks:
                     for p in gan.parameters():
-                        p.grad = p.main_grad = None  # views of an earlier phase's buffer
+                        p.grad = None  # a view of an earlier phase's buffer, as is main_grad
+                        setattr(p, "main_grad", None)
 
     def losses(self) -> dict[str, NetworkLosses]:
         """Losses of every trained network on the images of the step that `counter` names."""
@@ -155,13 +150,18 @@ class Trainer:
         losses = {}
         if self.structure.teacher:
             outputs, losses["teacher"] = network_losses(
-                self.teacher, x, None, self.teacher_weights, self.reduction, adversarial=True
+                self.networks["teacher"],
+                x,
+                None,
+                self.teacher_weights,
+                self.reduction,
+                adversarial=True,
             )
             # K_l trains the student alone, so no gradient reaches the teacher.
             target = Reconstruction(*(output.detach() for output in outputs))
         if "student" in self.networks:
             _, losses["student"] = network_losses(
-                self.student,
+                self.networks["student"],
                 x,
                 target if self.structure.distill else None,
                 self.student_weights,

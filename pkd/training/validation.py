@@ -50,7 +50,7 @@ RULES: dict[str, Rule] = {
         lambda value: value in IMAGE_SIZES, f"be one of {', '.join(map(str, IMAGE_SIZES))}"
     ),
     "channels": Rule(lambda value: value in (1, 3), "be 1 (grey) or 3 (RGB)"),
-    # 0 only in run folders from before images were held out, see `TrainConfig.with_preset`.
+    # 0 only in run folders from before images were held out, see `TrainConfig.resolved`.
     "held_out": Rule(lambda value: 0 <= value < 1, "lie between 0 and 1, e.g. 0.1"),
     "contamination": Rule(lambda value: 0 < value <= 0.5, "lie in (0, 0.5]"),
 }
