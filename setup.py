@@ -63,6 +63,7 @@ setup(
         "filelock>=3.12",
         "pyyaml>=6",
         "docstring-parser>=0.15",
+        "typing-extensions>=4.4",
     ],
     extras_require={
         "export": ["onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.20"],

@@ -8,6 +8,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
+from typing_extensions import override
 
 from pkd.cli.parser import PLAIN
 from pkd.data.dataset import Dataset
@@ -42,13 +43,16 @@ class ProgressBar(Callback):
     ) -> None:
         self.bar.__exit__(kind, error, traceback)
 
+    @override
     def on_phase_start(self, phase: Phase, steps: int, steps_done: int) -> None:
         self.task = self.bar.add_task(phase.name, total=steps, completed=steps_done)
 
+    @override
     def on_train_steps_end(self, steps_done: int, losses: dict[str, float]) -> None:
         self.bar.losses = "  ".join(f"{name} {value:.3g}" for name, value in losses.items())
         self.bar.update(self.task, completed=steps_done)
 
+    @override
     def on_epoch_end(self, record: dict[str, Any], epochs: int) -> None:
         auc = sum(record["auc"]) / len(record["auc"])
         self.on_message(
@@ -56,6 +60,7 @@ class ProgressBar(Callback):
             f"{record['network']} {auc:.4f} on {record['test_images']} test images"
         )
 
+    @override
     def on_message(self, message: str) -> None:
         console.print(message, soft_wrap=True)
 

@@ -13,8 +13,8 @@ from pkd.training.config import TrainConfig
 from pkd.training.settings import PARSERS
 
 
-class InvalidText(ArgumentTypeError, ValueError):
-    """argparse shows the message of the first type for flags, jsonargparse of the second for YAML."""
+class InvalidTextError(ArgumentTypeError, ValueError):
+    """Invalid text: argparse shows messages of the first base class, jsonargparse of the second."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -30,11 +30,11 @@ class TextType:
     parse: Callable[[Any], Any]
 
     def __call__(self, value: Any) -> Any:
-        """Convert a value; raise `InvalidText` if it is invalid."""
+        """Convert a value; raise `InvalidTextError` if it is invalid."""
         try:
             return None if value is None else self.parse(value)
         except ValueError as error:
-            raise InvalidText(str(error)) from error
+            raise InvalidTextError(str(error)) from error
 
     def __repr__(self) -> str:
         return self.name

@@ -3,6 +3,8 @@
 import signal
 from types import FrameType, TracebackType
 
+from typing_extensions import override
+
 from pkd.training.callbacks import Callback, TrainingInterrupted
 
 
@@ -31,6 +33,7 @@ class StopOnSignal(Callback):
     def _request(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
 
+    @override
     def on_batch_end(self) -> None:
         if self.requested:
             raise TrainingInterrupted

@@ -6,6 +6,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from typing_extensions import override
+
 from pkd.training.callbacks import Callback
 from pkd.training.config import Phase
 from pkd.utils.errors import OutputError, PkdError
@@ -42,6 +44,7 @@ class TensorBoard(Callback):
         if self.writer is not None:
             self.writer.close()
 
+    @override
     def on_phase_start(self, phase: Phase, steps: int, steps_done: int) -> None:
         if self.writer is not None:
             self.writer.close()
@@ -49,10 +52,12 @@ class TensorBoard(Callback):
             self.writer = SummaryWriter(self.folder / phase.name, purge_step=steps_done)
         self.steps_done = steps_done
 
+    @override
     def on_train_steps_end(self, steps_done: int, losses: dict[str, float]) -> None:
         self.steps_done = steps_done
         self._add({f"loss/{name}": loss for name, loss in losses.items()})
 
+    @override
     def on_epoch_end(self, record: dict[str, Any], epochs: int) -> None:
         auc = record["auc"]
         self._add(

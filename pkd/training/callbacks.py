@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from typing import Any
 
+from typing_extensions import override
+
 from pkd.training.config import Phase
 
 
@@ -55,22 +57,27 @@ class CallbackList(Callback):
     def __init__(self, callbacks: Iterable[Callback]):
         self.callbacks = list(callbacks)
 
+    @override
     def on_phase_start(self, phase: Phase, steps: int, steps_done: int) -> None:
         for callback in self.callbacks:
             callback.on_phase_start(phase, steps, steps_done)
 
+    @override
     def on_batch_end(self) -> None:
         for callback in self.callbacks:
             callback.on_batch_end()
 
+    @override
     def on_train_steps_end(self, steps_done: int, losses: dict[str, float]) -> None:
         for callback in self.callbacks:
             callback.on_train_steps_end(steps_done, losses)
 
+    @override
     def on_epoch_end(self, record: dict[str, Any], epochs: int) -> None:
         for callback in self.callbacks:
             callback.on_epoch_end(record, epochs)
 
+    @override
     def on_message(self, message: str) -> None:
         for callback in self.callbacks:
             callback.on_message(message)

@@ -40,7 +40,7 @@ class Trainer:
     Args:
         structure: which losses are on.
         teacher: networks on the device of the data; None where the structure needs no teacher.
-        student: likewise; None where the structure trains only the teacher.
+        student: likewise; None where only the teacher is trained.
         members: of the stack, in order.
         data: their images.
         phase: number of the phase; it seeds the data order.
@@ -80,8 +80,8 @@ class Trainer:
         use_graph: bool = True,
         on_graph_failure: Callable[[str], None] = lambda reason: None,
     ):
-        self.structure, self.teacher, self.student = structure, teacher, student
-        self.members, self.data = members, data
+        self.structure, self.members, self.data = structure, members, data
+        self.teacher, self.student = teacher, student
         self.schedule = EpochSchedule(members, data.sizes, batch_size, phase, lr, decay_epochs)
         self.use_graph, self.on_graph_failure = use_graph, on_graph_failure
         device = data.first.device
@@ -109,8 +109,7 @@ class Trainer:
         self.order = torch.zeros(length, batch_size, m, dtype=torch.int64, device=device)
         self.rates = torch.zeros(length, m, device=device)
         self.counter = torch.zeros(1, dtype=torch.int64, device=device)
-        adversarial = {name: self.adversarial[name] for name in self.networks}
-        self.history = LossHistory(adversarial, members, self.steps, device)
+        self.history = LossHistory(self.adversarial, members, self.steps, device)
         self._no_loss = torch.zeros(m, device=device)
         # Running statistics (norm="batch") change in forward; those of idle members must not.
         some_idle = len(set(self.steps)) > 1
@@ -121,16 +120,13 @@ class Trainer:
         """The networks that the structure trains, and their parameters by optimisation target."""
         named = {"teacher": self.teacher, "student": self.student}
         networks = {name: gan for name, gan in named.items() if gan is not None}
-        self.adversarial = {"teacher": self.structure.teacher, "student": self.structure.student}
         self.networks = {name: networks[name] for name in self.structure.trained}
-        self.generator_params = [
-            p for gan in self.networks.values() for p in gan.generator.parameters()
-        ]
+        self.adversarial = {name: getattr(self.structure, name) for name in self.networks}
+        gans = self.networks.values()
+        adversarial = [gan for name, gan in self.networks.items() if self.adversarial[name]]
+        self.generator_params = [p for gan in gans for p in gan.generator.parameters()]
         self.discriminator_params = [
-            p
-            for name, gan in self.networks.items()
-            if self.adversarial[name]
-            for p in gan.discriminator.parameters()
+            p for gan in adversarial for p in gan.discriminator.parameters()
         ]
 
     def _set_modes(self) -> None:
@@ -140,8 +136,9 @@ class Trainer:
                 gan.train(name in self.networks)
                 if name not in self.networks:
                     for p in gan.parameters():
-                        p.grad = None  # a view of an earlier phase's buffer, as is main_grad
-                        setattr(p, "main_grad", None)
+                        # Views of an earlier phase's buffer, which they would keep in memory.
+                        p.grad = None
+                        p.main_grad = None  # type: ignore[attr-defined]
 
     def losses(self) -> dict[str, NetworkLosses]:
         """Losses of every trained network on the images of the step that `counter` names."""
@@ -227,8 +224,8 @@ class Trainer:
     def _convolutions(self) -> Callable[[], AbstractContextManager]:
         if self.counter.is_cuda:
             return nullcontext
-        largest = max(cost(gan.architecture).flops for gan in self.networks.values())
-        return convolutions(len(self.members) * self.schedule.batch_size, largest)
+        flops = max(cost(gan.architecture).flops for gan in self.networks.values())
+        return convolutions(len(self.members) * self.schedule.batch_size, flops)
 
     @cached_property
     def _replay(self) -> Callable[[], None] | None:
@@ -243,11 +240,12 @@ class Trainer:
     def _state_of_a_step(self) -> list[Tensor]:
         """Tensors that a step changes and that a later step reads."""
         adam = self.optimizer
-        moments = (adam.flat, adam.exp_avg, adam.exp_avg_sq, adam.step_count)
-        schedule = (adam.active, adam.param_groups[0]["lr"], self.history.values, self.counter)
-        return [*moments, *schedule, *self._statistics()]
+        state = [adam.flat, adam.exp_avg, adam.exp_avg_sq, adam.step_count, adam.active]
+        state += [adam.param_groups[0]["lr"], self.history.values, self.counter]
+        return state + self._statistics()
 
     def _statistics(self) -> list[Tensor]:
+        """Running statistics of the trained networks (norm="batch")."""
         return [buffer for gan in self.networks.values() for buffer in gan.buffers()]
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[int]:
@@ -289,7 +287,7 @@ class Trainer:
         load_networks(self.networks, tensors)
         history = tensors.get("history")
         steps = 0 if history is None else len(history)
-        targets = {"history": self.history.values[:steps], **self._moments()}
+        targets = {"history": self.history.values[:steps]} | self._moments()
         saved = {"history": history} | {name: tensors.get(name) for name in self._moments()}
         for name, target in targets.items():
             value = saved[name]
