@@ -3,8 +3,8 @@
 Data flow of a step: rows of this epoch's order -> images (uint8 on the device) -> losses of every
 network that the structure trains -> gradients, generators and discriminators apart -> one Adam.
 
-Everything that a step reads and writes lies on the device at fixed addresses, the step counter
-included, so the host only launches steps. On a GPU they are replays of one CUDA graph.
+All tensors of a step, its counter included, stay at fixed addresses on the device, so the host
+only launches steps. On a GPU they are replays of one CUDA graph.
 """
 
 import math
@@ -143,8 +143,7 @@ class Trainer:
     def losses(self) -> dict[str, NetworkLosses]:
         """Losses of every trained network on the images of the step that `counter` names."""
         x, *cached = gather(self.sources, self.order, self.counter)
-        target = Reconstruction(*cached) if cached else None
-        losses = {}
+        target, losses = Reconstruction(*cached) if cached else None, {}
         if self.structure.teacher:
             outputs, losses["teacher"] = network_losses(
                 self.networks["teacher"],
@@ -170,9 +169,8 @@ class Trainer:
     def set_grads(self, losses: dict[str, NetworkLosses]) -> None:
         """Pass the gradients of L_g and K_l to the generators and of L_d to the discriminators.
 
-        All gradients come from one forward pass, with the weights from before the step. Two
-        separate calls keep the gradient of L_g out of the discriminator, and of L_d out of the
-        generator.
+        All gradients come from one forward pass, with the weights from before the step. Two calls
+        keep the gradient of L_g out of the discriminator, and that of L_d out of the generator.
         """
 
         def gradients(
@@ -200,8 +198,8 @@ class Trainer:
         self._record(losses)
         self.set_grads(losses)
         self.optimizer.step()
-        for now, old in zip(self._idle_statistics, before, strict=True):
-            torch.where(self.optimizer.active[:, None], now, old, out=now)
+        for value, old in zip(self._idle_statistics, before, strict=True):
+            torch.where(self.optimizer.active[:, None], value, old, out=value)
 
     def _record(self, losses: dict[str, NetworkLosses]) -> None:
         """Record losses, pass this step's rates and active members to Adam, advance `counter`."""
