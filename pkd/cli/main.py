@@ -17,7 +17,7 @@ from pkd.data import standard
 from pkd.models.paper import table4
 from pkd.report.page import write_report
 from pkd.runs.folder import RunFolder
-from pkd.runs.results import results_of
+from pkd.runs.results import build_results
 from pkd.runs.run import Run
 from pkd.training.config import PublishedName
 from pkd.training.settings import add_settings
@@ -59,9 +59,10 @@ def build_parser() -> tuple[Parser, dict[str, Callable[[Namespace], int]]]:
     evaluate_parser.add_argument("--data-dir", type=str | None, help="default: as the run had it")
     evaluate_parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
 
-    report_parser = Parser(description="Write what a finished run learned as one HTML file.")
+    report_parser = Parser(description="Write the report of a finished run as one HTML file.")
     report_parser.add_argument("run", type=Path, help="run folder")
     report_parser.add_argument("--output", type=Path | None, help="default: RUN/report.html")
+    report_parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
     report_parser.add_argument("--data-dir", type=str | None, help="default: as the run had it")
     report_parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
 
@@ -97,7 +98,7 @@ def run_evaluate(args: Namespace) -> int:
     for phase in run.phases[: folder.progress.phase]:
         run.load_phase(phase)
         auc[phase.name] = run.evaluate(phase.judged)
-    print_auc(results_of(run, auc))
+    print_auc(build_results(run, auc))
     return 0
 
 
@@ -108,8 +109,7 @@ def opened(args: Namespace) -> Run:
 
 
 def run_report(args: Namespace) -> int:
-    output = args.output or args.run / "report.html"
-    write_report(opened(args), output)
+    output = write_report(opened(args), args.output, args.overwrite)
     console.print(f"report: {output}", soft_wrap=True)
     return 0
 

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from pkd.models.ganomaly import network_tensors
 from pkd.runs.callbacks import Reporter
-from pkd.runs.curves import plot_curves
 from pkd.runs.data import TrainSplit
 from pkd.runs.folder import Progress, write_atomically
-from pkd.runs.results import results_of
+from pkd.runs.plots import save_training_curves
+from pkd.runs.results import build_results
 from pkd.runs.run import Run
 from pkd.runs.stack_loop import Clock, Epochs
 from pkd.scoring.novelty import own_scores
@@ -50,9 +50,9 @@ class Schedule:
             return written  # with the hardware and versions of the machine that trained
         write_atomically(
             folder.path / "curves.png",
-            lambda path: plot_curves(path, folder.metrics, run.config.dataset),
+            lambda path: save_training_curves(path, folder.metrics, run.config.dataset),
         )
-        results = results_of(run, folder.progress.auc)
+        results = build_results(run, folder.progress.auc)
         folder.write_json("results.json", results)
         return results
 

@@ -1,0 +1,265 @@
+"""Plots of a run on matplotlib axes: training curves, ROC curves and histograms of scores.
+
+`save_training_curves` writes a PNG; pkd.report.svg renders the same plots for an HTML page.
+"""
+
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from sklearn.metrics import roc_curve
+
+from pkd.scoring.metrics import MemberMetrics
+
+# The only colours of all plots. On an HTML page each is replaced by the CSS variable of its name.
+COLOURS = {
+    "page": "#fcfcfb",
+    "soft": "#5c626b",  # text and axes
+    "rule": "#dcdcd7",  # grid lines
+    "student": "#1b1d20",
+    "teacher": "#8a8f98",
+    "normal": "#1f6fc5",
+    "novel": "#c8500a",
+}
+STYLE: dict[str, Any] = {  # settings of matplotlib that all plots are drawn with
+    **dict.fromkeys(("axes.spines.left", "axes.spines.right", "axes.spines.top"), False),
+    **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "text.color"), COLOURS["soft"]),
+    **dict.fromkeys(("xtick.color", "ytick.color"), COLOURS["soft"]),
+    **dict.fromkeys(("figure.facecolor", "axes.facecolor"), COLOURS["page"]),
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "font.size": 11,
+    "grid.color": COLOURS["rule"],
+    "grid.linewidth": 0.7,
+    "lines.dashed_pattern": (3, 3),
+    "lines.solid_capstyle": "butt",
+    "ytick.major.size": 0,
+}
+LETTER_WIDTH = 6.2  # mean of the font, in points
+WIDTHS = {"teacher": 1.7, "student": 2.2}  # of lines, in points
+
+BINS = 40  # of a histogram
+OUTLIERS = 0.001  # fraction of the scores at either end that may lie beyond the axis
+BAND_POINTS = 200  # of each edge of a band at most
+
+PHASE_TITLES = {"teacher": "teacher", "step1": "step 1", "step2": "step 2"}
+PHASE_INITIALS = {"teacher": "T", "step1": "1", "step2": "2"}
+
+
+class PhaseRecords(NamedTuple):
+    """The records of one phase in metrics.jsonl.
+
+    Attributes:
+        name: of the phase.
+        begin: number of epochs of all phases before this one.
+        records: one for each epoch.
+    """
+
+    name: str
+    begin: int
+    records: list[dict[str, Any]]
+
+    @property
+    def epochs(self) -> np.ndarray:
+        """Numbers of the epochs, counted from the beginning of the run."""
+        return self.begin + np.array([record["epoch"] for record in self.records])
+
+
+def split_phases(metrics: list[dict[str, Any]]) -> list[PhaseRecords]:
+    """Split the records of metrics.jsonl by phase."""
+    phases, begin = [], 0
+    for name, group in groupby(metrics, key=lambda record: record["phase"]):
+        records = list(group)
+        phases.append(PhaseRecords(name, begin, records))
+        begin += len(records)
+    return phases
+
+
+def save_training_curves(path: Path, metrics: list[dict[str, Any]], title: str) -> None:
+    """Draw AUC and losses over epochs as a PNG, as in the paper's Figure 2.
+
+    Args:
+        path: file to write; its suffix does not matter.
+        metrics: records of metrics.jsonl.
+        title: of the picture.
+    """
+    phases, images = split_phases(metrics), metrics[0]["test_images"]
+    with rc_context(STYLE):
+        figure = Figure(figsize=(10, 4.5), layout="constrained")
+        figure.suptitle(f"{title}: AUC on {images} test images (end of a phase: on all) and losses")
+        for axes, draw in zip(figure.subplots(1, 2), (draw_auc, draw_losses), strict=True):
+            draw(axes, phases)
+            handles, labels = axes.get_legend_handles_labels()
+            unique = dict(zip(labels, handles, strict=True))  # phases repeat them
+            below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.14), "ncols": 2}
+            axes.legend(unique.values(), unique.keys(), fontsize="small", frameon=False, **below)
+        figure.savefig(path, format="png", dpi=100)
+
+
+def draw_auc(axes: Axes, phases: Sequence[PhaseRecords]) -> None:
+    """Draw the mean AUC of the members over epochs, and the band from the worst to the best."""
+    for phase in phases:
+        network = phase.records[0]["network"]
+        auc = np.array([record["auc"] for record in phase.records])  # [epochs, M]
+        _band(axes, phase.epochs, auc.min(1), auc.max(1), network)
+        _line(axes, phase.epochs, auc.mean(1), network)
+    axes.set(xlabel="epoch", ylabel="AUC")
+    _set_round_limits(axes, min(axes.dataLim.y0, 0.99), axes.dataLim.y1)
+    _mark_phases(axes, phases)
+
+
+def draw_losses(axes: Axes, phases: Sequence[PhaseRecords]) -> None:
+    """Draw the losses of generators and discriminators over epochs, means over the members."""
+    for phase in phases:
+        for network in phase.records[0]["losses"]:
+            for part in ("generator", "discriminator"):
+                losses = [np.mean(record["losses"][network][part]) for record in phase.records]
+                if min(losses) > 0:  # a discriminator that is not trained has a loss of 0
+                    _line(axes, phase.epochs, losses, network, part)
+    axes.set(xlabel="epoch", ylabel="loss", yscale="log")
+    _set_log_ticks(axes.yaxis, *axes.get_ylim())
+    _mark_phases(axes, phases)
+
+
+def draw_roc(
+    axes: Axes, teacher: Sequence[MemberMetrics], student: Sequence[MemberMetrics]
+) -> None:
+    """Draw ROC curves of teachers and students, and the points of the students' thresholds.
+
+    Args:
+        axes: empty axes.
+        teacher: metrics of members with the same normal class, one for each seed.
+        student: metrics of the students of the same members.
+    """
+    axes.plot((0, 1), (0, 1), color=COLOURS["rule"], linewidth=1)  # of random scores
+    for network, members in (("teacher", teacher), ("student", student)):
+        for member in members:
+            false_positive_rate, recall, _ = roc_curve(member.y_true, member.y_score)
+            _line(axes, false_positive_rate, recall, network)
+    for member in student:
+        _dot(axes, member.false_positive_rate, member.recall, "student")
+    ticks = np.linspace(0, 1, 6)
+    axes.set(xlabel="false positive rate", ylabel="recall", xlim=(0, 1), ylim=(0, 1))
+    axes.set(xticks=ticks, yticks=ticks)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:g}")
+
+
+def ratio_limits(metrics: Sequence[MemberMetrics]) -> tuple[float, float]:
+    """Limits of the score axis that the histograms of several members share."""
+    low, high = np.quantile([m.score_ratios for m in metrics], [OUTLIERS, 1 - OUTLIERS])
+    return min(low, 0.5), max(high, 2.0)
+
+
+def draw_histogram(
+    axes: Axes, metrics: Sequence[MemberMetrics], limits: tuple[float, float]
+) -> None:
+    """Draw histograms of the scores of normal and of novel images, and the threshold.
+
+    Args:
+        axes: empty axes.
+        metrics: of members with the same normal class; their scores are counted together.
+        limits: lowest and highest ratio of score to threshold on the axis, around 1. Scores beyond
+            are counted in the first or last bin.
+    """
+    ratios = np.concatenate([member.score_ratios for member in metrics])
+    novel = np.concatenate([member.y_true for member in metrics])
+    edges = _bin_edges(*limits)
+    # numpy's bins include their lower edges. A score at the threshold is not novel, however: the
+    # next smaller number lies in the bin below.
+    ratios = np.clip(np.nextafter(ratios, 0), *limits)
+    axes.set(xlabel="score ÷ threshold", ylabel="% of images", xscale="log", xlim=limits)
+    _set_log_ticks(axes.xaxis, *limits)
+    for kind, chosen, opacity in (("normal", ~novel, 0.38), ("novel", novel, 0.1)):
+        percent = 100 * np.histogram(ratios[chosen], edges)[0] / chosen.sum()
+        colour = COLOURS[kind]
+        axes.stairs(percent, edges, fill=True, fc=(colour, opacity), ec=colour, linewidth=1.5)
+    _set_round_limits(axes, 0, axes.dataLim.y1)
+    _vertical_line(axes, 1.0)
+    _text_above(axes, 1.0, "threshold")
+
+
+def _bin_edges(low: float, high: float) -> np.ndarray:
+    """Edges of bins of about equal width on a log axis; 1, the threshold, is one of them."""
+    below = round(BINS * np.log(low) / np.log(low / high))
+    left = np.geomspace(low, 1.0, below, endpoint=False)
+    return np.concatenate([left, np.geomspace(1.0, high, BINS - below + 1)])
+
+
+def _line(
+    axes: Axes,
+    x: Sequence[float] | np.ndarray,
+    y: Sequence[float] | np.ndarray,
+    network: str,
+    part: str = "",
+) -> None:
+    """Draw a curve, dotted for a discriminator; a single point as a dot."""
+    dotted = part == "discriminator"
+    if len(x) == 1:
+        _dot(axes, x[0], y[0], network, hollow=dotted)
+    style = {"linestyle": (0, (1, 1.5)), "dash_capstyle": "butt"} if dotted else {}
+    label = f"{network} {part}".strip()
+    axes.plot(x, y, color=COLOURS[network], linewidth=WIDTHS[network], label=label, **style)
+
+
+def _dot(axes: Axes, x: float, y: float, network: str, hollow: bool = False) -> None:
+    fill, edge = (COLOURS[network], COLOURS["page"])[:: -1 if hollow else 1]
+    axes.plot(
+        [x], [y], "o", ms=7, mfc=fill, mec=edge, mew=1.5 if hollow else 1.2, clip_on=False, zorder=3
+    )
+
+
+def _band(axes: Axes, x: np.ndarray, low: np.ndarray, high: np.ndarray, network: str) -> None:
+    """Fill the area between two curves; of many points, those between are left out."""
+    starts = np.arange(0, len(x), -(-len(x) // BAND_POINTS))
+    low, high = np.minimum.reduceat(low, starts), np.maximum.reduceat(high, starts)
+    ends = np.append(starts[1:] - 1, len(x) - 1)
+    axes.fill_between(x[ends], low, high, color=COLOURS[network], alpha=0.14, linewidth=0)
+
+
+def _mark_phases(axes: Axes, phases: Sequence[PhaseRecords]) -> None:
+    """Mark the end of each phase by a line, and write its name above if it fits."""
+    epochs = sum(len(phase.records) for phase in phases)
+    axes.set_xlim(0, epochs)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    points_per_epoch = axes.bbox.width / axes.get_figure().dpi * 72 / epochs
+    for phase in phases:
+        end = phase.begin + len(phase.records)
+        if end < epochs:
+            _vertical_line(axes, end)
+        for text in (PHASE_TITLES[phase.name], PHASE_INITIALS[phase.name]):
+            if LETTER_WIDTH * len(text) < points_per_epoch * len(phase.records):
+                _text_above(axes, (phase.begin + end) / 2, text)
+                break
+
+
+def _vertical_line(axes: Axes, x: float) -> None:
+    axes.axvline(x, color=COLOURS["soft"], linewidth=1, linestyle="--", zorder=1)
+
+
+def _text_above(axes: Axes, x: float, text: str) -> None:
+    """Write a text above the axes, centred at x."""
+    place = {"xycoords": axes.get_xaxis_transform(), "textcoords": "offset points"}
+    axes.annotate(text, (x, 1), (0, 5), ha="center", **place)
+
+
+def _set_round_limits(axes: Axes, low: float, high: float) -> None:
+    """Let the y axis cover [low, high] and end with ticks at round numbers."""
+    ticks = MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high)
+    axes.set(ylim=(ticks[0], ticks[-1]), yticks=ticks)
+    axes.yaxis.set_major_formatter("{x:g}")
+
+
+def _set_log_ticks(axis: Axis, low: float, high: float) -> None:
+    """Set the ticks of a log axis: powers of ten, and their multiples by 2 and 5 if few."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 30 else (1,)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter("{x:g}")
