@@ -52,12 +52,13 @@ def example_images(
     count = min(max(1, MAX_BYTES // bytes_per_image), MAX_IMAGES, len(run.test_images) // 2)
     orders = [metrics[k].y_score.argsort(kind="stable") for k in members]
     rows = np.stack([np.append(order[:count], order[: -count - 1 : -1]) for order in orders], 1)
+    stack = len(run.members)
     originals = run.test_images[torch.from_numpy(rows)]  # [2 * count, members, C, H, W]
     with run.precision():
         run.load_phase(run.phases[-1])
-        student = reconstruct(run.networks["student"].generator, originals, members)
+        student = reconstruct(run.networks["student"].generator, originals, members, stack)
         run.load_phase(run.phases[0])
-        teacher = reconstruct(run.networks["teacher"].generator, originals, members)
+        teacher = reconstruct(run.networks["teacher"].generator, originals, members, stack)
     pictures = torch.cat([part.cpu() for part in (originals, teacher, student)], 3).numpy()
     labels, names = run.dataset.test_labels, run.dataset.classes
     examples = [
@@ -76,13 +77,14 @@ def example_images(
 
 
 @torch.no_grad()
-def reconstruct(generator: Generator, images: Tensor, members: Sequence[int]) -> Tensor:
+def reconstruct(generator: Generator, images: Tensor, members: Sequence[int], stack: int) -> Tensor:
     """Reconstruct images by some members of a stack, each its own images.
 
     Args:
-        generator: of M members; left in evaluation mode.
+        generator: of the stack; left in evaluation mode.
         images: (N, len(members), C, H, W) uint8.
         members: positions in the stack.
+        stack: number of members M.
 
     Returns:
         uint8 of the shape of `images`, on the device of the generator. That may not be the device
@@ -90,7 +92,7 @@ def reconstruct(generator: Generator, images: Tensor, members: Sequence[int]) ->
     """
     generator.eval()
     images, shape = images.to(next(generator.parameters()).device), images.shape
-    inputs = images.new_zeros(len(images), generator.encoder[0].stack, *shape[2:])
+    inputs = images.new_zeros(len(images), stack, *shape[2:])
     inputs[:, members] = images
     outputs = generator(to_unit(inputs.flatten(1, 2))).xh.view(inputs.shape)[:, members]
     return ((outputs + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)

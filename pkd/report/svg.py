@@ -6,13 +6,15 @@ from collections.abc import Callable
 from xml.etree.ElementTree import Element, fromstring, tostring
 
 from markupsafe import Markup
-from matplotlib import rc_context
+from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import blended_transform_factory
 
 from pkd.runs.plots import COLOURS, STYLE
 
 TOP, RIGHT, BOTTOM, LEFT = 22, 12, 42, 56  # margins around the axes, in points
+LABEL = 14  # distance of the y axis label from the left edge, in points
 
 CSS_VARIABLES = {colour: f"var(--{name})" for name, colour in COLOURS.items()}
 
@@ -33,12 +35,14 @@ def render_svg(draw: Callable[[Axes], None], width: int, height: int, label: str
         height: in points, margins included.
         label: description for screen readers.
     """
-    with rc_context(STYLE | {"svg.fonttype": "none", "path.simplify_threshold": 0.5}):
+    with style.context(STYLE | {"svg.fonttype": "none", "path.simplify_threshold": 0.5}):
         figure = Figure(figsize=(width / 72, height / 72))
         figure.subplots_adjust(LEFT / width, BOTTOM / height, 1 - RIGHT / width, 1 - TOP / height)
         axes = figure.subplots()
         for background in (figure.patch, axes.patch):
             background.set_visible(False)
+        edge = blended_transform_factory(figure.dpi_scale_trans, axes.transAxes)
+        axes.yaxis.set_label_coords(LABEL / 72, 0.5, edge)
         draw(axes)
         file = io.BytesIO()
         figure.savefig(file, format="svg")
@@ -70,12 +74,11 @@ def _shapes(root: Element) -> list[Element]:
     return shapes
 
 
-def _path(d: str, style: str) -> Element:
+def _path(d: str, css: str) -> Element:
     """A path with CSS variables as colours; KeyError for a colour that is not in COLOURS."""
-    style = re.sub(r"#[0-9a-f]{6}", lambda match: CSS_VARIABLES[match[0]], style)
-    return Element(
-        "path", {"d": _round(re.sub(r"\s*([A-Zz])\s*", r"\1", d.strip())), "style": style}
-    )
+    d = re.sub(r"\s*([A-Zz])\s*", r"\1", d.strip())
+    css = re.sub(r"#[0-9a-f]{6}", lambda match: CSS_VARIABLES[match[0]], css)
+    return Element("path", {"d": _round(d), "style": css})
 
 
 def _text(element: Element) -> Element:

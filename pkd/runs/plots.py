@@ -3,17 +3,18 @@
 `save_training_curves` writes a PNG; pkd.report.svg renders the same plots for an HTML page.
 """
 
+import math
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from matplotlib import rc_context
+from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 from sklearn.metrics import roc_curve
 
 from pkd.scoring.metrics import MemberMetrics
@@ -41,6 +42,7 @@ STYLE: dict[str, Any] = {  # settings of matplotlib that all plots are drawn wit
     "grid.linewidth": 0.7,
     "lines.dashed_pattern": (3, 3),
     "lines.solid_capstyle": "butt",
+    "ytick.major.pad": 6,
     "ytick.major.size": 0,
 }
 LETTER_WIDTH = 6.2  # mean of the font, in points
@@ -48,6 +50,7 @@ WIDTHS = {"teacher": 1.7, "student": 2.2}  # of lines, in points
 
 BINS = 40  # of a histogram
 OUTLIERS = 0.001  # fraction of the scores at either end that may lie beyond the axis
+MAX_LOG_TICKS = 6
 BAND_POINTS = 200  # of each edge of a band at most
 
 PHASE_TITLES = {"teacher": "teacher", "step1": "step 1", "step2": "step 2"}
@@ -92,7 +95,7 @@ def save_training_curves(path: Path, metrics: list[dict[str, Any]], title: str) 
         title: of the picture.
     """
     phases, images = split_phases(metrics), metrics[0]["test_images"]
-    with rc_context(STYLE):
+    with style.context(STYLE):
         figure = Figure(figsize=(10, 4.5), layout="constrained")
         figure.suptitle(f"{title}: AUC on {images} test images (end of a phase: on all) and losses")
         for axes, draw in zip(figure.subplots(1, 2), (draw_auc, draw_losses), strict=True):
@@ -124,8 +127,9 @@ def draw_losses(axes: Axes, phases: Sequence[PhaseRecords]) -> None:
                 losses = [np.mean(record["losses"][network][part]) for record in phase.records]
                 if min(losses) > 0:  # a discriminator that is not trained has a loss of 0
                     _line(axes, phase.epochs, losses, network, part)
-    axes.set(xlabel="epoch", ylabel="loss", yscale="log")
-    _set_log_ticks(axes.yaxis, *axes.get_ylim())
+    ticks = _log_ticks(axes.dataLim.y0, axes.dataLim.y1)
+    axes.set(xlabel="epoch", ylabel="loss", yscale="log", ylim=(ticks[0], ticks[-1]))
+    _set_log_ticks(axes.yaxis, ticks)
     _mark_phases(axes, phases)
 
 
@@ -154,9 +158,10 @@ def draw_roc(
 
 
 def ratio_limits(metrics: Sequence[MemberMetrics]) -> tuple[float, float]:
-    """Limits of the score axis that the histograms of several members share."""
+    """Limits of the score axis that the histograms of several members share; round numbers."""
     low, high = np.quantile([m.score_ratios for m in metrics], [OUTLIERS, 1 - OUTLIERS])
-    return min(low, 0.5), max(high, 2.0)
+    ticks = _log_ticks(min(low, 0.5), max(high, 2.0))
+    return float(ticks[0]), float(ticks[-1])
 
 
 def draw_histogram(
@@ -177,7 +182,7 @@ def draw_histogram(
     # next smaller number lies in the bin below.
     ratios = np.clip(np.nextafter(ratios, 0), *limits)
     axes.set(xlabel="score ÷ threshold", ylabel="% of images", xscale="log", xlim=limits)
-    _set_log_ticks(axes.xaxis, *limits)
+    _set_log_ticks(axes.xaxis, _log_ticks(*limits))
     for kind, chosen, opacity in (("normal", ~novel, 0.38), ("novel", novel, 0.1)):
         percent = 100 * np.histogram(ratios[chosen], edges)[0] / chosen.sum()
         colour = COLOURS[kind]
@@ -205,9 +210,14 @@ def _line(
     dotted = part == "discriminator"
     if len(x) == 1:
         _dot(axes, x[0], y[0], network, hollow=dotted)
-    style = {"linestyle": (0, (1, 1.5)), "dash_capstyle": "butt"} if dotted else {}
-    label = f"{network} {part}".strip()
-    axes.plot(x, y, color=COLOURS[network], linewidth=WIDTHS[network], label=label, **style)
+    axes.plot(
+        x,
+        y,
+        color=COLOURS[network],
+        label=f"{network} {part}".strip(),
+        linestyle=(0, (1, 1.5)) if dotted else "-",
+        linewidth=WIDTHS[network],
+    )
 
 
 def _dot(axes: Axes, x: float, y: float, network: str, hollow: bool = False) -> None:
@@ -230,7 +240,7 @@ def _mark_phases(axes: Axes, phases: Sequence[PhaseRecords]) -> None:
     epochs = sum(len(phase.records) for phase in phases)
     axes.set_xlim(0, epochs)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    points_per_epoch = axes.bbox.width / axes.get_figure().dpi * 72 / epochs
+    points_per_epoch = axes.bbox.width / axes.figure.dpi * 72 / epochs
     for phase in phases:
         end = phase.begin + len(phase.records)
         if end < epochs:
@@ -247,8 +257,7 @@ def _vertical_line(axes: Axes, x: float) -> None:
 
 def _text_above(axes: Axes, x: float, text: str) -> None:
     """Write a text above the axes, centred at x."""
-    place = {"xycoords": axes.get_xaxis_transform(), "textcoords": "offset points"}
-    axes.annotate(text, (x, 1), (0, 5), ha="center", **place)
+    axes.annotate(text, (x, 1), (0, 5), axes.get_xaxis_transform(), "offset points", ha="center")
 
 
 def _set_round_limits(axes: Axes, low: float, high: float) -> None:
@@ -258,8 +267,20 @@ def _set_round_limits(axes: Axes, low: float, high: float) -> None:
     axes.yaxis.set_major_formatter("{x:g}")
 
 
-def _set_log_ticks(axis: Axis, low: float, high: float) -> None:
-    """Set the ticks of a log axis: powers of ten, and their multiples by 2 and 5 if few."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 30 else (1,)))
+def _log_ticks(low: float, high: float) -> np.ndarray:
+    """Powers of ten and their multiples by 2 and 5, from one below [low, high] to one above it."""
+    exponents = np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
+    ticks = np.outer(10**exponents, (1, 2, 5)).ravel()
+    first = np.searchsorted(ticks, low * (1 + 1e-9), side="right") - 1
+    last = max(np.searchsorted(ticks, high * (1 - 1e-9)), first + 1)
+    return ticks[first : last + 1]
+
+
+def _set_log_ticks(axis: Axis, ticks: np.ndarray) -> None:
+    """Label the ticks of a log axis; of many ticks, only powers of ten."""
+    if len(ticks) > MAX_LOG_TICKS:
+        powers = ticks[np.isclose(np.log10(ticks) % 1, 0)]
+        ticks = powers[:: math.ceil(len(powers) / MAX_LOG_TICKS)]
+    axis.set_ticks(ticks)
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter("{x:g}")
