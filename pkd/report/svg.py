@@ -35,7 +35,8 @@ def render_svg(draw: Callable[[Axes], None], width: int, height: int, label: str
         height: in points, margins included.
         label: description for screen readers.
     """
-    with style.context(STYLE | {"svg.fonttype": "none", "path.simplify_threshold": 0.5}):
+    svg_style = STYLE | {"svg.fonttype": "none", "path.simplify_threshold": 0.5}
+    with style.context(svg_style, after_reset=True):
         figure = Figure(figsize=(width / 72, height / 72))
         figure.subplots_adjust(LEFT / width, BOTTOM / height, 1 - RIGHT / width, 1 - TOP / height)
         axes = figure.subplots()

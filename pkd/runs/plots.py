@@ -29,7 +29,7 @@ COLOURS = {
     "normal": "#1f6fc5",
     "novel": "#c8500a",
 }
-STYLE: dict[str, Any] = {  # settings of matplotlib that all plots are drawn with
+STYLE: dict[str, Any] = {  # of matplotlib; must be active while a plot is drawn
     **dict.fromkeys(("axes.spines.left", "axes.spines.right", "axes.spines.top"), False),
     **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "text.color"), COLOURS["soft"]),
     **dict.fromkeys(("xtick.color", "ytick.color"), COLOURS["soft"]),
@@ -95,7 +95,7 @@ def save_training_curves(path: Path, metrics: list[dict[str, Any]], title: str) 
         title: of the picture.
     """
     phases, images = split_phases(metrics), metrics[0]["test_images"]
-    with style.context(STYLE):
+    with style.context(STYLE, after_reset=True):
         figure = Figure(figsize=(10, 4.5), layout="constrained")
         figure.suptitle(f"{title}: AUC on {images} test images (end of a phase: on all) and losses")
         for axes, draw in zip(figure.subplots(1, 2), (draw_auc, draw_losses), strict=True):
@@ -114,8 +114,9 @@ def draw_auc(axes: Axes, phases: Sequence[PhaseRecords]) -> None:
         auc = np.array([record["auc"] for record in phase.records])  # [epochs, M]
         _band(axes, phase.epochs, auc.min(1), auc.max(1), network)
         _line(axes, phase.epochs, auc.mean(1), network)
-    axes.set(xlabel="epoch", ylabel="AUC")
-    _set_round_limits(axes, min(axes.dataLim.y0, 0.99), axes.dataLim.y1)
+    ticks = round_ticks(min(axes.dataLim.y0, 0.99), axes.dataLim.y1)  # never beyond 1
+    axes.set(xlabel="epoch", ylabel="AUC", ylim=(ticks[0], ticks[-1]))
+    _set_ticks(axes.yaxis, ticks)
     _mark_phases(axes, phases)
 
 
@@ -127,9 +128,9 @@ def draw_losses(axes: Axes, phases: Sequence[PhaseRecords]) -> None:
                 losses = [np.mean(record["losses"][network][part]) for record in phase.records]
                 if min(losses) > 0:  # a discriminator that is not trained has a loss of 0
                     _line(axes, phase.epochs, losses, network, part)
-    ticks = _log_ticks(axes.dataLim.y0, axes.dataLim.y1)
+    ticks = log_ticks(axes.dataLim.y0, axes.dataLim.y1)
     axes.set(xlabel="epoch", ylabel="loss", yscale="log", ylim=(ticks[0], ticks[-1]))
-    _set_log_ticks(axes.yaxis, ticks)
+    _set_ticks(axes.yaxis, ticks, log=True)
     _mark_phases(axes, phases)
 
 
@@ -152,15 +153,14 @@ def draw_roc(
         _dot(axes, member.false_positive_rate, member.recall, "student")
     ticks = np.linspace(0, 1, 6)
     axes.set(xlabel="false positive rate", ylabel="recall", xlim=(0, 1), ylim=(0, 1))
-    axes.set(xticks=ticks, yticks=ticks)
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter("{x:g}")
+        _set_ticks(axis, ticks)
 
 
 def ratio_limits(metrics: Sequence[MemberMetrics]) -> tuple[float, float]:
-    """Limits of the score axis that the histograms of several members share; round numbers."""
+    """Limits, round numbers, of the score axis that the histograms of several members share."""
     low, high = np.quantile([m.score_ratios for m in metrics], [OUTLIERS, 1 - OUTLIERS])
-    ticks = _log_ticks(min(low, 0.5), max(high, 2.0))
+    ticks = log_ticks(min(low, 0.5), max(high, 2.0))
     return float(ticks[0]), float(ticks[-1])
 
 
@@ -178,16 +178,18 @@ def draw_histogram(
     ratios = np.concatenate([member.score_ratios for member in metrics])
     novel = np.concatenate([member.y_true for member in metrics])
     edges = _bin_edges(*limits)
-    # numpy's bins include their lower edges. A score at the threshold is not novel, however: the
-    # next smaller number lies in the bin below.
+    # np.histogram counts a number at an edge in the bin above, but a score at the threshold is not
+    # predicted novel: replace each score by the next smaller number.
     ratios = np.clip(np.nextafter(ratios, 0), *limits)
     axes.set(xlabel="score ÷ threshold", ylabel="% of images", xscale="log", xlim=limits)
-    _set_log_ticks(axes.xaxis, _log_ticks(*limits))
+    _set_ticks(axes.xaxis, log_ticks(*limits), log=True)
     for kind, chosen, opacity in (("normal", ~novel, 0.38), ("novel", novel, 0.1)):
         percent = 100 * np.histogram(ratios[chosen], edges)[0] / chosen.sum()
         colour = COLOURS[kind]
         axes.stairs(percent, edges, fill=True, fc=(colour, opacity), ec=colour, linewidth=1.5)
-    _set_round_limits(axes, 0, axes.dataLim.y1)
+    ticks = round_ticks(0, axes.dataLim.y1)
+    axes.set_ylim(ticks[0], ticks[-1])
+    _set_ticks(axes.yaxis, ticks)
     _vertical_line(axes, 1.0)
     _text_above(axes, 1.0, "threshold")
 
@@ -221,15 +223,15 @@ def _line(
 
 
 def _dot(axes: Axes, x: float, y: float, network: str, hollow: bool = False) -> None:
-    fill, edge = (COLOURS[network], COLOURS["page"])[:: -1 if hollow else 1]
-    axes.plot(
-        [x], [y], "o", ms=7, mfc=fill, mec=edge, mew=1.5 if hollow else 1.2, clip_on=False, zorder=3
-    )
+    fill, edge = COLOURS[network], COLOURS["page"]
+    if hollow:
+        fill, edge = edge, fill
+    axes.plot([x], [y], "o", ms=7, mfc=fill, mec=edge, mew=1.4, clip_on=False, zorder=3)
 
 
 def _band(axes: Axes, x: np.ndarray, low: np.ndarray, high: np.ndarray, network: str) -> None:
-    """Fill the area between two curves; of many points, those between are left out."""
-    starts = np.arange(0, len(x), -(-len(x) // BAND_POINTS))
+    """Fill the area between two curves; of many points, each point stands for several epochs."""
+    starts = np.arange(0, len(x), math.ceil(len(x) / BAND_POINTS))
     low, high = np.minimum.reduceat(low, starts), np.maximum.reduceat(high, starts)
     ends = np.append(starts[1:] - 1, len(x) - 1)
     axes.fill_between(x[ends], low, high, color=COLOURS[network], alpha=0.14, linewidth=0)
@@ -260,15 +262,15 @@ def _text_above(axes: Axes, x: float, text: str) -> None:
     axes.annotate(text, (x, 1), (0, 5), axes.get_xaxis_transform(), "offset points", ha="center")
 
 
-def _set_round_limits(axes: Axes, low: float, high: float) -> None:
-    """Let the y axis cover [low, high] and end with ticks at round numbers."""
-    ticks = MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high)
-    axes.set(ylim=(ticks[0], ticks[-1]), yticks=ticks)
-    axes.yaxis.set_major_formatter("{x:g}")
+def round_ticks(low: float, high: float) -> np.ndarray:
+    """Equally spaced round numbers that enclose [low, high]."""
+    if low == high:
+        low, high = low - 0.05, high + 0.05
+    return MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high).round(12)
 
 
-def _log_ticks(low: float, high: float) -> np.ndarray:
-    """Powers of ten and their multiples by 2 and 5, from one below [low, high] to one above it."""
+def log_ticks(low: float, high: float) -> np.ndarray:
+    """Powers of ten and their multiples by 2 and 5 that enclose [low, high]; low > 0."""
     exponents = np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
     ticks = np.outer(10**exponents, (1, 2, 5)).ravel()
     first = np.searchsorted(ticks, low * (1 + 1e-9), side="right") - 1
@@ -276,10 +278,11 @@ def _log_ticks(low: float, high: float) -> np.ndarray:
     return ticks[first : last + 1]
 
 
-def _set_log_ticks(axis: Axis, ticks: np.ndarray) -> None:
-    """Label the ticks of a log axis; of many ticks, only powers of ten."""
-    if len(ticks) > MAX_LOG_TICKS:
-        powers = ticks[np.isclose(np.log10(ticks) % 1, 0)]
+def _set_ticks(axis: Axis, ticks: np.ndarray, log: bool = False) -> None:
+    """Label the ticks of an axis; of many ticks of a log axis, only powers of ten."""
+    if log and len(ticks) > MAX_LOG_TICKS:
+        exponents = np.log10(ticks)
+        powers = ticks[np.isclose(exponents, exponents.round())]
         ticks = powers[:: math.ceil(len(powers) / MAX_LOG_TICKS)]
     axis.set_ticks(ticks)
     axis.set_minor_locator(NullLocator())
