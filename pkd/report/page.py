@@ -66,10 +66,10 @@ def write_report(run: Run, output: Path | None = None, overwrite: bool = False) 
     if output is None:
         output = run.folder.path / "report.html"
         overwrite = overwrite or _is_report(output)
-    results = load_results(run)
-    page = render(page_context(run, results, member_metrics(run, results)))
-    with atomic_write(output, overwrite) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    with atomic_write(output, overwrite) as file:  # refuses an existing file before the work
+        results = load_results(run)
+        page = render(page_context(run, results, member_metrics(run, results)))
+        file.write_text(page, encoding="utf-8")
     return output
 
 
