@@ -190,6 +190,14 @@ class Detector(OutlierMixin, BaseEstimator):
         novel = np.divide(scores, total, out=np.full_like(scores, 0.5), where=total > 0)
         return np.stack([1 - novel, novel], 1)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Unpickle; Detectors of earlier versions lack a parameter and an attribute."""
+        super().__setstate__({"precision": "float32"} | state)
+        student = getattr(self, "student_", None)
+        if student is not None and not hasattr(student, "architecture"):
+            config = self._config().resolved()
+            student.architecture = config.architecture("student", self.n_channels_)
+
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.three_d_array = True

@@ -6,7 +6,7 @@ from jsonargparse import Namespace
 
 from pkd.cli.console import print_auc, print_skipped_files
 from pkd.cli.parser import Parser
-from pkd.runs.results import results_of
+from pkd.runs.results import auc_summary
 from pkd.runs.run import Run
 from pkd.utils.errors import CheckpointError, resume_command
 
@@ -38,5 +38,5 @@ def run_evaluate(args: Namespace) -> int:
     for phase in finished:
         run.load_phase(phase)
         auc[phase.name] = run.evaluate(phase.network)
-    print_auc(results_of(run, auc))
+    print_auc(auc_summary(run, auc))
     return 0

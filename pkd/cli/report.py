@@ -13,16 +13,17 @@ from pkd.runs.run import Run
 
 def report_parser() -> Parser:
     """Parser of the command."""
-    parser = Parser(description="Write the results of a finished run as one HTML file.")
+    parser = Parser(description="Write the report of a finished run as one HTML file.")
     parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument("--output", type=Path | None, help="default: RUN/report.html")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
     add_run_options(parser)
     return parser
 
 
 def run_report(args: Namespace) -> int:
     """Write the report; return the exit code."""
-    output = args.output or args.run / "report.html"
-    write_report(Run.open(args.run, args.device, args.data_dir), output)
+    run = Run.open(args.run, args.device, args.data_dir)
+    output = write_report(run, args.output, args.overwrite)
     console.print(f"report: {output}", soft_wrap=True)
     return 0

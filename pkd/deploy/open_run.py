@@ -8,6 +8,8 @@ from pkd.deploy.inference import DetectorInfo, ScoreFunction
 from pkd.models.cost import cost
 from pkd.models.ganomaly import Generator
 from pkd.runs.folder import RunFolder
+from pkd.runs.results import add_thresholds
+from pkd.runs.run import Run
 from pkd.scoring.single import Scorer, score_function
 from pkd.training.config import ResolvedConfig
 from pkd.training.settings import from_plain
@@ -49,6 +51,7 @@ def load_detector(
 
     Raises:
         CheckpointError: the run is not finished, damaged, or of another version of pkd.
+        DataError: the run has no thresholds and its data set, which they need, cannot be used.
         ConfigError: the run has no detector of this class and seed.
     """
     folder = RunFolder.open(path)
@@ -57,6 +60,10 @@ def load_detector(
     if results is None or folder.progress.phase < len(phases):
         raise CheckpointError(f"{path} is not finished: continue it with {resume_command(path)}")
     phase = [phase.name for phase in phases if phase.network == network][-1]
+    if not config.held_out:  # results.json was written before there were thresholds
+        run = Run.open(path, device="cpu")
+        results["members"] = add_thresholds(run, results["members"])
+        results |= {"channels": run.data.channels, "image_size": config.image_size}
     try:
         infos = _infos(results, network, phase, config.contamination)
     except (KeyError, TypeError) as error:

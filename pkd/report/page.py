@@ -1,9 +1,10 @@
-"""`pkd report`: what a finished run learned, as one HTML file that needs nothing beside it.
+"""Write the report of a finished run: one HTML file without references to other files.
 
-Words and figures are gathered here; layout and colours are report.html.
+This module builds the content; report.html has the layout and the style.
 """
 
-import os
+from collections.abc import Sequence
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from statistics import mean
@@ -12,129 +13,161 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from pkd.report.charts import ratio_axis, roc_chart, score_chart, training_charts
-from pkd.report.reconstructions import pictures
-from pkd.report.svg import Chart
+from pkd.report.reconstructions import example_images
+from pkd.report.svg import render_svg
 from pkd.report.tables import (
-    METHODS,
-    Group,
-    compression,
-    duration,
-    headline,
+    ClassMembers,
+    class_metrics,
+    compression_table,
+    dataset_title,
+    format_duration,
+    format_ratio,
+    metrics_table,
     phase_row,
-    quality,
-    tiles,
-    times,
-    title,
+    summary_tiles,
 )
-from pkd.runs.results import finished_results, judge
+from pkd.runs.plots import (
+    draw_auc,
+    draw_histogram,
+    draw_losses,
+    draw_roc,
+    ratio_limits,
+    split_phases,
+)
+from pkd.runs.results import load_results, member_metrics
 from pkd.runs.run import Run
-from pkd.scoring.metrics import Verdicts
-from pkd.utils.errors import PkdError
+from pkd.scoring.metrics import MemberMetrics
 from pkd.utils.files import atomic_write
 
-GENERATOR = '<meta name="generator" content="pkd report">'  # tells our files from others
+GENERATOR = '<meta name="generator" content="pkd report">'  # identifies reports of this program
+
+METHODS = {"progressive-23": "P-KDGAN-II-(2)(3)", "progressive-24": "P-KDGAN-II-(2)(4)"}
+
+CLASS_CHART, TRAINING_CHART = (300, 336), (420, 260)  # width and height in points
 
 
-def write_report(run: Run, output: Path) -> None:
-    """Write the page of a finished run.
+def write_report(run: Run, output: Path | None = None, overwrite: bool = False) -> Path:
+    """Write the report of a finished run.
 
     Args:
         run: its networks are left as one of its phases left them.
-        output: a new file, or an earlier report.
+        output: file to write; default: report.html in the run folder, which replaces an earlier
+            report there.
+        overwrite: whether any existing file may be replaced.
+
+    Returns:
+        The file.
 
     Raises:
-        PkdError: the run is not finished or is damaged, or the file cannot be written.
+        CheckpointError: the run is not finished, or its files are damaged.
+        DataError: the images of the run have changed since it was trained.
+        OutputError: the file cannot be written, or exists.
     """
-    check_output(output)
-    results = finished_results(run)
-    page = render(view(run, results, judge(run, results)))
+    if output is None:
+        output = run.folder.path / "report.html"
+        overwrite = overwrite or _is_report(output)
+    with atomic_write(output, overwrite) as file:  # refuses an existing file before the work
+        results = load_results(run)
+        page = render(page_context(run, results, member_metrics(run, results)))
+        file.write_text(page, encoding="utf-8")
+    return output
+
+
+def _is_report(path: Path) -> bool:
+    """Whether a file is a report of this program."""
     try:
-        with atomic_write(output) as temporary:
-            temporary.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise _unwritable(output, error) from error
-
-
-def check_output(output: Path) -> None:
-    """PkdError if a report cannot be written there, or would replace what is no report."""
-    if output.is_dir():
-        raise PkdError(f"--output {output} is a folder: name a file, e.g. {output / 'report.html'}")
-    if not output.parent.is_dir():
-        raise PkdError(f"--output {output}: there is no folder {output.parent}, make it first")
-    if not os.access(output.parent, os.W_OK):
-        raise PkdError(f"--output {output}: no permission to write there, choose another folder")
-    try:
-        foreign = output.exists() and GENERATOR.encode() not in output.read_bytes()
-    except OSError as error:
-        raise _unwritable(output, error) from error
-    if foreign:
-        raise PkdError(
-            f"--output {output} exists and is no report of pkd: it is kept, choose another name"
-        )
-
-
-def _unwritable(output: Path, error: OSError) -> PkdError:
-    return PkdError(
-        f"--output {output} cannot be written ({error.strerror}): make room or get permission "
-        "there, or choose another file"
-    )
+        return GENERATOR.encode() in path.read_bytes()
+    except OSError:
+        return False
 
 
 def render(context: dict[str, Any]) -> str:
-    """The page; whatever in `context` is no Markup is escaped."""
-    text = resources.files("pkd.report").joinpath("report.html").read_text(encoding="utf-8")
+    """Render the page; every value in `context` that is not Markup is escaped."""
+    template = resources.files("pkd.report").joinpath("report.html").read_text(encoding="utf-8")
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.from_string(text).render(context)
+    return environment.from_string(template).render(context)
 
 
-def view(run: Run, results: dict[str, Any], verdicts: dict[str, list[Verdicts]]) -> dict[str, Any]:
-    """All that the page shows, in words, figures and pictures."""
-    last = run.phases[-1].name
-    classes = dict.fromkeys(member.normal_class for member in run.members)
-    groups = [
-        Group(
-            number,
-            run.dataset.classes[number],
-            [k for k, member in enumerate(run.members) if member.normal_class == number],
-        )
-        for number in classes
-    ]
-    student = verdicts[last]
-    axis = ratio_axis(student)
-    shown = pictures(run, student, [group.members[0] for group in groups])
+def page_context(
+    run: Run, results: dict[str, Any], metrics: dict[str, list[MemberMetrics]]
+) -> dict[str, Any]:
+    """Build the variables of the template.
+
+    Args:
+        run: a finished run.
+        results: its `load_results`.
+        metrics: its `member_metrics`.
+    """
+    structure, last = results["config"]["structure"], run.phases[-1].name
+    student, teacher = metrics[last], metrics["teacher"]
+    classes = group_by_class(run)
     return {
         "generator": Markup(GENERATOR),
-        "times": times,
-        "title": title(run),
-        "method": METHODS.get(run.config.structure, f"KDGAN-{run.config.structure}"),
-        "config": run.config,
+        "format_ratio": format_ratio,
+        "title": dataset_title(run),
+        "method": METHODS.get(structure, f"KDGAN-{structure}"),
+        "seeds": run.config.seeds,
+        "contamination": run.config.contamination,
         "results": results,
-        "groups": groups,
-        "tiles": tiles(run, results, verdicts, groups),
-        "quality": quality(run.phases, results, verdicts, groups),
-        "novel_share": mean(own.novel.mean() for own in student),
+        "classes": class_sections(run, teacher, student, classes),
+        "tiles": summary_tiles(results, teacher, student, classes, last),
+        "metrics": metrics_table(run.phases, results, metrics, classes),
+        "novel_fraction": mean(member.y_true.mean() for member in student),
         "test_images": len(run.test_images),
-        "details": [
-            {
-                "name": group.name,
-                "figures": headline(student, group),
-                "histogram": _svg(score_chart([student[k] for k in group.members], axis)),
-                "roc": _svg(roc_chart(verdicts["teacher"], student, group.members)),
-                "pictures": columns,
-            }
-            for group, columns in zip(groups, shown, strict=True)
-        ],
-        "curves": [_svg(chart) for chart in training_charts(run.folder.metrics)],
-        "stack": len(run.members),
-        "compression": compression(run.config, results["cost"]),
+        "training_charts": training_charts(run.folder.metrics),
+        "members": len(run.members),
+        "compression": compression_table(results),
         "phases": [phase_row(phase, results) for phase in run.phases],
-        "total": duration(sum(results["seconds"].values())),
-        "settings": {name.replace("_", "-"): value for name, value in results["config"].items()},
+        "training_time": format_duration(sum(results["seconds"].values())),
+        "settings": {key.replace("_", "-"): value for key, value in results["config"].items()},
     }
 
 
-def _svg(chart: Chart) -> Markup:
-    return Markup(chart.markup())
+def group_by_class(run: Run) -> list[ClassMembers]:
+    """Group the members of a run by their normal class."""
+    positions: dict[int, list[int]] = {}
+    for k, member in enumerate(run.members):
+        positions.setdefault(member.normal_class, []).append(k)
+    return [
+        ClassMembers(number, run.dataset.classes[number], members)
+        for number, members in positions.items()
+    ]
+
+
+def class_sections(
+    run: Run,
+    teacher: Sequence[MemberMetrics],
+    student: Sequence[MemberMetrics],
+    classes: Sequence[ClassMembers],
+) -> list[dict[str, Any]]:
+    """Build metrics, charts and example images of each class."""
+    examples = example_images(run, student, [one.members[0] for one in classes])
+    limits = ratio_limits(student)
+    sections = []
+    for one, class_examples in zip(classes, examples, strict=True):
+        teachers, students = ([network[k] for k in one.members] for network in (teacher, student))
+        histogram = partial(draw_histogram, metrics=students, limits=limits)
+        roc = partial(draw_roc, teacher=teachers, student=students)
+        sections.append(
+            {
+                "name": one.name,
+                "metrics": class_metrics(student, one),
+                "histogram": render_svg(
+                    histogram, *CLASS_CHART, f"Histogram of scores, normal class {one.name}"
+                ),
+                "roc": render_svg(roc, *CLASS_CHART, f"ROC curves, normal class {one.name}"),
+                "examples": class_examples,
+            }
+        )
+    return sections
+
+
+def training_charts(metrics: list[dict[str, Any]]) -> list[Markup]:
+    """Render AUC and losses over epochs from the records of metrics.jsonl."""
+    phases = split_phases(metrics)
+    return [
+        render_svg(partial(draw_auc, phases=phases), *TRAINING_CHART, "AUC over epochs"),
+        render_svg(partial(draw_losses, phases=phases), *TRAINING_CHART, "Losses over epochs"),
+    ]

@@ -1,4 +1,4 @@
-"""Test images above what teacher and student make of them, for a report."""
+"""Test images with their reconstructions by teacher and student, for a report."""
 
 import base64
 import io
@@ -13,82 +13,93 @@ from torch import Tensor
 
 from pkd.models.ganomaly import Generator
 from pkd.runs.run import Run
-from pkd.scoring.metrics import Verdicts
+from pkd.scoring.metrics import MemberMetrics
 
-SHOWN = 6  # most normal images of a class, and most novel ones; fewer where there is much to show:
+MAX_IMAGES = 6  # in each list of a class
+MAX_BYTES = 1_500_000  # of all images and reconstructions of a report, before compression
 
-PICTURE_BYTES = 1_500_000  # of all pictures before they are packed
 
+class Example(NamedTuple):
+    """A test image with its reconstructions.
 
-class Column(NamedTuple):
-    """A test image above its reconstructions, and what the student says of it."""
+    Attributes:
+        source: data URI of a PNG: input, teacher's and student's reconstruction below each other.
+        class_name: true class.
+        novel: whether the true class is not the normal class.
+        score_ratio: student's score divided by its threshold.
+    """
 
-    source: str  # a data: address of a PNG
+    source: str
     class_name: str
     novel: bool
-    ratio: float  # score over threshold
+    score_ratio: float
 
 
-def pictures(
-    run: Run, verdicts: Sequence[Verdicts], members: Sequence[int]
-) -> list[list[tuple[str, list[Column]]]]:
-    """For each of some members the test images that are the most normal and the most novel to it.
+def example_images(
+    run: Run, metrics: Sequence[MemberMetrics], members: Sequence[int]
+) -> list[dict[str, list[Example]]]:
+    """Find the test images with the lowest and with the highest scores, and reconstruct them.
 
     Args:
-        run: finished; its networks are left as the first phase left them.
-        verdicts: of all members by their students.
-        members: places in the stack.
+        run: a finished run; its networks are left as the first phase left them.
+        metrics: of the students of all members.
+        members: positions in the stack of the members to show.
+
+    Returns:
+        For each member its examples, "most normal" and "most novel".
     """
-    size = run.test_images[0].numel() * len(members) * 3 * 2
-    count = min(max(1, PICTURE_BYTES // size), SHOWN, len(run.test_images) // 2)
-    orders = [verdicts[k].scores.argsort(kind="stable") for k in members]
-    rows = np.stack([np.concatenate([own[:count], own[: -count - 1 : -1]]) for own in orders], 1)
-    originals = run.test_images[torch.from_numpy(rows)]  # [2 * count, groups, C, H, W]
+    bytes_per_image = run.test_images[0].numel() * len(members) * 3 * 2
+    count = min(max(1, MAX_BYTES // bytes_per_image), MAX_IMAGES, len(run.test_images) // 2)
+    orders = [metrics[k].y_score.argsort(kind="stable") for k in members]
+    rows = np.stack([np.append(order[:count], order[: -count - 1 : -1]) for order in orders], 1)
+    stack = len(run.members)
+    originals = run.test_images[torch.from_numpy(rows)]  # [2 * count, members, C, H, W]
     with run.precision():
         run.load_phase(run.phases[-1])
-        student = reconstructions(run.networks["student"].generator, originals, members)
+        student = reconstruct(run.networks["student"].generator, originals, members, stack)
         run.load_phase(run.phases[0])
-        teacher = reconstructions(run.networks["teacher"].generator, originals, members)
-    stacked = torch.cat([part.cpu() for part in (originals, teacher, student)], 3).numpy()
+        teacher = reconstruct(run.networks["teacher"].generator, originals, members, stack)
+    pictures = torch.cat([part.cpu() for part in (originals, teacher, student)], 3).numpy()
     labels, names = run.dataset.test_labels, run.dataset.classes
-    found = []
-    for place, k in enumerate(members):
-        columns = [
-            Column(
-                png(stacked[i, place]),
+    examples = [
+        [
+            Example(
+                png_uri(pictures[i, j]),
                 names[labels[row]],
-                bool(verdicts[k].novel[row]),
-                float(verdicts[k].ratios[row]),
+                bool(metrics[k].y_true[row]),
+                float(metrics[k].score_ratios[row]),
             )
-            for i, row in enumerate(rows[:, place])
+            for i, row in enumerate(rows[:, j])
         ]
-        found.append([("most normal", columns[:count]), ("most novel", columns[count:])])
-    return found
+        for j, k in enumerate(members)
+    ]
+    return [{"most normal": row[:count], "most novel": row[count:]} for row in examples]
 
 
 @torch.no_grad()
-def reconstructions(generator: Generator, images: Tensor, members: Sequence[int]) -> Tensor:
-    """What some members of a stack make of images of their own.
+def reconstruct(generator: Generator, images: Tensor, members: Sequence[int], stack: int) -> Tensor:
+    """Reconstruct images by some members of a stack, each its own images.
 
     Args:
-        generator: of M members; left in evaluation mode.
-        images: (P, len(members), C, H, W) uint8.
-        members: places in the stack.
+        generator: of the stack; left in evaluation mode.
+        images: (N, len(members), C, H, W) uint8.
+        members: positions in the stack.
+        stack: number of members M.
 
     Returns:
-        uint8 of the shape of `images`, where the generator is: of several stacks in host memory.
+        uint8 of the shape of `images`, on the device of the generator. That may not be the device
+        of the images: a run with several stacks keeps its networks in host memory.
     """
     generator.eval()
     images, shape = images.to(next(generator.parameters()).device), images.shape
-    stack = generator.encoder[0].stack
-    everyone = images.new_zeros(len(images), stack, *shape[2:])
-    everyone[:, members] = images
-    made = generator(scale_pixels(everyone.flatten(1, 2))).xh.view(everyone.shape)[:, members]
-    return ((made + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    inputs = images.new_zeros(len(images), stack, *shape[2:])
+    inputs[:, members] = images
+    outputs = generator(scale_pixels(inputs.flatten(1, 2))).xh.view(inputs.shape)[:, members]
+    return ((outputs + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-def png(image: np.ndarray) -> str:
-    """A data: address of an image (C, H, W) uint8."""
+def png_uri(image: np.ndarray) -> str:
+    """Encode an image (C, H, W) uint8 as the data URI of a PNG."""
     file = io.BytesIO()
     Image.fromarray(image.transpose(1, 2, 0).squeeze()).save(file, "PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"

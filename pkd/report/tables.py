@@ -1,4 +1,4 @@
-"""TODO."""
+"""Tables and numbers of a report, formatted as text."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -9,24 +9,25 @@ from statistics import mean, stdev
 from typing import Any, NamedTuple
 
 from pkd.models.paper import paper_class, paper_mean, table4
-from pkd.report.charts import STEPS
+from pkd.runs.plots import PHASE_TITLES
 from pkd.runs.run import Run
-from pkd.scoring.metrics import Verdicts
-from pkd.training.config import OWN_DATA, Phase, TrainConfig
+from pkd.scoring.metrics import MemberMetrics
+from pkd.training.config import OWN_DATA, Phase
 from pkd.training.structures import KDGAN
 
-TITLES = {
+DATASET_TITLES = {
     "digits": "Digits",
     "mnist": "MNIST",
     "fashion_mnist": "Fashion-MNIST",
     "cifar10": "CIFAR-10",
 }
 
-METHODS = {"progressive-23": "P-KDGAN-II-(2)(3)", "progressive-24": "P-KDGAN-II-(2)(4)"}
+# Metrics of every class: title, attribute of MemberMetrics.
+METRICS = {"AUC": "auc", "average precision": "average_precision", "F1": "f1"}
 
 
-class Figure(NamedTuple):
-    """A number, its spread over seeds, and the paper's."""
+class Cell(NamedTuple):
+    """A number, its standard deviation over seeds, and the number that the paper reports."""
 
     value: str
     spread: str = ""
@@ -35,194 +36,237 @@ class Figure(NamedTuple):
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of figures under columns, which stand in named groups.
+    """A table with named rows.
 
     Attributes:
-        groups: (title, number of columns).
-        rows, footer: (name, figures).
+        groups: headings above the columns: (title, number of columns).
+        columns: titles of the columns.
+        rows: (name, cells).
+        footer: (name, cells) of the rows below, e.g. of means.
     """
 
     groups: list[tuple[str, int]]
     columns: list[str]
-    rows: list[tuple[str, list[Figure]]]
-    footer: list[tuple[str, list[Figure]]] = field(default_factory=list)
+    rows: list[tuple[str, list[Cell]]]
+    footer: list[tuple[str, list[Cell]]] = field(default_factory=list)
 
 
-class Measure(NamedTuple):
-    """A column: an attribute of the verdicts of a phase, under a title in a group of columns."""
+class MetricColumn(NamedTuple):
+    """A column of the table of metrics.
+
+    Attributes:
+        group: heading above the title.
+        title: of the column.
+        metric: attribute of MemberMetrics.
+        phase: whose metrics are shown.
+        form: format specification of a number.
+    """
 
     group: str
     title: str
-    attribute: str
+    metric: str
     phase: str
     form: str = ".4f"
 
 
-class Group(NamedTuple):
-    """The members of a run that share their normal class, one a seed."""
+class ClassMembers(NamedTuple):
+    """The members of a run that have the same normal class.
+
+    Attributes:
+        number: of the class.
+        name: of the class.
+        members: positions in the stack, one for each seed.
+    """
 
     number: int
     name: str
     members: list[int]
 
 
-def title(run: Run) -> str:
-    """The data set's name; of the user's own, that of its folder or file."""
-    config = run.config
-    return Path(config.data_dir).stem if config.dataset in OWN_DATA else TITLES[config.dataset]
+def dataset_title(run: Run) -> str:
+    """Name of the data set; for images of the user, the name of their folder or file."""
+    name, data_dir = run.config.dataset, run.config.data_dir
+    return Path(data_dir or "").stem if name in OWN_DATA else DATASET_TITLES[name]
 
 
-def figure(
-    verdicts: Sequence[Verdicts], groups: Sequence[Group], name: str, form: str = ".4f"
-) -> Figure:
-    """Mean of an attribute of Verdicts over classes; over seeds too, with standard deviation."""
+def metric_cell(
+    metrics: Sequence[MemberMetrics],
+    classes: Sequence[ClassMembers],
+    metric: str,
+    form: str = ".4f",
+) -> Cell:
+    """Format the mean of a metric over classes and seeds, and its standard deviation over seeds.
+
+    Args:
+        metrics: of all members.
+        classes: the classes whose members count.
+        metric: attribute of MemberMetrics.
+        form: format specification of a number.
+    """
     by_seed = [
-        mean(getattr(verdicts[k], name) for k in members)
-        for members in zip(*(group.members for group in groups), strict=True)
+        mean(getattr(metrics[k], metric) for k in members)
+        for members in zip(*(one.members for one in classes), strict=True)
     ]
     spread = f"± {stdev(by_seed):{form}}" if len(by_seed) > 1 else ""
-    return Figure(f"{mean(by_seed):{form}}", spread)
+    return Cell(f"{mean(by_seed):{form}}", spread)
 
 
-def quality(
+def metrics_table(
     phases: Sequence[Phase],
     results: dict[str, Any],
-    verdicts: dict[str, list[Verdicts]],
-    groups: Sequence[Group],
+    metrics: dict[str, list[MemberMetrics]],
+    classes: Sequence[ClassMembers],
 ) -> Table:
-    """Figures by class, with the paper's where they are comparable."""
+    """Build the table of metrics by class, with the AUC that the paper reports if comparable.
+
+    Args:
+        phases: of the run.
+        results: content of results.json.
+        metrics: phase -> metrics of all members.
+        classes: rows of the table.
+    """
     last = phases[-1].name
-    measures = [Measure("AUC", STEPS[phase.name], "auc", phase.name) for phase in phases]
-    measures += [
-        Measure(title, network, attribute, phase)
-        for title, attribute in (
+    columns = [MetricColumn("AUC", PHASE_TITLES[phase.name], "auc", phase.name) for phase in phases]
+    columns += [
+        MetricColumn(group, network, metric, phase)
+        for group, metric in (
             ("average precision", "average_precision"),
             ("F1 at threshold", "f1"),
         )
         for network, phase in (("teacher", "teacher"), ("student", last))
     ]
-    measures += [
-        Measure("student at threshold", title, attribute, last, ".1%")
-        for title, attribute in (("false alarms", "false_alarms"), ("novel found", "found"))
+    columns += [
+        MetricColumn("student at threshold", title, metric, last, ".1%")
+        for title, metric in (("false positive rate", "false_positive_rate"), ("recall", "recall"))
     ]
 
-    def row(of: Sequence[Group], paper: Callable[[str], float | None]) -> list[Figure]:
-        cells = [figure(verdicts[m.phase], of, m.attribute, m.form) for m in measures]
-        printed = [paper(m.phase) if m.attribute == "auc" else None for m in measures]
+    def cells(rows: Sequence[ClassMembers], paper_auc: Callable[[str], float | None]) -> list[Cell]:
+        numbers = [metric_cell(metrics[c.phase], rows, c.metric, c.form) for c in columns]
+        papers = [paper_auc(c.phase) if c.metric == "auc" else None for c in columns]
         return [
-            cell._replace(paper=f"paper {value:.4f}" if value else "")
-            for cell, value in zip(cells, printed, strict=True)
+            cell._replace(paper=f"paper {paper:.4f}" if paper else "")
+            for cell, paper in zip(numbers, papers, strict=True)
         ]
 
-    rows = [(own.name, row([own], partial(paper_class, results, own.number))) for own in groups]
-    mean_row = ("mean", row(groups, partial(paper_mean, results)))
-    heads = groupby(measure.group for measure in measures)
+    rows = [(one.name, cells([one], partial(paper_class, results, one.number))) for one in classes]
+    mean_row = ("mean", cells(classes, partial(paper_mean, results)))
+    groups = groupby(column.group for column in columns)
     return Table(
-        [(title, len([*same])) for title, same in heads],
-        [measure.title for measure in measures],
+        [(title, len([*same])) for title, same in groups],
+        [column.title for column in columns],
         rows,
-        [mean_row] if len(groups) > 1 else [],
+        [mean_row] if len(classes) > 1 else [],
     )
 
 
-def tiles(
-    run: Run,
+def summary_tiles(
     results: dict[str, Any],
-    verdicts: dict[str, list[Verdicts]],
-    groups: Sequence[Group],
+    teacher: Sequence[MemberMetrics],
+    student: Sequence[MemberMetrics],
+    classes: Sequence[ClassMembers],
+    phase: str,
 ) -> list[dict[str, Any]]:
-    """How good, how big, how long: a few figures, each with what to compare it with."""
-    last = run.phases[-1].name
-    student = verdicts[last]
-    compared = [f"teacher {figure(verdicts['teacher'], groups, 'auc').value}"]
-    if paper := paper_mean(results, last):
-        compared.append(f"paper {paper:.4f}")
-    found, alarms = (
-        figure(student, groups, name, ".0%").value for name in ("found", "false_alarms")
+    """Build the tiles at the top of the page: quality, size and training time.
+
+    Args:
+        results: content of results.json.
+        teacher: metrics of all members after the first phase.
+        student: metrics of all members after the last phase.
+        classes: of the run.
+        phase: name of the last phase.
+
+    Returns:
+        For each tile its "name", its "cell", and a "note" to compare it with.
+    """
+    references = [f"teacher {metric_cell(teacher, classes, 'auc').value}"]
+    if paper := paper_mean(results, phase):
+        references.append(f"paper {paper:.4f}")
+    recall, false_positive_rate = (
+        metric_cell(student, classes, metric, ".0%").value
+        for metric in ("recall", "false_positive_rate")
     )
-    large, small = results["cost"]["teacher"], results["cost"]["student"]
+    costs = [results["cost"][network]["flops"] for network in ("teacher", "student")]
     return [
         {
             "name": "AUC of the student",
-            "figure": figure(student, groups, "auc"),
-            "note": ", ".join(compared),
+            "cell": metric_cell(student, classes, "auc"),
+            "note": ", ".join(references),
         },
         {
             "name": "F1 at the threshold",
-            "figure": figure(student, groups, "f1"),
-            "note": f"finds {found} of novel images, with {alarms} false alarms",
+            "cell": metric_cell(student, classes, "f1"),
+            "note": f"recall {recall}, false positive rate {false_positive_rate}",
         },
         {
             "name": "Compression",
-            "figure": Figure(times(large["flops"] / small["flops"])),
-            "note": f"{short(small['flops'])} multiply-adds an image, the teacher "
-            f"{short(large['flops'])}",
+            "cell": Cell(format_ratio(costs[0] / costs[1])),
+            "note": "{1} multiply-adds per image, teacher {0}".format(*map(format_count, costs)),
         },
         {
-            "name": "Time to train",
-            "figure": Figure(duration(sum(results["seconds"].values()))),
+            "name": "Training time",
+            "cell": Cell(format_duration(sum(results["seconds"].values()))),
             "note": results["hardware"],
         },
     ]
 
 
-def headline(verdicts: Sequence[Verdicts], group: Group) -> list[tuple[str, Figure]]:
-    """The figures that stand beside a class's name."""
-    named = {"AUC": "auc", "average precision": "average_precision", "F1": "f1"}
-    return [(name, figure(verdicts, [group], of)) for name, of in named.items()]
+def class_metrics(
+    metrics: Sequence[MemberMetrics], members: ClassMembers
+) -> list[tuple[str, Cell]]:
+    """Format the metrics beside the name of a class."""
+    return [(title, metric_cell(metrics, [members], metric)) for title, metric in METRICS.items()]
 
 
-def compression(config: TrainConfig, costs: dict[str, dict[str, int]]) -> Table:
-    """Teacher and student of a run, and the paper's ratios where its networks are the same.
+def compression_table(results: dict[str, Any]) -> Table:
+    """Build the table of network sizes, with the ratios of the paper if the networks are the same.
 
     Args:
-        costs: network -> what pkd.cost.Cost holds.
+        results: content of results.json.
     """
-    parts = ("parameters", "flops")
+    sizes, costs = ("parameters", "flops"), results["cost"]
     rows = [
         (
-            f"{name} {getattr(config, f'{name}_widths')}",
-            [Figure(f"{costs[name][part]:,}") for part in parts],
+            f"{network} {results['config'][f'{network}_widths']}",
+            [Cell(f"{costs[network][size]:,}") for size in sizes],
         )
-        for name in ("teacher", "student")
+        for network in ("teacher", "student")
     ]
-    ratios = {"ratio": [costs["teacher"][part] / costs["student"][part] for part in parts]}
-    paper = table4().get(config.dataset)
-    if paper and costs == {name: vars(getattr(paper, name)) for name in ("teacher", "student")}:
-        ratios["ratio, counted as the paper does"] = paper.paper_style
+    ratios = {"ratio": tuple(costs["teacher"][size] / costs["student"][size] for size in sizes)}
+    paper = table4().get(results["dataset"])
+    if paper and costs == {"teacher": vars(paper.teacher), "student": vars(paper.student)}:
+        ratios["ratio, counted as in the paper"] = paper.paper_style
         ratios["ratio, printed in the paper"] = paper.printed
-    footer = [(name, [Figure(f"{value:.2f}×") for value in pair]) for name, pair in ratios.items()]
+    footer = [(name, [Cell(f"{value:.2f}×") for value in pair]) for name, pair in ratios.items()]
     return Table([], ["parameters", "multiply-adds"], rows, footer)
 
 
-def phase_row(phase: Phase, results: dict[str, Any]) -> dict[str, Any]:
-    """What a phase did, in words."""
-    trained = " and ".join(phase.structure.trained)
+def phase_row(phase: Phase, results: dict[str, Any]) -> dict[str, str]:
+    """Format the row of a phase in the table of phases."""
     structures = {structure: f"KDGAN-{number}" for number, structure in KDGAN.items()}
     return {
-        "name": STEPS[phase.name],
+        "name": PHASE_TITLES[phase.name],
         "structure": structures.get(phase.structure, "GANomaly"),
-        "trained": trained,
+        "trained": " and ".join(phase.structure.trained),
         "epochs": f"{phase.epochs:,}",
-        "time": duration(results["seconds"][phase.name]),
+        "time": format_duration(results["seconds"][phase.name]),
     }
 
 
-def times(ratio: float) -> str:
-    """A ratio in words, e.g. 0.03×, 24.45×, 712×."""
+def format_ratio(ratio: float) -> str:
+    """Format a ratio, e.g. 0.03×, 24.45×, 712×."""
     return f"{ratio:.0f}×" if ratio >= 100 else f"{ratio:.2f}×"
 
 
-def short(count: int) -> str:
-    """A count in three digits, e.g. 78.6k, 5.12M."""
+def format_count(count: float) -> str:
+    """Format a count with three digits, e.g. 78.6k, 5.12M."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if count >= size:
             return f"{count / size:.3g}{letter}"
     return str(count)
 
 
-def duration(seconds: float) -> str:
-    """Time in words, e.g. 42 s, 13 min, 2 h 5 min."""
+def format_duration(seconds: float) -> str:
+    """Format a time, e.g. 42 s, 13 min, 2 h 5 min."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

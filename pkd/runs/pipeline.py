@@ -1,13 +1,12 @@
 """Train a run: teacher, step 1 and step 2 (Algorithm 1), then results."""
 
-import io
 from typing import Any
 
 import torch
 
 from pkd.models.ganomaly import network_tensors
-from pkd.runs.curves import plot_curves
-from pkd.runs.results import results_of
+from pkd.runs.plots import training_curves_png
+from pkd.runs.results import build_results
 from pkd.runs.run import Run
 from pkd.runs.stack_loop import StackLoop
 from pkd.training.callbacks import Callback
@@ -35,10 +34,8 @@ def train(run: Run, callback: Callback) -> dict[str, Any]:
         run.config.training_device()  # the run may have started on another machine
         with run.precision():
             PhaseLoop(run, callback).train()
-    results = results_of(run, folder.progress.auc)
-    curves = io.BytesIO()
-    plot_curves(curves, folder.metrics, run.config.dataset)
-    folder.write_results(results, curves.getvalue())
+    results = build_results(run, folder.progress.auc)
+    folder.write_results(results, training_curves_png(folder.metrics, run.config.dataset))
     return results
 
 

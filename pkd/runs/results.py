@@ -1,4 +1,4 @@
-"""What a run came to: the content of results.json."""
+"""Build results.json, load it again, and compute the metrics of a finished run."""
 
 import platform
 from collections.abc import Sequence
@@ -10,56 +10,95 @@ import numpy as np
 from pkd.models.cost import cost
 from pkd.models.stack import Member
 from pkd.runs.run import Run
-from pkd.scoring.metrics import Verdicts, auc_by_member, threshold
+from pkd.scoring.metrics import MemberMetrics, auc_by_member, threshold
 from pkd.training.settings import to_plain
 from pkd.utils.device import device_name, in_tf32
-from pkd.utils.errors import PkdError
+from pkd.utils.errors import RESTORE, CheckpointError, DataError, resume_command
+
+REPORT_KEYS = (
+    *("dataset", "data_sha256", "config", "members", "mean_auc"),
+    *("cost", "seconds", "hardware", "versions"),
+)
 
 
-def results_of(run: Run, auc: dict[str, list[float]]) -> dict[str, Any]:
-    """What results.json holds, for the AUC of each member after each phase.
+def build_results(run: Run, auc: dict[str, list[float]]) -> dict[str, Any]:
+    """Build the content of results.json.
+
+    Args:
+        run: the run; the checkpoints of the phases in `auc` must exist.
+        auc: phase -> AUC of each member after that phase.
 
     Raises:
-        PkdError: a phase's checkpoint is damaged, see `Run.held_out_scores`.
+        CheckpointError: the checkpoint of a phase is damaged, see `Run.held_out_scores`.
     """
     config, dataset = run.config, run.dataset
-    thresholds = {
-        phase: [threshold(own, config.contamination) for own in run.held_out_scores(phase)]
-        for phase in auc
-    }
+    seconds = run.folder.progress.seconds
+    results = auc_summary(run, auc)
     return {
-        "dataset": config.dataset,
+        "dataset": results.pop("dataset"),
         "data_sha256": dataset.digest,
         "classes": list(dataset.classes),
         "left_out": len(dataset.left_out),
-        "channels": run.test_images.shape[1],
+        "channels": run.data.channels,
         "image_size": config.image_size,
         "config": to_plain(config),
-        "members": [
-            {
-                "normal_class": member.normal_class,
-                "class_name": dataset.classes[member.normal_class],
-                "seed": member.seed,
-                "auc": {phase: values[k] for phase, values in auc.items()},
-                "threshold": {phase: values[k] for phase, values in thresholds.items()},
-            }
-            for k, member in enumerate(run.members)
-        ],
-        **summarize(auc, run.members),
+        "members": add_thresholds(run, results.pop("members")),
+        **results,
         "cost": {name: vars(cost(gan.architecture)) for name, gan in run.networks.items()},
-        "seconds": {name: round(spent, 1) for name, spent in run.folder.progress.seconds.items()},
+        "seconds": {phase: round(value, 1) for phase, value in seconds.items()},
         "hardware": device_name(run.device) + ", TF32" * in_tf32(config.precision, run.device),
         "versions": {"python": platform.python_version(), **run.versions},
     }
 
 
-def summarize(
+def auc_summary(run: Run, auc: dict[str, list[float]]) -> dict[str, Any]:
+    """Name the AUC of each member after each phase, with the means: the table of a run."""
+    classes = run.dataset.classes
+    members = [
+        {
+            "normal_class": member.normal_class,
+            "class_name": classes[member.normal_class],
+            "seed": member.seed,
+            "auc": {phase: values[k] for phase, values in auc.items()},
+        }
+        for k, member in enumerate(run.members)
+    ]
+    return {
+        "dataset": run.config.dataset,
+        "members": members,
+        **summarize_auc(auc, run.members),
+    }
+
+
+def add_thresholds(run: Run, members: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Add the threshold after each phase to the members of results.json."""
+    thresholds = {
+        phase.name: [
+            threshold(scores, run.config.contamination) for scores in run.held_out_scores(phase)
+        ]
+        for phase in run.phases
+    }
+    return [
+        member | {"threshold": {phase: values[k] for phase, values in thresholds.items()}}
+        for k, member in enumerate(members)
+    ]
+
+
+def summarize_auc(
     auc: dict[str, list[float]], members: Sequence[Member]
 ) -> dict[str, dict[str, float]]:
-    """Mean AUC over classes for each phase, and its spread over seeds where there are several."""
+    """Compute the mean AUC over classes after each phase, and its spread over seeds.
+
+    Returns:
+        "mean_auc": phase -> mean over seeds of the mean over classes. "std_auc": phase -> standard
+        deviation over seeds of the mean over classes; only if there are several seeds.
+    """
     seeds = sorted({member.seed for member in members})
     by_seed = {
-        phase: [mean(v for v, m in zip(values, members, strict=True) if m.seed == s) for s in seeds]
+        phase: [
+            mean(value for value, m in zip(values, members, strict=True) if m.seed == seed)
+            for seed in seeds
+        ]
         for phase, values in auc.items()
     }
     summary = {"mean_auc": {phase: mean(values) for phase, values in by_seed.items()}}
@@ -68,81 +107,78 @@ def summarize(
     return summary
 
 
-def finished_results(run: Run) -> dict[str, Any]:
-    """What results.json of a run holds.
+def load_results(run: Run) -> dict[str, Any]:
+    """Load what a report needs of results.json, and check that it belongs to the run.
+
+    Returns:
+        The entries `REPORT_KEYS`.
 
     Raises:
-        PkdError: there is none yet, it does not fit config.yaml, or it speaks of other images
-            than `run` has.
+        CheckpointError: the run is not finished, or its results.json is damaged or does not fit
+            config.yaml.
+        DataError: the images of the run have changed since it was trained.
     """
-    path = run.folder.path
+    path = run.folder.path / "results.json"
     results = run.folder.results()
     if results is None:
-        raise PkdError(
-            f"{path} is not finished, it has no results.json: continue it with pkd train --resume"
+        raise CheckpointError(
+            f"{run.folder.path} is not finished, it has no results.json: continue it with "
+            f"{resume_command(run.folder.path)}"
         )
     phases = {phase.name for phase in run.phases}
     try:
+        if "threshold" not in results["members"][0]:  # written before there were thresholds
+            results["members"] = add_thresholds(run, results["members"])
         members = [
             (m["normal_class"], m["seed"], {*m["auc"]}, {*m["threshold"]})
             for m in results["members"]
         ]
-        known = {name: results[name] for name in ("dataset", "config", "mean_auc", "cost")}
-        known |= {name: results[name] for name in ("seconds", "hardware", "versions")}
-        digest = results["data_sha256"]
-    except (KeyError, TypeError) as error:
-        raise PkdError(
-            f"{path / 'results.json'} is damaged or of another version of pkd, it lacks {error}: "
-            "restore it from a copy, or train again in a new folder"
+        results = {key: results[key] for key in REPORT_KEYS}
+    except (IndexError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} is damaged or of another version of pkd, it lacks {error}: {RESTORE}"
         ) from error
     if members != [(m.normal_class, m.seed, phases, phases) for m in run.members]:
-        raise PkdError(
-            f"{path / 'results.json'} does not fit config.yaml: restore both from a copy, or train "
-            "again in a new folder"
+        raise CheckpointError(f"{path} does not fit config.yaml: {RESTORE}")
+    if results["data_sha256"] != run.dataset.digest:
+        raise DataError(
+            f"the images of `dataset` {run.config.dataset} are not those that {run.folder.path} "
+            "was trained with: restore them, or set `data_dir` to the folder that has them"
         )
-    if digest != run.dataset.digest:
-        raise PkdError(
-            f"the images of --dataset {run.config.dataset} are not those that {path} was made "
-            "with: restore them, or name the folder that has them with --data-dir"
-        )
-    return known | {"members": results["members"], "data_sha256": digest}
+    return results
 
 
-def judge(run: Run, results: dict[str, Any]) -> dict[str, list[Verdicts]]:
-    """Phase -> verdicts of each member by the network that the phase judged.
+def member_metrics(run: Run, results: dict[str, Any]) -> dict[str, list[MemberMetrics]]:
+    """Compute the metrics of each member after each phase, from the scores in the checkpoints.
 
     Args:
-        run: finished.
-        results: what its results.json holds: AUC and thresholds are taken from there.
+        run: a finished run.
+        results: its `load_results`; AUC and thresholds are taken from there.
+
+    Returns:
+        Phase -> metrics of the M members, of the network that is evaluated in that phase.
 
     Raises:
-        PkdError: a checkpoint is damaged, or lacks the scores of the test split, or they are not
-            those that results.json speaks of.
+        CheckpointError: a checkpoint is damaged, lacks the scores of the test split, or has scores
+            with another AUC than results.json.
     """
-    labels = run.dataset.test_labels
-    verdicts = {}
+    labels, members = run.dataset.test_labels, results["members"]
+    metrics = {}
     for phase in run.phases:
-        name = f"{phase.name}.safetensors"
-        scores = run.folder.load_tensors(name, "test_scores").get("test_scores")
-        if scores is None or scores.shape != (len(labels), len(run.members)):
-            raise PkdError(
-                f"checkpoint {run.folder.checkpoints / name} is damaged or of another version of "
-                "pkd, it lacks scores of the test split: restore it from a copy, or train again in "
-                "a new folder"
+        scores = run.test_scores(phase)
+        auc = [member["auc"][phase.name] for member in members]
+        if not np.allclose(auc_by_member(scores, labels, run.members), auc):
+            raise CheckpointError(
+                f"the scores in checkpoint {run.folder.checkpoints / phase.name}.safetensors have "
+                f"another AUC than results.json: {RESTORE}"
             )
-        written = [member["auc"][phase.name] for member in results["members"]]
-        if not np.allclose(auc_by_member(scores.numpy(), labels, run.members), written):
-            raise PkdError(
-                f"checkpoint {run.folder.checkpoints / name} has scores of another AUC than "
-                "results.json: restore both from a copy, or train again in a new folder"
+        metrics[phase.name] = [
+            MemberMetrics(
+                y_true=labels != member["normal_class"],
+                y_score=scores[:, k],
+                threshold=member["threshold"][phase.name],
+                auc=auc[k],
             )
-        verdicts[phase.name] = [
-            Verdicts(
-                own,
-                labels != member["normal_class"],
-                member["threshold"][phase.name],
-                auc,
-            )
-            for own, member, auc in zip(scores.T.numpy(), results["members"], written, strict=True)
+            for k, member in enumerate(members)
         ]
-    return verdicts
+    return metrics

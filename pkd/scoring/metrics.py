@@ -1,4 +1,4 @@
-"""What the networks of a finished run say of the test split, against the truth."""
+"""Metrics of novelty detection: AUC, average precision, and F1, recall and FPR at a threshold."""
 
 import math
 from collections.abc import Sequence
@@ -10,58 +10,65 @@ from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from pkd.models.stack import Member
 
-LEAST_RATIO = 1e-6
+MIN_SCORE_RATIO = 1e-6  # keeps score ratios and their inverses finite and positive for log axes
 
 
 @dataclass(frozen=True)
-class Verdicts:
-    """How one model, at its threshold and without, tells novel test images from normal ones.
+class MemberMetrics:
+    """Metrics of one member of a stack on the test split. The positive class is "novel".
 
     Attributes:
-        scores: (T,) higher is more novel.
-        novel: (T,) bool, the truth.
-        threshold: from held-out normal images; a score beyond it is called novel.
+        y_true: (T,) bool, True for novel images.
+        y_score: (T,) novelty scores, higher is more novel.
+        threshold: an image is predicted novel if its score exceeds this value.
         auc: area under the ROC curve.
     """
 
-    scores: np.ndarray
-    novel: np.ndarray
+    y_true: np.ndarray
+    y_score: np.ndarray
     threshold: float
     auc: float
 
     @cached_property
-    def called(self) -> np.ndarray:
-        """(T,) bool, the images beyond the threshold."""
-        return self.scores > self.threshold
+    def y_pred(self) -> np.ndarray:
+        """(T,) bool, True for images predicted novel."""
+        return self.y_score > self.threshold
 
     @cached_property
     def average_precision(self) -> float:
-        return float(average_precision_score(self.novel, self.scores))
+        """Area under the precision-recall curve, without a threshold."""
+        return float(average_precision_score(self.y_true, self.y_score))
 
     @cached_property
     def f1(self) -> float:
-        """F1 at the threshold; novel is the positive class."""
-        return float(f1_score(self.novel, self.called))
+        """F1 score at the threshold."""
+        return float(f1_score(self.y_true, self.y_pred))
 
     @cached_property
-    def found(self) -> float:
-        """Share of the novel images that are beyond the threshold."""
-        return float(self.called[self.novel].mean())
+    def recall(self) -> float:
+        """Fraction of the novel images that are predicted novel."""
+        return float(self.y_pred[self.y_true].mean())
 
     @cached_property
-    def false_alarms(self) -> float:
-        """Share of the normal images that are beyond the threshold."""
-        return float(self.called[~self.novel].mean())
+    def false_positive_rate(self) -> float:
+        """Fraction of the normal images that are predicted novel."""
+        return float(self.y_pred[~self.y_true].mean())
 
     @cached_property
-    def ratios(self) -> np.ndarray:
-        """(T,) scores over the threshold, within [LEAST_RATIO, 1 / LEAST_RATIO]."""
-        ratios = self.scores.astype(float) / max(self.threshold, np.finfo(np.float32).tiny)
-        return np.clip(ratios, LEAST_RATIO, 1 / LEAST_RATIO)
+    def score_ratios(self) -> np.ndarray:
+        """(T,) scores divided by the threshold, in [MIN_SCORE_RATIO, 1 / MIN_SCORE_RATIO]."""
+        ratios = self.y_score.astype(float) / max(self.threshold, np.finfo(np.float32).tiny)
+        return np.clip(ratios, MIN_SCORE_RATIO, 1 / MIN_SCORE_RATIO)
 
 
 def auc_by_member(scores: np.ndarray, labels: np.ndarray, members: Sequence[Member]) -> list[float]:
-    """Area under the ROC curve of each model: its normal class against all the rest."""
+    """Area under the ROC curve of each member: its normal class against all other classes.
+
+    Args:
+        scores: (T, M) novelty scores.
+        labels: (T,) classes of the images.
+        members: the M members.
+    """
     return [
         float(roc_auc_score(labels != member.normal_class, scores[:, k]))
         for k, member in enumerate(members)
@@ -69,14 +76,15 @@ def auc_by_member(scores: np.ndarray, labels: np.ndarray, members: Sequence[Memb
 
 
 def threshold(scores: np.ndarray, contamination: float) -> float:
-    """The score that a new normal image exceeds with a probability of at most `contamination`.
+    """Compute the threshold from scores of held-out normal images (split conformal prediction).
 
-    Of n held-out scores the ceil((n + 1)(1 - contamination))-th smallest (split conformal
-    prediction); the largest where n is less than 1 / contamination - 1, too few for that promise.
+    The result is the ceil((n + 1)(1 - contamination))-th smallest of the n scores. The score of a
+    new normal image exceeds it with a probability of at most `contamination`. That guarantee needs
+    n >= 1 / contamination - 1; with fewer scores the result is the largest score.
 
     Args:
-        scores: (n,) of held-out normal images, n at least 1.
-        contamination: in (0, 0.5].
+        scores: (n,) novelty scores of held-out normal images, n at least 1.
+        contamination: target false positive rate, in (0, 0.5].
     """
     rank = math.ceil((len(scores) + 1) * (1 - contamination))
     return float(np.sort(scores)[min(rank, len(scores)) - 1])

@@ -1,112 +1,162 @@
-"""Charts as SVG: where values are drawn, which ticks an axis has, and that texts stay texts."""
+"""Inline SVG: positions of what is drawn, colours by CSS, nothing that a page could not embed."""
 
 import re
+from functools import partial
+from importlib import resources
 from xml.etree import ElementTree
 
+import matplotlib as mpl
 import numpy as np
 import pytest
 
-from pkd.report.svg import Axis, Chart, count_axis, linear_axis, log_axis
+from pkd.report.svg import BOTTOM, LEFT, RIGHT, TOP, render_svg
+from pkd.runs.plots import COLOURS, draw_auc, draw_histogram, draw_losses, draw_roc, split_phases
+from pkd.scoring.metrics import MemberMetrics
 
-UNIT = Axis("x", 0, 1, (0, 1))
-
-
-def drawn(chart, kind):
-    """Points (n, 2) of the one path of a kind, as shares of the plot from its lower left corner."""
-    chart.dot(0, 0, "low")
-    chart.dot(1, 1, "high")
-    svg = ElementTree.fromstring(chart.markup())
-    corners = [
-        [float(svg.find(f"circle[@class='dot {name}']").get(c)) for c in ("cx", "cy")]
-        for name in ("low", "high")
-    ]
-    (path,) = [p.get("d") for p in svg.iter("path") if kind in p.get("class").split()]
-    points = np.array(re.findall(r"-?[\d.]+", path), float).reshape(-1, 2)
-    return (points - corners[0]) / (np.array(corners[1]) - corners[0])
+WIDTH, HEIGHT = 400, 240
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "ends"),
-    [(0.84, 0.93, (0.84, 0.94)), (0.5, 1.0, (0.5, 1.0)), (0.97, 0.97, None), (0, 13.2, (0, 15))],
-)
-def test_linear_axis_is_round_and_holds_its_values(low, high, ends):
-    axis = linear_axis("AUC", low, high)
-    assert axis.low <= low <= high <= axis.high
-    assert axis.low < axis.high
-    assert (axis.ticks[0], axis.ticks[-1]) == (axis.low, axis.high)
-    assert 2 <= len(axis.ticks) <= 8
-    if ends:
-        assert (axis.low, axis.high) == pytest.approx(ends)
+def draw_example(axes):
+    """A line, an area, two dots, labels and ticks."""
+    axes.plot((0.1, 0.5, 0.9), (0.2, 0.8, 0.4), color=COLOURS["student"])
+    axes.fill_between((0.1, 0.9), 0.1, 0.2, color=COLOURS["novel"], alpha=0.3)
+    axes.plot((0.3, 0.6), (0.3, 0.6), "o", color=COLOURS["teacher"])
+    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="epoch", ylabel="AUC")
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "ends"),
-    [(0.3, 7, (0.2, 10)), (1, 1, (1, 2)), (0.02, 0.04, (0.02, 0.05)), (3e-6, 2e6, (2e-6, 2e6))],
-)
-def test_log_axis_is_round_and_holds_its_values(low, high, ends):
-    axis = log_axis("loss", low, high)
-    assert (axis.low, axis.high) == pytest.approx(ends)
-    assert 1 <= len(axis.ticks) <= 8
-    assert all(axis.low <= tick <= axis.high for tick in axis.ticks)
+def render(draw=draw_example, label="example"):
+    return ElementTree.fromstring(render_svg(draw, WIDTH, HEIGHT, label))
 
 
-@pytest.mark.parametrize("epochs", [1, 2, 7, 1500])
-def test_count_axis_ends_with_the_last(epochs):
-    axis = count_axis("epoch", epochs)
-    assert (axis.low, axis.high) == (0, epochs)
-    assert all(tick == int(tick) and 0 <= tick <= epochs for tick in axis.ticks)
+def paths(svg, name):
+    """Points (n, 2) of each path of a colour, as fractions of the axes from the lower left."""
+    points = []
+    for path in svg.iterfind("path"):
+        if f"var(--{name})" in path.get("style"):
+            shift = re.findall(r"-?[\d.]+", path.get("transform", "translate(0 0)"))
+            numbers = np.array(re.findall(r"-?[\d.]+", path.get("d")), float).reshape(-1, 2)
+            points.append(numbers + np.array(shift, float))
+    size = np.array([WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM])
+    return [(np.abs(part - [0, HEIGHT]) - [LEFT, BOTTOM]) / size for part in points]
 
 
-def test_values_lie_where_the_axis_says():
-    assert UNIT.share([-1, 0, 0.25, 2]).tolist() == [0, 0, 0.25, 1]
-    assert log_axis("x", 0.1, 10).share([0.1, 1, 10]) == pytest.approx([0, 0.5, 1])
+def test_paths_run_through_their_points():
+    svg = render()
+    (line,) = paths(svg, "student")
+    assert line == pytest.approx(np.array([[0.1, 0.2], [0.5, 0.8], [0.9, 0.4]]), abs=1e-3)
+    (area,) = paths(svg, "novel")
+    assert [*area.min(0), *area.max(0)] == pytest.approx([0.1, 0.1, 0.9, 0.2], abs=1e-3)
+    dots = paths(svg, "teacher")
+    centres = [(dot.min(0) + dot.max(0)) / 2 for dot in dots]
+    assert np.array(centres) == pytest.approx(np.array([[0.3, 0.3], [0.6, 0.6]]), abs=2e-3)
 
 
-def test_a_line_runs_through_its_points():
-    chart = Chart(UNIT, UNIT, "")
-    chart.line((0.1, 0.5, 0.9), (0.2, 0.8, 0.4), "student")
-    assert drawn(chart, "line") == pytest.approx(
-        np.array([[0.1, 0.2], [0.5, 0.8], [0.9, 0.4]]), abs=1e-3
-    )
+def test_texts_are_texts_in_the_font_of_the_page():
+    svg = render()
+    texts = {element.text: element for element in svg.iterfind("text")}
+    assert {"epoch", "AUC", "0.2", "1.0"} <= texts.keys()
+    assert texts["AUC"].get("transform").startswith("rotate(-90")
+    assert texts["epoch"].get("transform") is None
+    assert texts["epoch"].get("text-anchor") == "middle"
+    assert all(element.get("style") is None for element in texts.values())
 
 
-def test_a_line_of_one_point_is_seen():
-    chart = Chart(UNIT, UNIT, "")
-    chart.line([0.5], [0.5], "student")
-    assert 'class="dot student"' in chart.markup()
+def test_a_chart_has_no_ids_links_or_styles():
+    """Only flat paths and texts, so that a page can hold any number of charts."""
+    text = render_svg(draw_example, WIDTH, HEIGHT, "example")
+    assert not re.search(r"\bid=|href|url\(|http|<\?|<!|font|clip|xmlns", text)
+    svg = ElementTree.fromstring(text)
+    assert {element.tag for element in svg.iter()} == {"svg", "path", "text"}
+    assert svg.attrib == {
+        "class": "chart",
+        "viewBox": f"0 0 {WIDTH} {HEIGHT}",
+        "stroke-linejoin": "round",
+        "role": "img",
+        "aria-label": "example",
+    }
 
 
-def test_a_long_line_keeps_its_ends_and_its_shape():
+def test_the_background_is_transparent():
+    assert not paths(render(), "page")
+
+
+def member():
+    rng = np.random.default_rng(0)
+    y_true = np.repeat([False, True], [400, 600])
+    return MemberMetrics(y_true, rng.exponential(np.where(y_true, 2.0, 0.5)), 1.0, 0.8)
+
+
+PLOTS = {
+    "example": draw_example,
+    "roc": partial(draw_roc, teacher=[member()], student=[member()]),
+    "histogram": partial(draw_histogram, metrics=[member()], limits=(0.1, 10)),
+}
+
+
+@pytest.mark.parametrize("draw", PLOTS.values(), ids=PLOTS)
+def test_all_colours_are_css_variables(draw):
+    text = render_svg(draw, WIDTH, HEIGHT, "plot")
+    assert not re.search(r"#[0-9a-f]{3}|rgb|black", text)
+    assert set(re.findall(r"var\(--(\w+)\)", text)) <= COLOURS.keys()
+
+
+def test_a_colour_without_css_variable_is_an_error():
+    with pytest.raises(KeyError, match="#123456"):
+        render(lambda axes: axes.plot((0, 1), (0, 1), color="#123456"))
+
+
+def test_the_page_defines_all_colours_in_both_themes():
+    page = resources.files("pkd.report").joinpath("report.html").read_text(encoding="utf-8")
+    light, dark = re.findall(r":root \{(.*?)\}", page, re.DOTALL)
+    for theme in (light, dark):
+        assert set(re.findall(r"--(\w+): #[0-9a-f]{6}", theme)) >= COLOURS.keys()
+
+
+@pytest.mark.parametrize("draw", PLOTS.values(), ids=PLOTS)
+def test_charts_are_deterministic_whatever_the_settings_of_matplotlib(draw):
+    before = render_svg(draw, WIDTH, HEIGHT, "plot")
+    settings = {"lines.linewidth": 9.0, "font.size": 30.0, "axes.edgecolor": "#123456"}
+    with mpl.rc_context(settings):
+        assert render_svg(draw, WIDTH, HEIGHT, "plot") == before
+        assert {key: mpl.rcParams[key] for key in settings} == settings
+
+
+def test_long_lines_are_thinned_and_keep_their_shape():
     x = np.linspace(0, 1, 20_000)
-    chart = Chart(UNIT, UNIT, "")
-    chart.line(x, x**2, "student")
-    points = drawn(chart, "line")
+
+    def draw(axes):
+        axes.plot(x, x**2, color=COLOURS["student"])
+        axes.set(xlim=(0, 1), ylim=(0, 1))
+
+    (points,) = paths(render(draw), "student")
     assert len(points) < 1000
-    assert points[0] == pytest.approx([0, 0])
-    assert points[-1] == pytest.approx([1, 1])
-    assert abs(points[:, 1] - points[:, 0] ** 2).max() < 2e-3
+    assert points[0] == pytest.approx([0, 0], abs=1e-3)
+    assert points[-1] == pytest.approx([1, 1], abs=1e-3)
+    assert abs(points[:, 1] - points[:, 0] ** 2).max() < 3e-3
 
 
-def test_a_histogram_is_its_columns():
-    chart = Chart(UNIT, UNIT, "")
-    chart.histogram([0, 0.5, 1], [0.2, 0.6], "normal")
-    corners = [[0, 0], [0, 0.2], [0.5, 0.2], [0.5, 0.6], [1, 0.6], [1, 0]]
-    assert drawn(chart, "area") == pytest.approx(np.array(corners), abs=2e-3)
-
-
-def test_a_narrow_stretch_takes_a_name_that_has_room():
-    chart = Chart(Axis("x", 0, 1, ()), Axis("y", 0, 1, ()), "")
-    chart.span(0, 0.5, ("step 1", "1"))
-    chart.span(0.5, 0.53, ("step 2", "2"))
-    chart.span(0.53, 0.54, ("step 3", "3"))
-    texts = [element.text for element in ElementTree.fromstring(chart.markup()).iter("text")]
-    assert texts == ["x", "y", "step 1", "2"]
+@pytest.mark.parametrize("draw", [draw_auc, draw_losses])
+def test_charts_of_long_trainings_are_small(draw):
+    rng = np.random.default_rng(0)
+    metrics = [
+        {
+            "phase": phase,
+            "network": "student",
+            "epoch": k,
+            "auc": rng.random(30).tolist(),
+            "losses": {"student": {"generator": [rng.random()], "discriminator": [rng.random()]}},
+        }
+        for phase in ("teacher", "step1", "step2")
+        for k in range(1, 501)
+    ]
+    text = render_svg(partial(draw, phases=split_phases(metrics)), 420, 260, "training")
+    assert len(text) < 40_000
 
 
 def test_texts_are_escaped():
     label = '<script>"&'
-    chart = Chart(Axis(label, 0, 1, ()), UNIT, label)
-    assert "<script" not in chart.markup()
-    svg = ElementTree.fromstring(chart.markup())
+    text = render_svg(lambda axes: axes.set(xlabel=label), WIDTH, HEIGHT, label)
+    assert "<script" not in text
+    svg = ElementTree.fromstring(text)
     assert svg.get("aria-label") == label
-    assert label in [element.text for element in svg.iter("text")]
+    assert label in [element.text for element in svg.iterfind("text")]

@@ -1,12 +1,10 @@
-"""Novelty scores of a stack of models and the AUC of each model."""
+"""Novelty scores of image sets."""
 
 import numpy as np
 import pytest
 import torch
 
 from pkd.models.ganomaly import GAN, Architecture
-from pkd.models.stack import Member
-from pkd.scoring.metrics import auc_by_member
 from pkd.scoring.novelty import novelty_scores
 
 SEEDS = (3, 1, 4)
@@ -94,28 +92,3 @@ def test_all_models_share_the_images_of_a_batch(limit, sizes, monkeypatch):
     generator.register_forward_pre_hook(lambda _, inputs: shapes.append(inputs[0].shape))
     novelty_scores(generator, images(), len(SEEDS))
     assert shapes == [(n, 1, 32, 32) for n in sizes]
-
-
-def test_auc_is_the_share_of_correctly_ordered_pairs():
-    """Pairs of a novel and a normal image; ties count one half."""
-    labels = np.array([0, 0, 1, 2, 1])
-    scores = np.array(
-        [
-            # class 0 is normal: 0.1 and 0.4 against 0.3, 0.4 and 0.9: 3 + (0 + 0.5 + 1) of 6
-            # class 1 is normal: 5 and 6 against 1, 9 and 6: (0 + 1 + 1) + (0 + 1 + 0.5) of 6
-            [0.1, 1.0],
-            [0.4, 9.0],
-            [0.3, 5.0],
-            [0.4, 6.0],
-            [0.9, 6.0],
-        ]
-    )
-    aucs = auc_by_member(scores, labels, [Member(0, 7), Member(1, 0)])
-    assert aucs == pytest.approx([4.5 / 6, 3.5 / 6])
-    assert all(type(auc) is float for auc in aucs)
-
-
-def test_auc_of_a_perfect_and_of_a_reversed_score():
-    labels = np.array([4, 4, 2, 3])
-    scores = np.array([[0.0, 3.0], [1.0, 2.0], [2.0, 1.0], [3.0, 0.0]], np.float32)
-    assert auc_by_member(scores, labels, [Member(4, 0), Member(4, 1)]) == [1.0, 0.0]

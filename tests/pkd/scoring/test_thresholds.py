@@ -1,4 +1,4 @@
-"""Held-out images, their scores by each model, and the threshold computed from them."""
+"""Held-out images, and scores of each model's own images."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,6 @@ import torch
 from stack_helpers import MEMBERS, make_networks
 
 from pkd.data.dataset import hold_out
-from pkd.scoring.metrics import threshold
 from pkd.scoring.novelty import novelty_scores, scores_per_member
 
 LABELS = np.repeat([0, 1, 5], [10, 21, 3])
@@ -27,28 +26,6 @@ def test_held_out_images_of_a_class_depend_on_the_seed_and_the_class_alone():
     assert (held != hold_out(LABELS, 0.3, seed=1)).any()
     later = np.flatnonzero(hold_out(np.zeros(1000, np.int64), 0.1)) > 500
     assert 0.3 < later.mean() < 0.7  # neither the first nor the last
-
-
-@pytest.mark.parametrize(
-    ("n", "contamination", "rank"), [(99, 0.05, 95), (100, 0.05, 96), (19, 0.05, 19), (9, 0.5, 5)]
-)
-def test_the_threshold_is_the_conformal_rank(n, contamination, rank):
-    scores = np.random.default_rng(0).permutation(np.arange(1.0, n + 1))
-    assert threshold(scores, contamination) == rank
-
-
-@pytest.mark.parametrize("n", [1, 5, 18])
-def test_threshold_of_too_few_scores_is_the_largest(n):
-    assert threshold(np.arange(1.0, n + 1), 0.05) == n
-
-
-@pytest.mark.parametrize("contamination", [0.05, 0.2, 0.5])
-def test_share_of_new_normal_scores_above_the_threshold_is_the_contamination(contamination):
-    rng = np.random.default_rng(0)
-    n, trials = 25, 4000
-    scores = rng.exponential(size=(trials, n + 1))
-    exceed = [row[n] > threshold(row[:n], contamination) for row in scores]
-    assert contamination - 1 / (n + 1) - 0.02 < np.mean(exceed) < contamination + 0.02
 
 
 @pytest.mark.parametrize("norm", ["instance", "batch"])
