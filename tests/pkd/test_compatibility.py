@@ -82,7 +82,7 @@ def test_score_uses_the_threshold_of_results_json(
 @pytest.mark.parametrize("name", NOTHING_HELD_OUT)
 @pytest.mark.parametrize("normal_class", [1, 2])
 def test_score_takes_the_threshold_from_the_training_images_where_none_were_held_out(
-    name: str, normal_class: int, tmp_path: Path, capsys: pytest.CaptureFixture
+    name: str, normal_class: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = copied(tmp_path, name, "finished")
     rows = score_rows(run, tmp_path / "scores.json", "--normal-class", str(normal_class))
@@ -90,7 +90,7 @@ def test_score_takes_the_threshold_from_the_training_images_where_none_were_held
     # of 12 scores the largest: fewer than 1 / contamination - 1
     threshold = max(expected["training_scores"][str(normal_class)])
     check_rows(rows, expected["scores"][str(normal_class)], threshold)
-    assert capsys.readouterr().err.count("training images") == 1
+    assert caplog.text.count("thresholds come from its training images") == 1
 
 
 def test_export_of_the_first_format_scores_the_same(tmp_path: Path) -> None:
