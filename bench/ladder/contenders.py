@@ -75,7 +75,7 @@ class Problem:
         """Networks of a stack; a member begins with the weights of its class, in every stack."""
         widths = {"teacher": self.teacher_widths, "student": self.student_widths}[role]
         classes = list(dict.fromkeys(member.normal_class for member in members))
-        seeds = tuple(Member(k, 0).first_weights(ROLES.index(role)) for k in classes)
+        seeds = tuple(Member(k, 0).initial_seed(ROLES.index(role)) for k in classes)
         first = first_weights(Architecture(self.channels, widths), seeds, self.device)
         return spread(first, [classes.index(member.normal_class) for member in members])
 
@@ -96,7 +96,7 @@ class Problem:
 
     def order(self, members: Sequence[Member]) -> Tensor:
         """(images, M) on the CPU: the image of its class that each member sees in each step."""
-        orders = [member.order(self.images_per_class, phase=0, epoch=0) for member in members]
+        orders = [member.data_order(self.images_per_class, phase=0, epoch=0) for member in members]
         return torch.from_numpy(np.stack(orders, 1))
 
 

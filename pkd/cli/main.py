@@ -125,7 +125,7 @@ def run_cost(_: Namespace) -> int:
     table.add_row("teacher's parameters", *(f"{row.teacher.parameters:,}" for row in rows))
     table.add_row("teacher's FLOPs", *(f"{row.teacher.flops:,}" for row in rows), end_section=True)
     ratios = {"as printed": "printed", "the paper's way": "paper_style"}
-    for label, name in (ratios | {"honest": "honest"}).items():
+    for label, name in (ratios | {"honest": "exact"}).items():
         for k, what in enumerate(("parameters", "FLOPs")):
             figures = (f"{getattr(row, name)[k]:.2f}" for row in rows)
             table.add_row(f"{what} ratio, {label}", *figures, end_section=bool(k))
@@ -150,10 +150,10 @@ def run_data(args: Namespace) -> int:
     for row in rows:
         table.add_row(row.file, row.state)
     print_table(table)
-    broken = [str(row.path) for row in rows if row.state not in (standard.OK, standard.MISSING)]
-    command = standard.fetching(args.dataset, standard.data_folder(args.data_dir))
+    broken = [str(row.path) for row in rows if row.state not in ("ok", "missing")]
+    command = standard.download_command(args.dataset, standard.data_folder(args.data_dir))
     if broken:
         raise PkdError(f"not the official files: {', '.join(broken)}; delete them, then {command}")
-    if any(row.state == standard.MISSING for row in rows):
+    if any(row.state == "missing" for row in rows):
         raise PkdError(f"files are missing, fetch them with: {command}")
     return 0

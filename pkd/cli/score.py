@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import track
 
 from pkd.cli.parser import PLAIN, Parser, add_choices
-from pkd.data.image_files import image_files
+from pkd.data.image_files import find_images
 from pkd.deploy.inference import Card, Score, open_onnx
 from pkd.deploy.score_files import WRITERS, Row, score_files
 from pkd.utils.errors import PkdError, flag
@@ -82,7 +82,7 @@ def _files(path: Path) -> list[Path]:
     """The images of a folder, or the file itself."""
     if not path.is_dir():
         return [path]
-    files = image_files(path)
+    files = find_images(path)
     if not files:
         raise PkdError(f"{path} holds no images: name a folder with images, or image files")
     return files

@@ -51,7 +51,7 @@ def run_train(args: Namespace) -> int:
 
 def tell_left_out(dataset: Dataset) -> None:
     """Count and name the files that --skip-bad left out."""
-    if dataset.left_out:
-        console.print(f"unreadable files left out: {len(dataset.left_out)}")
-        for path in dataset.left_out:
+    if dataset.skipped_files:
+        console.print(f"unreadable files left out: {len(dataset.skipped_files)}")
+        for path in dataset.skipped_files:
             console.print(f"  {path}", soft_wrap=True)

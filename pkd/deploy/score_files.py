@@ -9,7 +9,7 @@ from typing import NamedTuple, TextIO
 
 import numpy as np
 
-from pkd.data.image_files import BadImage, is_colour, read_image, unreadable
+from pkd.data.image_files import ImageError, is_colour, read_image, unusable_images
 from pkd.deploy.inference import Card, Score
 from pkd.utils.errors import PkdError
 
@@ -49,7 +49,7 @@ def score_files(
         for path in batch:
             try:
                 read.append((path, _read(path, card)))
-            except BadImage as error:
+            except ImageError as error:
                 refused.append(str(error))
         if read:
             usable = True
@@ -58,7 +58,7 @@ def score_files(
                 verdict = "normal" if value <= card.threshold else "novel"
                 yield Row(str(path), value, card.threshold, verdict)
     if refused and bad is None:
-        raise unreadable(refused)
+        raise unusable_images(refused)
     if refused and not usable:
         raise PkdError("none of the images can be used: name others")
 
@@ -66,7 +66,7 @@ def score_files(
 def _read(path: Path, card: Card) -> np.ndarray:
     colour = card.channels == 3
     if not colour and is_colour(path):
-        raise BadImage(f"{path}: it is in colour, but the detector knows grey: convert it to grey")
+        raise ImageError(f"{path}: it is in colour, but the detector knows grey: convert it to grey")
     return read_image(path, colour, card.image_size)
 
 

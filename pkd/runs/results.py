@@ -30,7 +30,7 @@ def results_of(run: Run, auc: dict[str, list[float]]) -> dict[str, Any]:
         "dataset": config.dataset,
         "data_sha256": dataset.digest,
         "classes": list(dataset.classes),
-        "left_out": len(dataset.left_out),
+        "left_out": len(dataset.skipped_files),
         "channels": run.test_images.shape[1],
         "image_size": config.image_size,
         "config": config.as_dict(),

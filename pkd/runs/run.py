@@ -13,7 +13,7 @@ import torch
 from pkd.data.arrays import resize
 from pkd.data.dataset import Dataset
 from pkd.models.ganomaly import GAN, load_networks
-from pkd.models.stack import part_of, stacks_of
+from pkd.models.stack import extract_stack, split_into_stacks
 from pkd.runs.data import load_dataset, members_of
 from pkd.runs.folder import RunFolder
 from pkd.scoring.metrics import auc_by_member
@@ -51,7 +51,7 @@ class Run:
         self.phases = config.phases()
         self.dataset = dataset or load_dataset(config)
         self.members = members_of(config, self.dataset)
-        self.stacks = stacks_of(len(self.members), config.stack)
+        self.stacks = split_into_stacks(len(self.members), config.stack)
         home = self.device if len(self.stacks) == 1 else torch.device("cpu")
         test_images = resize(self.dataset.test_images, config.image_size)
         self.test_images = test_images.to(self.device)
@@ -102,7 +102,7 @@ class Run:
         """The networks of a stack: the run's own where there is one stack, else copies."""
         if len(self.stacks) == 1:
             return self.networks
-        return {k: part_of(gan, stack).to(self.device) for k, gan in self.networks.items()}
+        return {k: extract_stack(gan, stack).to(self.device) for k, gan in self.networks.items()}
 
     def precision(self) -> AbstractContextManager:
         """The context in which the networks compute as the settings say."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pkd.models.ganomaly import load_networks, network_tensors
-from pkd.models.stack import put_back
+from pkd.models.stack import write_back
 from pkd.runs.callbacks import Interrupted, Reporter
 from pkd.runs.folder import Progress
 from pkd.runs.run import Run
@@ -96,7 +96,7 @@ class Epochs:
 
     def _bring_back(self) -> None:
         """Let the run have the networks, and the progress the time, of now."""
-        put_back(self.trainer.networks, self.run.trained(self.phase), self.stack)
+        write_back(self.trainer.networks, self.run.trained(self.phase), self.stack)
         self.progress.seconds = self.progress.seconds | {self.phase.name: self.clock.seconds()}
 
     def _checkpoint(self) -> None:

@@ -253,7 +253,7 @@ class Trainer:
         for k, (member, size, steps) in enumerate(
             zip(self.members, self.data.sizes, self.steps, strict=True)
         ):
-            drawn = member.order(size, self.phase, epoch)
+            drawn = member.data_order(size, self.phase, epoch)
             order[:steps, :, k] = drawn[: steps * n].reshape(steps, n)
         return torch.from_numpy(order)
 

@@ -14,7 +14,7 @@ ROWS = torch.tensor([[12, 16, 19], [0, 4, 8]])
 
 def full_size(structure: Structure, members=MEMBERS) -> Trainer:
     networks = {
-        name: GAN(Architecture(1, widths), [member.first_weights(role) for member in members])
+        name: GAN(Architecture(1, widths), [member.initial_seed(role) for member in members])
         for role, (name, widths) in enumerate(WIDTHS.items())
     }
     data = train_set(members)
