@@ -187,15 +187,19 @@ def _read(file: OfficialFile, folder: Path) -> bytes | None:
 
 
 def _is_official(content: bytes, file: OfficialFile) -> bool:
-    return hashlib.sha256(content).hexdigest() == file.sha256
+    return _sha256(content) == file.sha256
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _difference(content: bytes, file: OfficialFile) -> str:
     if len(content) < file.size:
         return f"truncated: {len(content)} of {file.size} bytes"
     if len(content) > file.size:
-        return f"{len(content)} bytes instead of {file.size}"
-    return f"SHA-256 is not {file.sha256}"
+        return f"too long: {len(content)} bytes, expected {file.size}"
+    return f"SHA-256 is {_sha256(content)}, expected {file.sha256}"
 
 
 def _status(alternatives: Alternatives, folder: Path) -> FileStatus:
