@@ -176,7 +176,7 @@ class Layer(nn.Module):
 
 def _run_chain(layers: Sequence[Layer], x: Tensor, taps: Sequence[int]) -> tuple[Tensor, ...]:
     """Run a chain of layers and return the outputs of the layers with the indices `taps`."""
-    if not any(layer.batch_norm for layer in layers):
+    if not any(layer.batch_norm for layer in layers):  # images are independent: a single op
         return conv_chain(x, [layer.op() for layer in layers], taps=taps, stack=layers[0].stack)
     outputs = [x := layer(x) for layer in layers]
     return tuple(outputs[tap] for tap in taps)
@@ -210,11 +210,7 @@ class Generator(nn.Module):
         self.reencoder = _make_chain(encoder_plan(architecture, latent), stack, norm)
 
     def forward(self, x: Tensor) -> Reconstruction:
-        """Reconstruct images.
-
-        Args:
-            x: (N, M*C, H, W), or (N, C, H, W) shared by all models, in [-1, 1].
-        """
+        """Reconstruct images x (N, M*C, H, W), or (N, C, H, W) for all models, in [-1, 1]."""
         chains = (self.encoder, self.decoder, self.reencoder)
         taps = [end - 1 for end in accumulate(map(len, chains))]
         z1, xh, z2 = _run_chain(_layers(*chains), x, taps)
@@ -238,17 +234,11 @@ class Discriminator(nn.Module):
         *features, classifier = encoder_plan(architecture, 1)
         self.features = _make_chain(features, stack, architecture.norm)
         self.classifier = Layer(classifier, stack, architecture.norm)
-        # Batch statistics must not mix real and fake images, so these need two calls. Statistics
-        # of a single image cannot mix them.
+        # Batch statistics must not mix real and fake images: they need two calls.
         self.one_call = architecture.norm == "instance"
 
     def forward(self, x: Tensor, xh: Tensor) -> DiscriminatorOutput:
-        """Discriminate images.
-
-        Args:
-            x: (N, M*C, H, W) real images.
-            xh: (N, M*C, H, W) reconstructions.
-        """
+        """Discriminate real images x and reconstructions xh, both (N, M*C, H, W)."""
         layers, tap = [*_layers(self.features), self.classifier], len(self.features) - 1
         if self.one_call:
             ops = [layer.op() for layer in layers]
