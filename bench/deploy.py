@@ -20,12 +20,12 @@ import numpy as np
 import torch
 
 from bench.step import environment, installed
-from pkd.deploy.export import TOLERANCE, difference, to_onnx
-from pkd.deploy.inference import Card, Score
+from pkd.deploy.export import TOLERANCE, relative_difference, to_onnx
+from pkd.deploy.inference import DetectorInfo, ScoreFunction
 from pkd.models.cost import cost
 from pkd.models.ganomaly import GAN, Architecture
 from pkd.models.paper import PAPER_STUDENTS, TEACHER_WIDTHS
-from pkd.scoring.single import Scorer, in_torch
+from pkd.scoring.single import Scorer, score_function
 
 # The paper's students, and its largest on grey images too, each after its teacher.
 NETWORKS = [
@@ -39,17 +39,19 @@ NETWORKS = [
 BURST_SECONDS = 0.02
 
 
-def build(architecture: Architecture) -> tuple[dict[str, Score], int]:
+def build(architecture: Architecture) -> tuple[dict[str, ScoreFunction], int]:
     """A network in every runtime, and the size of its ONNX file in bytes.
 
     Exits with a message where ONNX Runtime's scores differ from PyTorch's.
     """
     scorer = Scorer(GAN(architecture, [0]).generator)
-    card = Card("", "", 0, "", 0, architecture.channels, architecture.image_size, 1.0, 0.05, "")
-    content, in_onnx = to_onnx(scorer, card, torch.uint8)
+    info = DetectorInfo(
+        "", "", 0, "", 0, architecture.channels, architecture.image_size, 1.0, 0.05, ""
+    )
+    content, in_onnx = to_onnx(scorer, info, torch.uint8)
     images = random_images(architecture, 8)
-    in_pytorch = in_torch(scorer, flops=cost(architecture).flops)
-    apart = difference(in_onnx, images, in_pytorch(images))
+    in_pytorch = score_function(scorer, flops=cost(architecture).flops)
+    apart = relative_difference(in_onnx, images, in_pytorch(images))
     if not apart <= TOLERANCE:
         raise SystemExit(f"{architecture.widths}: ONNX Runtime differs by {apart:.1e}")
     runtimes = {

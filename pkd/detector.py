@@ -2,11 +2,9 @@
 
 import copy
 import math
-import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -21,85 +19,72 @@ from pkd.data.dataset import hold_out
 from pkd.models.ganomaly import GAN, Generator
 from pkd.models.stack import Member
 from pkd.scoring.metrics import threshold
-from pkd.scoring.novelty import own_scores
+from pkd.scoring.novelty import scores_per_member
 from pkd.training.config import CONTAMINATION, TrainConfig
-from pkd.training.factory import make_networks, phase_trainer
+from pkd.training.factory import make_networks, make_trainer
 from pkd.training.train_set import TrainSet
 from pkd.utils.device import precision
-from pkd.utils.errors import DataError, PkdError
+from pkd.utils.errors import ConfigError, DataError
 
-CHUNK = 1024  # images brought to 256 levels at a time
-NUMBERS = dict.fromkeys(
-    ("image_size", "latent", "batch_size", "teacher_epochs", "step1_epochs", "step2_epochs"),
-    Integral,
-) | dict.fromkeys(("lr", "held_out"), Real)
-# Parameters of Detector that are settings of a training run, under the same names.
+CHUNK = 1024  # images converted to 8 bits at a time
+# Parameters of Detector that are settings of a training run with the same name and value.
 SETTINGS = (
-    *(
-        "preset",
-        "structure",
-        "image_size",
-        "held_out",
-        "latent",
-        "lr",
-        "batch_size",
-        "device",
-        "precision",
-    ),
-    *("teacher_epochs", "step1_epochs", "step2_epochs"),
+    *("preset", "structure", "image_size", "held_out", "latent", "lr", "batch_size", "device"),
+    *("precision", "teacher_epochs", "step1_epochs", "step2_epochs"),
 )
 
 
 class Detector(OutlierMixin, BaseEstimator):
-    """One-class novelty detector for images: trained on normal ones, scores any.
+    """One-class novelty detector for images, trained on normal images only.
 
     `fit` trains a large teacher and distils it into a small student (P-KDGAN-I and -II, Algorithm 1
-    of the paper); the student does the scoring. The threshold comes from training images that are
-    held out. An image's score depends on nothing but that image: scores are computed in float64 and
-    rounded to float32, so that not even the order of sums in a batch can turn a verdict.
+    of the paper). The student computes the scores. The threshold is a quantile of the scores of
+    held-out training images. The score of an image does not depend on the other images of a batch:
+    scores are computed in float64 and rounded to float32, so that the order of sums in a batch
+    cannot change a prediction.
 
     X is (n, H, W) or (n, 1, H, W) grey, (n, 3, H, W) or (n, H, W, 3) RGB, or flattened, see
-    `image_shape`; of any size. Pixels are kept in 256 levels.
+    `image_shape`. Images may have any size. Pixels are converted to 8 bits.
 
     Args:
-        contamination: share in (0, 0.5] of normal images that the threshold lets be called novel;
+        contamination: share in (0, 0.5] of normal images that the threshold may classify as novel;
             "auto" is 0.05.
-        image_size: height and width that images are brought to, bilinearly: 16, 32, 64 or 128.
+        image_size: height and width that images are resized to, bilinearly: 16, 32, 64 or 128.
         image_shape: (H, W), (C, H, W) or (H, W, C) of flattened images (n, pixels); one size may
             be -1.
         pixel_range: values of black and white. None: (0, 255) for uint8; otherwise (0, 1) if the
-            training images lie within, else their least and largest. What lies beyond is clipped.
-        held_out: share in (0, 1) of the images given to `fit` that the threshold comes from and
-            that nothing is trained on.
+            training images lie within, else their minimum and maximum. Values outside are clipped.
+        held_out: share in (0, 1) of the images given to `fit` that set the threshold and are not
+            trained on.
         preset: "quick" for a laptop, or "paper": batch 1, 500 epochs a phase.
-        structure: which losses train what in the two steps, see `pkd train --help`.
+        structure: losses of the two steps, see `pkd train --help`.
         teacher_widths: channels of the teacher's stages.
         student_widths: channels of the student's stages; None takes the preset's.
         teacher_epochs, step1_epochs, step2_epochs: of each phase; None takes the preset's, more
             for fewer than 1,000 images.
-        batch_size: images a step, at most as many as there are; None takes the preset's.
+        batch_size: images per step, at most as many as are trained on; None takes the preset's.
         lr: Adam's learning rate; None takes the preset's.
         latent: size of the latent vectors.
         device: "auto" takes a GPU if there is one; or "cpu", "cuda".
         precision: of training on a GPU, "float32" in full or "tf32", see `pkd train --help`;
-            scores are computed in float64 all the same.
-        random_state: seed of first weights, data order and the choice of what is held out.
+            scores are always computed in float64.
+        random_state: seed of initial weights, data order and the selection of held-out images.
 
     Attributes:
-        student_: generator that scores, on the CPU.
-        teacher_: the teacher's generator, on the CPU. Scoring does without it: `del
+        student_: generator that computes the scores, on the CPU.
+        teacher_: the teacher's generator, on the CPU. Scoring does not need it: `del
             detector.teacher_` before pickling makes a small file.
-        threshold_: novelty score beyond which an image is novel.
+        threshold_: novelty score above which an image is novel.
         offset_: -threshold_, scikit-learn's sign.
-        held_out_: (n,) bool, the training images that the threshold comes from.
+        held_out_: (n,) bool, the training images that set the threshold.
         decision_scores_: (n,) novelty scores of the training images, higher is more novel.
-        labels_: (n,) 1 for training images beyond the threshold, 0 for the rest.
+        labels_: (n,) 1 for training images above the threshold, 0 for the rest.
         pixel_range_: values of black and white.
         n_channels_: 1 or 3.
         n_features_in_: values in an image.
 
     Raises:
-        DataError (a ValueError): images or parameters that cannot be used.
+        ConfigError, DataError: parameters or images cannot be used; both are a ValueError.
     """
 
     def __init__(
@@ -146,19 +131,22 @@ class Detector(OutlierMixin, BaseEstimator):
     def fit(self, X: Any, y: Any = None) -> "Detector":  # noqa: N803
         """Train teacher and student on normal images and set the threshold; y is ignored."""
         images = channels_first(self._checked(X, fitting=True), self.image_shape)
-        span = self._span(images)
+        span = self._pixel_range(images)
+        config = self._config().with_preset()
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        with _parameters_named():
-            config = self._config().resolved()
-            held_out = hold_out(np.zeros(len(images), np.int64), config.held_out, seed)
-            if held_out.all():
-                raise DataError(f"held_out={self.held_out} leaves none of {len(images)} images")
-            small = _resized(images, span, config.image_size)
-            networks = _train(self._config(), small[~held_out], seed)
-        self.student_, self.teacher_ = (_kept(networks[name]) for name in ("student", "teacher"))
+        held_out = hold_out(np.zeros(len(images), np.int64), config.held_out, seed)
+        if held_out.all():
+            raise ConfigError(
+                "held_out",
+                f"is {self.held_out}, which leaves none of {len(images)} images to train on: "
+                "choose a smaller share or give more images",
+            )
+        resized = _resized(images, span, config.image_size)
+        networks = _train(config, resized[~held_out], seed)
+        self.student_, self.teacher_ = (_copied(networks[name]) for name in ("student", "teacher"))
         self.n_channels_, self.n_features_in_ = images.shape[1], math.prod(images.shape[1:])
         self.pixel_range_, self.held_out_ = span, held_out
-        self.decision_scores_ = self._scores(small)
+        self.decision_scores_ = self._scores(resized)
         self.threshold_ = threshold(self.decision_scores_[held_out], config.contamination)
         self.offset_ = -self.threshold_
         self.labels_ = (self.decision_scores_ > self.threshold_).astype(int)
@@ -170,14 +158,14 @@ class Detector(OutlierMixin, BaseEstimator):
         images = channels_first(self._checked(X, fitting=False), self.image_shape)
         if images.shape[1] != self.n_channels_:
             raise DataError(
-                f"X has images of {images.shape[1]} channels, but this Detector was fitted on "
+                f"X has images with {images.shape[1]} channels, but this Detector was fitted on "
                 f"{self.n_channels_}: convert them to {'grey' if self.n_channels_ == 1 else 'RGB'}"
             )
         size = self.student_.architecture.image_size
         if images.dtype.kind == "f" and self.pixel_range_ == (0, 255) and 0 < images.max() <= 1:
             raise DataError(
-                "X holds floats up to 1, but this Detector was fitted on pixels in [0, 255]: give "
-                "it such pixels, or fit it with pixel_range=(0, 1)"
+                "X has floats up to 1, but this Detector was fitted on pixels in [0, 255]: scale X "
+                "to that range, or fit the Detector with `pixel_range` (0, 1)"
             )
         return -self._scores(_resized(images, self.pixel_range_, size))
 
@@ -190,9 +178,9 @@ class Detector(OutlierMixin, BaseEstimator):
         return np.where(self.decision_function(X) >= 0, 1, -1)
 
     def predict_proba(self, X: Any) -> np.ndarray:  # noqa: N803
-        """(n, 2) for normal and novel: score / (score + threshold) is novel, 0.5 at the threshold.
+        """(n, 2) for normal and novel: novel is score / (score + threshold), 0.5 at the threshold.
 
-        It grows with the score, but is not calibrated: how many novel images will come is unknown.
+        It increases with the score, but is not calibrated: the share of novel images is unknown.
         """
         scores = -self.score_samples(X)
         total = scores + self.threshold_
@@ -205,13 +193,14 @@ class Detector(OutlierMixin, BaseEstimator):
         return tags
 
     def _checked(self, X: Any, fitting: bool) -> np.ndarray:  # noqa: N803
-        """X as an array of finite numbers, of as many features as before where it is flattened."""
+        """X as an array of finite numbers; flattened, with the number of features of `fit`."""
         least = 2 if fitting else 1  # one to train on, one for the threshold
         if np.ndim(np.asarray(X)) <= 2:
             return validate_data(self, X, reset=fitting, ensure_min_samples=least)
         return check_array(X, ensure_2d=False, allow_nd=True, ensure_min_samples=least)
 
-    def _span(self, images: np.ndarray) -> tuple[float, float]:
+    def _pixel_range(self, images: np.ndarray) -> tuple[float, float]:
+        """Values of black and white: the parameter, or those of the images."""
         if self.pixel_range is None:
             return pixel_range(images)
         try:
@@ -219,44 +208,35 @@ class Detector(OutlierMixin, BaseEstimator):
         except (TypeError, ValueError):
             low = high = np.nan
         if not -np.inf < low < high < np.inf:
-            raise DataError(f"pixel_range is {self.pixel_range!r}, but must be (black, white)")
+            raise ConfigError(
+                "pixel_range", f"is {self.pixel_range!r}, but must be two numbers (black, white)"
+            )
         return low, high
 
     def _config(self) -> TrainConfig:
-        """The settings of a run with these parameters."""
-        auto = self.contamination == "auto"
-        if not auto and not isinstance(self.contamination, Real):
-            raise DataError(f"contamination is {self.contamination!r}, but must be 'auto' or real")
-        for name, kind in NUMBERS.items():
-            value = getattr(self, name)
-            if value is not None and not isinstance(value, kind):
-                whole = "whole " if kind is Integral else ""
-                raise DataError(f"{name} is {value!r}, but must be a {whole}number")
+        """Settings of a training run with these parameters."""
+        if self.contamination != "auto" and not isinstance(self.contamination, Real):
+            raise ConfigError(
+                "contamination", f"is {self.contamination!r}, but must be 'auto' or a number"
+            )
         return TrainConfig(
             **{name: getattr(self, name) for name in SETTINGS},
-            teacher_widths=self._widths("teacher_widths"),
-            student_widths=self._widths("student_widths"),
-            contamination=CONTAMINATION if auto else self.contamination,
+            teacher_widths=_as_tuple(self.teacher_widths),
+            student_widths=_as_tuple(self.student_widths),
+            contamination=CONTAMINATION if self.contamination == "auto" else self.contamination,
         )
 
-    def _widths(self, name: str) -> str | None:
-        """Widths as settings have them, "8-16-64"."""
-        value = getattr(self, name)
-        if value is None:
-            return None
-        try:
-            return "-".join(str(int(width)) for width in value)
-        except (TypeError, ValueError) as error:
-            message = f"{name} is {value!r}, but must be three numbers, e.g. (8, 16, 64)"
-            raise DataError(message) from error
-
     def _scores(self, images: Tensor) -> np.ndarray:
-        """(n,) novelty of images of the right size, higher is more novel."""
-        with _parameters_named():
-            device = self._config().torch_device()
+        """(n,) novelty scores of resized images, higher is more novel."""
+        device = self._config().torch_device()
         student = copy.deepcopy(self.student_).double().to(device)
-        (scores,) = own_scores(student, [images])
+        (scores,) = scores_per_member(student, [images])
         return scores.astype(np.float32).astype(np.float64)
+
+
+def _as_tuple(value: Any) -> Any:
+    """Sequences as tuples, the type of settings; `check_settings` checks the rest."""
+    return tuple(value) if isinstance(value, (list, np.ndarray)) else value
 
 
 def _resized(images: np.ndarray, span: tuple[float, float], size: int) -> Tensor:
@@ -267,7 +247,7 @@ def _resized(images: np.ndarray, span: tuple[float, float], size: int) -> Tensor
 
 def _train(config: TrainConfig, images: Tensor, seed: int) -> dict[str, GAN]:
     """Teacher and student after all phases on images (n, C, H, W) uint8."""
-    config = config.resolved(len(images))
+    config = config.with_lengths(len(images))
     config = replace(config, batch_size=min(config.batch_size, len(images)))
     members = [Member(0, seed)]
     device = config.training_device()
@@ -275,27 +255,16 @@ def _train(config: TrainConfig, images: Tensor, seed: int) -> dict[str, GAN]:
     networks = make_networks(config, members, images.shape[1], device)
     with precision(config.precision, device):
         for number, phase in enumerate(config.phases()):
-            trainer = phase_trainer(config, number, networks, members, data)
+            trainer = make_trainer(config, number, networks, members, data)
             for epoch in range(phase.epochs):
                 for _ in trainer.epoch(epoch):
                     pass
-            del trainer  # its moments and graph, before the next phase makes its own
+            del trainer  # frees moments and graph before the next phase allocates its own
     return networks
 
 
-def _kept(gan: GAN) -> Generator:
-    """The generator on the CPU, its parameters no longer parts of an optimizer's one buffer."""
-    kept = Generator(gan.architecture).requires_grad_(False).eval()
-    kept.load_state_dict(gan.generator.state_dict())
-    return kept
-
-
-@contextmanager
-def _parameters_named() -> Iterator[None]:
-    """Let messages that name flags and config.yaml name parameters instead."""
-    try:
-        yield
-    except PkdError as error:
-        message = str(error).replace(" (or config.yaml's)", "")
-        message = re.sub(r"--([a-z][a-z0-9-]*)", lambda m: m[1].replace("-", "_"), message)
-        raise DataError(message) from error
+def _copied(gan: GAN) -> Generator:
+    """Copy of the generator on the CPU; its parameters are not views of an optimizer's buffer."""
+    generator = Generator(gan.architecture).requires_grad_(False).eval()
+    generator.load_state_dict(gan.generator.state_dict())
+    return generator

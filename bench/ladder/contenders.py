@@ -415,7 +415,7 @@ class Pkd:
             members,
             data,
             use_graph=graph,
-            told=refuse,
+            on_graph_failure=refuse,
         )
         self.networks = {name: gans[name] for name in problem.structure.trained}
         self.trainer.begin_epoch(0)

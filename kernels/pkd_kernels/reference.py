@@ -5,7 +5,7 @@ Stacking. M independent models run as one. Activations are laid out model-major,
 is an ordinary network. Nothing here mixes two models, and nothing mixes two images.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import groupby
 from typing import NamedTuple
@@ -19,11 +19,22 @@ from pkd_kernels.custom_op import opaque
 TERMS = ("con", "enc", "adv", "k1", "kx", "k2")
 NORM_EPS = 1e-5
 LEAKY_SLOPE = 0.2
+
+
+class Activation(NamedTuple):
+    """An activation that returns a new tensor, and the same one that overwrites its input."""
+
+    function: Callable[[Tensor], Tensor]
+    inplace: Callable[[Tensor], Tensor]
+
+
 ACTIVATIONS = {
-    "none": lambda y: y,
-    "relu": F.relu,
-    "leaky_relu": lambda y: F.leaky_relu(y, LEAKY_SLOPE),
-    "tanh": torch.tanh,
+    "none": Activation(lambda y: y, lambda y: y),
+    "relu": Activation(F.relu, F.relu_),
+    "leaky_relu": Activation(
+        lambda y: F.leaky_relu(y, LEAKY_SLOPE), lambda y: F.leaky_relu_(y, LEAKY_SLOPE)
+    ),
+    "tanh": Activation(torch.tanh, torch.tanh_),
 }
 
 
@@ -57,7 +68,7 @@ def conv_norm_act(
     if gamma is not None:
         # One group a channel is instance normalisation, in one op without repeated parameters.
         y = F.group_norm(y, y.shape[1], gamma, beta, NORM_EPS)
-    return ACTIVATIONS[activation](y)
+    return ACTIVATIONS[activation].function(y)
 
 
 class ConvLayer(NamedTuple):

@@ -1,6 +1,7 @@
-"""TODO."""
+"""Output on the terminal: tables, and the progress of a training run."""
 
 from collections.abc import Iterable
+from types import TracebackType
 from typing import Any
 
 from rich.console import Console, RenderableType
@@ -9,16 +10,17 @@ from rich.table import Table
 from rich.text import Text
 
 from pkd.cli.parser import PLAIN
-from pkd.runs.callbacks import Reporter
+from pkd.data.dataset import Dataset
+from pkd.training.callbacks import Callback
 from pkd.training.config import Phase
 
 console = Console(**PLAIN)
 
 
-class ProgressBar(Reporter):
-    """A bar with ETA for each phase, live losses below, and a line for each epoch above."""
+class ProgressBar(Callback):
+    """Show a progress bar for each phase, losses below it, and a line for each epoch above it."""
 
-    def __enter__(self) -> "ProgressBar":
+    def __init__(self) -> None:
         self.bar = LossProgress(
             TextColumn("{task.description:7}"),
             BarColumn(bar_width=None),
@@ -26,49 +28,57 @@ class ProgressBar(Reporter):
             TextColumn("steps, ETA"),
             TimeRemainingColumn(compact=True),
             console=console,
-        ).__enter__()
-        return self
-
-    def __exit__(self, *details: object) -> None:
-        self.bar.__exit__(*details)
-
-    def begin(self, phase: Phase, steps: int, done: int) -> None:
-        self.task = self.bar.add_task(phase.name, total=steps, completed=done)
-
-    def advance(self, steps: int, losses: dict[str, float]) -> None:
-        self.bar.losses = "  ".join(f"{name} {value:.3g}" for name, value in losses.items())
-        self.bar.update(self.task, completed=steps)
-
-    def epoch(self, record: dict[str, Any], epochs: int) -> None:
-        auc = sum(record["auc"]) / len(record["auc"])
-        console.print(
-            f"{record['phase']} epoch {record['epoch']}/{epochs}: mean AUC of the "
-            f"{record['network']} {auc:.4f} on {record['test_images']} test images",
-            soft_wrap=True,
         )
 
-    def note(self, message: str) -> None:
+    def __enter__(self) -> "ProgressBar":
+        self.bar.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.bar.__exit__(kind, error, traceback)
+
+    def on_phase_start(self, phase: Phase, steps: int, steps_done: int) -> None:
+        self.task = self.bar.add_task(phase.name, total=steps, completed=steps_done)
+
+    def on_train_steps_end(self, steps_done: int, losses: dict[str, float]) -> None:
+        self.bar.losses = "  ".join(f"{name} {value:.3g}" for name, value in losses.items())
+        self.bar.update(self.task, completed=steps_done)
+
+    def on_epoch_end(self, record: dict[str, Any], epochs: int) -> None:
+        auc = sum(record["auc"]) / len(record["auc"])
+        self.on_message(
+            f"{record['phase']} epoch {record['epoch']}/{epochs}: mean AUC of the "
+            f"{record['network']} {auc:.4f} on {record['test_images']} test images"
+        )
+
+    def on_message(self, message: str) -> None:
         console.print(message, soft_wrap=True)
 
 
 class LossProgress(Progress):
-    """Progress bars with a line of losses below, where 80 columns have room for all of them."""
+    """Progress bars with a line of losses below, where they fit into 80 columns."""
 
     losses = ""
 
     def get_renderables(self) -> Iterable[RenderableType]:
+        """Bars, then the losses."""
         yield self.make_tasks_table(self.tasks)
         if self.losses:
             yield Text(f"losses: {self.losses}")
 
 
 def print_table(table: Table) -> None:
-    """Print in full width: a narrower terminal wraps lines, but no figure is cut."""
+    """Print in full width: a narrower terminal wraps lines, but no number is cut."""
     Console(width=max(console.width, 80), file=console.file, **PLAIN).print(table)
 
 
 def print_auc(results: dict[str, Any]) -> None:
-    """Table of AUC by member, phase after phase, with the mean."""
+    """Print the AUC of each member after each phase, and the mean."""
     phases = list(results["mean_auc"])
     table = Table("normal class", "seed", *phases, title=f"AUC, {results['dataset']}, last epoch")
     for member in results["members"]:
@@ -80,3 +90,11 @@ def print_auc(results: dict[str, Any]) -> None:
         if key in results:
             table.add_row(label, "", *(f"{results[key][phase]:.4f}" for phase in phases))
     print_table(table)
+
+
+def print_skipped_files(dataset: Dataset) -> None:
+    """Print the number and the names of the files that --skip-bad left out."""
+    if dataset.skipped_files:
+        console.print(f"unreadable files left out: {len(dataset.skipped_files)}")
+        for path in dataset.skipped_files:
+            console.print(f"  {path}", soft_wrap=True)

@@ -1,26 +1,33 @@
-"""What all commands share: their parser, and what becomes of a mistake. Needs no torch."""
+"""Parser and error handling that all commands share. Needs no torch."""
 
 import os
 import re
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
 from rich.console import Console
 
-from pkd.utils.errors import PkdError, flag
+from pkd.utils.errors import PkdError
 
-PLAIN = {"highlight": False, "markup": False, "emoji": False}  # paths may look like anything
+# No markup: a path may contain brackets and colons.
+PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
+
+
+def flag(name: str) -> str:
+    """Command-line flag of a setting."""
+    return "--" + name.replace("_", "-")
 
 
 class Parser(ArgumentParser):
-    """ArgumentParser that raises PkdError, in one line, where others print and exit."""
+    """ArgumentParser that raises PkdError with one line instead of printing and exiting."""
 
     def __init__(self, **kwargs: Any):
         super().__init__(print_config="--print-%s", **kwargs)
 
-    def error(self, message: str, ex: Exception | None = None) -> None:
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise a PkdError with a shortened message of jsonargparse."""
         message = re.sub(r'Parser key "(\w+)":', lambda m: f"{flag(m[1])}:", message)
         message = re.sub(r"<class '(\w+)'>", r"\1", message).replace("typing.", "")
         message = " ".join(message.split())
@@ -32,30 +39,35 @@ class Parser(ArgumentParser):
         raise PkdError(f"{message} (see {command} --help)") from ex
 
 
-def add_choices(parser: Parser) -> None:
-    """Flags that tell which of a run's detectors is meant."""
+def add_model_selection(parser: Parser) -> None:
+    """Add the flags that select one of a run's models."""
     parser.add_argument(
         "--network", choices=("student", "teacher"), help="of a run; default: student"
     )
     parser.add_argument(
-        "--normal-class", type=int | None, help="number of a run's class, where it has several"
+        "--normal-class", type=int | None, help="number of the class, if a run has several"
     )
     parser.add_argument("--seed", type=int | None, help="of a run with several; default: 0")
 
 
 def guarded(command: Callable[[], int]) -> int:
-    """Run a command; returns its exit code, 2 for a user's mistake, 130 after Ctrl-C."""
+    """Run a command; return its exit code, 2 for a user's mistake, 130 after Ctrl-C."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a terminal need not know every letter
+        if hasattr(stream, "reconfigure"):  # some terminals cannot show every character
             stream.reconfigure(errors="backslashreplace")
     try:
         return command()
     except PkdError as error:
-        message, code = str(error), 2
+        message, code = with_flags(str(error)), 2
     except KeyboardInterrupt:
         message, code = "interrupted", 130
-    except BrokenPipeError:  # `pkd score ... | head` has seen enough
+    except BrokenPipeError:  # the reader of `pkd score ... | head` has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     Console(stderr=True, **PLAIN).print(f"pkd: {message}", soft_wrap=True)
     return code
+
+
+def with_flags(message: str) -> str:
+    """Replace the settings in a message, which are in backticks, by their flags."""
+    return re.sub(r"`([a-z_0-9]+)`", lambda match: flag(match[1]), message)

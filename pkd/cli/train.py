@@ -1,57 +1,73 @@
-"""TODO."""
+"""`pkd train`: train teacher and student, then score the test split."""
 
-import shlex
 from contextlib import ExitStack
 from dataclasses import fields
+from pathlib import Path
+from typing import Any
 
-from jsonargparse import Namespace
+from jsonargparse import ActionConfigFile, Namespace
 
-from pkd.cli.console import ProgressBar, console, print_auc
-from pkd.data.dataset import Dataset
-from pkd.runs.callbacks import Interrupted, Several, StopRequest
-from pkd.runs.create import start
-from pkd.runs.folder import RunFolder
-from pkd.runs.pipeline import Schedule
+from pkd.cli.console import ProgressBar, console, print_auc, print_skipped_files
+from pkd.cli.parser import Parser
+from pkd.cli.settings import add_settings
+from pkd.runs.pipeline import train
 from pkd.runs.run import Run
+from pkd.runs.stop_on_signal import StopOnSignal
+from pkd.training.callbacks import Callback, CallbackList, TrainingInterrupted
 from pkd.training.config import TrainConfig
-from pkd.utils.errors import PkdError
+from pkd.utils.errors import PkdError, resume_command
+
+
+def train_parser() -> Parser:
+    """Parser of the command."""
+    parser = Parser(description="Train teacher and student, score the whole test split.")
+    parser.add_argument(
+        "--config", action=ActionConfigFile, help="YAML file with settings; later flags override it"
+    )
+    add_settings(parser)
+    parser.add_argument("--out", type=Path | None, help="new folder for this run")
+    parser.add_argument("--resume", type=Path | None, help="run folder to continue")
+    parser.add_argument(
+        "--tensorboard", action="store_true", help="write live curves to OUT/tensorboard"
+    )
+    return parser
 
 
 def run_train(args: Namespace) -> int:
-    if args.tensorboard:  # an optional package: missed before a folder is begun
+    """Train a new run, or continue one; return the exit code."""
+    if args.tensorboard:  # an optional package: if missing, fail before a folder is made
         from pkd.runs.tensorboard import TensorBoard
-    settings = {field.name: args[field.name] for field in fields(TrainConfig)}
-    if args.resume:
-        if settings != vars(TrainConfig()) or args.out:
-            raise PkdError(
-                "--resume takes every setting from the run folder's config.yaml: give no other flag"
-            )
-        folder, dataset = RunFolder.resume(args.resume), None
-    else:
-        folder, dataset = start(TrainConfig(**settings), args.out)
-    console.print(f"run folder: {folder.path}", soft_wrap=True)
+    run = _open_run(args)
+    console.print(f"run folder: {run.folder.path}", soft_wrap=True)
     try:
-        with StopRequest() as stop, ExitStack() as told:
-            reporters = [told.enter_context(ProgressBar())]
+        with ExitStack() as stack:
+            callbacks: list[Callback] = [
+                stack.enter_context(StopOnSignal()),
+                stack.enter_context(ProgressBar()),
+            ]
             if args.tensorboard:
-                reporters.append(told.enter_context(TensorBoard(folder.path / "tensorboard")))
-            run = Run(folder, dataset)
-            tell_left_out(run.dataset)
-            results = Schedule(run, Several(*reporters), stop.check).train()
-    except Interrupted:
-        command = f"pkd train --resume {shlex.quote(str(folder.path))}"
+                folder = run.folder.path / "tensorboard"
+                callbacks.append(stack.enter_context(TensorBoard(folder)))
+            print_skipped_files(run.dataset)
+            results = train(run, CallbackList(callbacks))
+    except TrainingInterrupted:
+        command = resume_command(run.folder.path)
         console.print(f"stopped; continue with: {command}", soft_wrap=True)
         return 130
     finally:
-        folder.release()
+        run.folder.release()
     print_auc(results)
-    console.print(f"run folder: {folder.path}", soft_wrap=True)
+    console.print(f"run folder: {run.folder.path}", soft_wrap=True)
     return 0
 
 
-def tell_left_out(dataset: Dataset) -> None:
-    """Count and name the files that --skip-bad left out."""
-    if dataset.skipped_files:
-        console.print(f"unreadable files left out: {len(dataset.skipped_files)}")
-        for path in dataset.skipped_files:
-            console.print(f"  {path}", soft_wrap=True)
+def _open_run(args: Namespace) -> Run:
+    """The run to continue, or a new one with the settings of the command line."""
+    settings: dict[str, Any] = {field.name: args[field.name] for field in fields(TrainConfig)}
+    if not args.resume:
+        return Run.create(TrainConfig(**settings), args.out)
+    if settings != vars(TrainConfig()) or args.out:
+        raise PkdError(
+            "`resume` takes every setting from the run folder's config.yaml: give no other flag"
+        )
+    return Run.resume(args.resume)

@@ -1,36 +1,39 @@
-"""A detector that has left its run: what it tells of itself, and ONNX Runtime. Needs no torch."""
+"""Exported detectors: their metadata, and scoring with ONNX Runtime. Needs no torch."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
+from types import ModuleType
+from typing import Any, get_type_hints
 
 import numpy as np
 
-from pkd.utils.errors import PkdError
+from pkd.utils.errors import CheckpointError, PkdError
 
-Score = Callable[[np.ndarray], np.ndarray]  # (n, C, H, W) uint8 -> (n,) float32
+ScoreFunction = Callable[[np.ndarray], np.ndarray]  # (n, C, H, W) uint8 -> (n,) float32
 
-FORMAT = "1"  # of the exported files; another one means another graph or other keys
+FORMAT_VERSION = "1"  # of exported files; it changes with their graph or their metadata keys
 
-IMAGES, SCORES = "images", "scores"  # the graph's input and output
+INPUT_NAME, OUTPUT_NAME = "images", "scores"  # of the graph
 
 INPUT_TYPES = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32}
 
 
 @dataclass(frozen=True)
-class Card:
-    """What one has to know of a detector to use it.
+class DetectorInfo:
+    """Metadata of one detector.
 
     Attributes:
         network: "student" or "teacher".
-        dataset: that it was trained on.
-        normal_class, class_name: the class that is normal to it.
-        seed: of its training.
-        channels: of its images, 1 (grey) or 3 (RGB).
-        image_size: their height and width.
-        threshold: score beyond which an image is novel.
-        contamination: share of normal images that the threshold lets be called novel.
-        version: of pkdgan, that trained it.
+        dataset: name of the training data set.
+        normal_class: number of the normal class.
+        class_name: name of the normal class.
+        seed: of the training.
+        channels: of the images, 1 (grey) or 3 (RGB).
+        image_size: height and width of the images.
+        threshold: images with a higher score are novel.
+        contamination: expected share of normal images with a score above the threshold.
+        version: of the pkdgan package that trained the detector.
     """
 
     network: str
@@ -45,64 +48,71 @@ class Card:
     version: str
 
     def metadata(self) -> dict[str, str]:
-        """As the properties of an exported file, "pkd.<name>"."""
-        texts = {f"pkd.{field.name}": str(getattr(self, field.name)) for field in fields(self)}
-        return {"pkd.format": FORMAT} | texts
+        """Convert to the properties "pkd.<name>" of an exported file."""
+        values = {f"pkd.{field.name}": str(getattr(self, field.name)) for field in fields(self)}
+        return {"pkd.format": FORMAT_VERSION} | values
 
     @classmethod
-    def from_metadata(cls, metadata: dict[str, str]) -> "Card":
-        """What `metadata` was made of; KeyError or ValueError if it is of another format."""
-        if metadata.get("pkd.format") != FORMAT:
-            raise ValueError(f"pkd.format is {metadata.get('pkd.format')}, not {FORMAT}")
-        return cls(**{f.name: f.type(metadata[f"pkd.{f.name}"]) for f in fields(cls)})
+    def from_metadata(cls, metadata: dict[str, str]) -> "DetectorInfo":
+        """Read the properties of an exported file.
+
+        Raises:
+            KeyError: a property is missing.
+            ValueError: a property has a wrong value, or the file another format version.
+        """
+        if metadata.get("pkd.format") != FORMAT_VERSION:
+            raise ValueError(f"pkd.format is {metadata.get('pkd.format')}, not {FORMAT_VERSION}")
+        types: dict[str, Callable[[str], Any]] = get_type_hints(cls)
+        return cls(**{name: convert(metadata[f"pkd.{name}"]) for name, convert in types.items()})
 
 
-def open_onnx(model: Path | bytes) -> tuple[Card, Score]:
-    """A detector in an ONNX file that `pkd export` wrote, run by ONNX Runtime on one thread.
+def open_onnx(model: Path | bytes) -> tuple[DetectorInfo, ScoreFunction]:
+    """Load a detector that `pkd export` wrote as ONNX, to run in ONNX Runtime on one thread.
 
     Args:
-        model: the file, or its content.
+        model: the file or its content.
 
     Raises:
-        PkdError: it is no ONNX file or none of ours, or ONNX Runtime is not installed.
+        CheckpointError: the file cannot be read, or `pkd export` did not write it.
+        PkdError: ONNX Runtime is not installed.
     """
     runtime = onnx_runtime()
     options = runtime.SessionOptions()
-    options.intra_op_num_threads = 1  # these networks are too small to share out
+    options.intra_op_num_threads = 1  # the networks are too small to gain from more threads
     options.log_severity_level = 4
     name = str(model) if isinstance(model, Path) else "the exported graph"
     try:
         content = model.read_bytes() if isinstance(model, Path) else model
         session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except OSError as error:
-        raise PkdError(
-            f"{name} cannot be read ({error.strerror}): name a run folder, or an ONNX file that "
+        raise CheckpointError(
+            f"{name} cannot be read ({error.strerror}): give a run folder, or an ONNX file that "
             "pkd export wrote"
         ) from error
-    except Exception as error:  # ONNX Runtime's errors have no common name of their own
-        why = " ".join(str(error).split())
-        raise PkdError(
-            f"{name} is no ONNX file that ONNX Runtime can load ({why}): name a run folder, or an "
-            "ONNX file that pkd export wrote"
+    except Exception as error:  # the exceptions of ONNX Runtime have no common base class
+        reason = " ".join(str(error).split())
+        raise CheckpointError(
+            f"{name} is no ONNX file that ONNX Runtime can load ({reason}): give a run folder, or "
+            "an ONNX file that pkd export wrote"
         ) from error
     try:
-        card = Card.from_metadata(session.get_modelmeta().custom_metadata_map)
+        info = DetectorInfo.from_metadata(session.get_modelmeta().custom_metadata_map)
         dtype = INPUT_TYPES[session.get_inputs()[0].type]
     except (KeyError, ValueError) as error:
-        raise PkdError(
+        raise CheckpointError(
             f"{name} is an ONNX file, but not one that this version of pkd export wrote ({error}): "
             "export the run again with pkd export RUN_DIR --output FILE.onnx"
         ) from error
 
     def score(images: np.ndarray) -> np.ndarray:
-        (scores,) = session.run([SCORES], {IMAGES: images.astype(dtype)})
+        (scores,) = session.run([OUTPUT_NAME], {INPUT_NAME: images.astype(dtype)})
         return scores
 
-    return card, score
+    return info, score
 
 
-def onnx_runtime():
-    """The module onnxruntime; PkdError where it is not installed."""
+def onnx_runtime() -> ModuleType:
+    """Import onnxruntime; PkdError if it is not installed."""
     try:
         import onnxruntime
     except ImportError as error:

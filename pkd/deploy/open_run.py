@@ -1,91 +1,125 @@
-"""TODO."""
+"""Detectors of a finished run: weights, metadata and threshold, read from the run folder."""
 
-import shlex
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from pkd.deploy.inference import Card, Score
+from pkd.deploy.inference import DetectorInfo, ScoreFunction
 from pkd.models.cost import cost
 from pkd.models.ganomaly import Generator
 from pkd.runs.folder import RunFolder
-from pkd.scoring.single import Scorer, in_torch
+from pkd.scoring.single import Scorer, score_function
 from pkd.training.config import TrainConfig
-from pkd.training.settings import config_from
-from pkd.utils.errors import PkdError
+from pkd.training.settings import from_plain
+from pkd.utils.errors import RESTORE, CheckpointError, ConfigError, resume_command
 
 
-def load_stack(
-    folder: RunFolder, config: TrainConfig, network: str
-) -> tuple[Generator, list[Card]]:
-    """The generators of a finished run as the last phase that judged them left them, and a card
-    of each.
+class RunDetector(NamedTuple):
+    """One detector of a finished run.
+
+    Attributes:
+        config: settings of the run.
+        generator: the stack that holds the detector, in evaluation mode on the CPU.
+        stack: number of models in the stack.
+        member: index of the detector in the stack.
+        info: metadata of the detector.
+    """
+
+    config: TrainConfig
+    generator: Generator
+    stack: int
+    member: int
+    info: DetectorInfo
+
+    def scorer(self) -> Scorer:
+        """The detector alone, without the rest of its stack."""
+        return Scorer(self.generator, self.member)
+
+
+def load_detector(
+    path: Path, network: str = "student", normal_class: int | None = None, seed: int | None = None
+) -> RunDetector:
+    """Load one detector of a finished run, from the last phase that evaluated its network.
+
+    Args:
+        path: run folder.
+        network: "student" or "teacher".
+        normal_class: may be None if the run has one normal class only.
+        seed: None is 0.
 
     Raises:
-        PkdError: the run is not finished, damaged, or of another version of pkd.
+        CheckpointError: the run is not finished, damaged, or of another version of pkd.
+        ConfigError: the run has no detector of this class and seed.
     """
+    folder = RunFolder.open(path)
+    config = from_plain(folder.config(), path / "config.yaml")
     results, phases = folder.results(), config.phases()
     if results is None or folder.progress.phase < len(phases):
-        raise PkdError(
-            f"{folder.path} is not finished: continue it with pkd train --resume "
-            f"{shlex.quote(str(folder.path))}"
-        )
-    phase = [phase.name for phase in phases if phase.judged == network][-1]
+        raise CheckpointError(f"{path} is not finished: continue it with {resume_command(path)}")
+    phase = [phase.name for phase in phases if phase.network == network][-1]
     try:
-        cards = [
-            Card(
-                network=network,
-                dataset=results["dataset"],
-                normal_class=member["normal_class"],
-                class_name=member["class_name"],
-                seed=member["seed"],
-                channels=results["channels"],
-                image_size=results["image_size"],
-                threshold=member["threshold"][phase],
-                contamination=config.contamination,
-                version=results["versions"]["pkdgan"],
-            )
-            for member in results["members"]
-        ]
+        infos = _infos(results, network, phase, config.contamination)
     except (KeyError, TypeError) as error:
-        raise PkdError(
-            f"{folder.path / 'results.json'} is damaged or of another version of pkd (it has no "
-            f"{error}): train again in a new folder"
+        raise CheckpointError(
+            f"{path / 'results.json'} is damaged or of another version of pkd (it has no {error}): "
+            f"{RESTORE}"
         ) from error
-    checkpoint, prefix = f"{phase}.safetensors", f"{network}.generator."
-    tensors = folder.load_tensors(checkpoint, prefix)
-    generator = Generator(config.architecture(network, cards[0].channels), len(cards))
+    member = select_member(infos, normal_class, seed)
+    file, prefix = f"{phase}.safetensors", f"{network}.generator."
+    tensors = folder.load_tensors(file, prefix)
+    generator = Generator(config.architecture(network, infos[0].channels), len(infos))
     try:
         generator.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items()})
     except RuntimeError as error:
-        raise PkdError(
-            f"checkpoint {folder.checkpoints / checkpoint} does not fit config.yaml and "
+        raise CheckpointError(
+            f"checkpoint {folder.checkpoints / file} does not fit config.yaml and "
             "results.json: restore them from a copy, or train again in a new folder"
         ) from error
-    return generator.requires_grad_(False).eval(), cards
+    generator.requires_grad_(False).eval()
+    return RunDetector(config, generator, len(infos), member, infos[member])
 
 
-def choose(cards: list[Card], normal_class: int | None, seed: int | None) -> int:
-    """Index of the card of a class and a seed; PkdError if it is not there, or not told."""
-    classes = {card.normal_class: card.class_name for card in cards}
+def _infos(
+    results: dict[str, Any], network: str, phase: str, contamination: float
+) -> list[DetectorInfo]:
+    """Metadata of each member of a run; KeyError or TypeError if results.json is damaged."""
+    return [
+        DetectorInfo(
+            network=network,
+            dataset=results["dataset"],
+            normal_class=member["normal_class"],
+            class_name=member["class_name"],
+            seed=member["seed"],
+            channels=results["channels"],
+            image_size=results["image_size"],
+            threshold=member["threshold"][phase],
+            contamination=contamination,
+            version=results["versions"]["pkdgan"],
+        )
+        for member in results["members"]
+    ]
+
+
+def select_member(infos: Sequence[DetectorInfo], normal_class: int | None, seed: int | None) -> int:
+    """Index of the detector of a normal class and a seed; ConfigError if it does not exist."""
+    classes = {info.normal_class: info.class_name for info in infos}
     if normal_class is None and len(classes) == 1:
         (normal_class,) = classes
-    for k, card in enumerate(cards):
-        if (card.normal_class, card.seed) == (normal_class, seed or 0):
+    for k, info in enumerate(infos):
+        if (info.normal_class, info.seed) == (normal_class, seed or 0):
             return k
-    known = ", ".join(f"{k} {name}" for k, name in classes.items())
     if normal_class not in classes:
-        told = "is not given" if normal_class is None else f"{normal_class} is not in this run"
-        raise PkdError(f"--normal-class {told}: choose one of {known}")
-    seeds = ", ".join(str(s) for s in sorted({card.seed for card in cards}))
-    raise PkdError(f"--seed {seed} is not in this run: choose one of {seeds}")
+        choices = ", ".join(f"{k} {name}" for k, name in classes.items())
+        problem = "is not given" if normal_class is None else f"{normal_class} is not in this run"
+        raise ConfigError("normal_class", f"{problem}: choose one of {choices}")
+    seeds = ", ".join(str(seed) for seed in sorted({info.seed for info in infos}))
+    raise ConfigError("seed", f"{seed} is not in this run: choose one of {seeds}")
 
 
 def open_run(
-    path: Path, network: str | None, normal_class: int | None, seed: int | None
-) -> tuple[Card, Score]:
-    """A detector in a run folder; see `deployed.open_onnx`. The student where none is named."""
-    folder = RunFolder.open(path)
-    config = config_from(folder.config(), path / "config.yaml")
-    generator, cards = load_stack(folder, config, network or "student")
-    member = choose(cards, normal_class, seed)
-    flops = cost(generator.architecture).flops
-    return cards[member], in_torch(Scorer(generator, member), flops=flops)
+    path: Path, network: str = "student", normal_class: int | None = None, seed: int | None = None
+) -> tuple[DetectorInfo, ScoreFunction]:
+    """Load one detector of a finished run to score in PyTorch; see `load_detector`."""
+    detector = load_detector(path, network, normal_class, seed)
+    flops = cost(detector.generator.architecture).flops
+    return detector.info, score_function(detector.scorer(), flops=flops)

@@ -171,7 +171,7 @@ class Layer(nn.Module):
             return y
         running = self.running_mean, self.running_var
         y = F.batch_norm(y, *running, self.gamma, self.beta, self.training, eps=NORM_EPS)
-        return ACTIVATIONS[self.plan.activation](y)
+        return ACTIVATIONS[self.plan.activation].function(y)
 
 
 def _run_chain(layers: Sequence[Layer], x: Tensor, taps: Sequence[int]) -> tuple[Tensor, ...]:

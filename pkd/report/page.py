@@ -31,7 +31,7 @@ from pkd.runs.results import finished_results, judge
 from pkd.runs.run import Run
 from pkd.scoring.metrics import Verdicts
 from pkd.utils.errors import PkdError
-from pkd.utils.files import replace_file
+from pkd.utils.files import atomic_write
 
 GENERATOR = '<meta name="generator" content="pkd report">'  # tells our files from others
 
@@ -50,7 +50,8 @@ def write_report(run: Run, output: Path) -> None:
     results = finished_results(run)
     page = render(view(run, results, judge(run, results)))
     try:
-        replace_file(output, lambda path: path.write_text(page, encoding="utf-8"))
+        with atomic_write(output) as temporary:
+            temporary.write_text(page, encoding="utf-8")
     except OSError as error:
         raise _unwritable(output, error) from error
 

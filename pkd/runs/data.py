@@ -1,118 +1,169 @@
-"""The images of a run, and the members of the stack that its settings make of them."""
+"""Data of a run: data set, members and split, prepared once from the settings."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pkd.data import folder, npz, standard
 from pkd.data.arrays import resize
 from pkd.data.dataset import Dataset, hold_out
+from pkd.data.folder import load_folder
+from pkd.data.npz import load_npz
+from pkd.data.standard import load
 from pkd.models.stack import Member
 from pkd.training.config import OWN_DATA, TrainConfig
 from pkd.training.train_set import TrainSet
-from pkd.utils.errors import PkdError
+from pkd.utils.errors import ConfigError, DataError
 
 
 def load_dataset(config: TrainConfig) -> Dataset:
-    """The data set of a run; PkdError if its files are missing or damaged, or in other colours."""
-    name, place = config.dataset, Path(config.data_dir) if config.data_dir else None
-    if name in OWN_DATA and place is None:
-        what = "a folder with train/good and test" if name == "folder" else "an .npz file"
-        raise PkdError(f"--dataset {name} needs --data-dir: {what}")
-    if name == "folder":
-        dataset = folder.load_folder(place, config.image_size, config.channels, config.skip_bad)
+    """Load the data set of a run.
+
+    Raises:
+        PkdError: its files are missing or damaged, or have another number of channels.
+    """
+    name, path = config.dataset, Path(config.data_dir) if config.data_dir else None
+    if name in OWN_DATA:
+        if path is None:
+            expected = "a folder with train/good and test" if name == "folder" else "an .npz file"
+            raise ConfigError("data_dir", f"is missing: the data set {name!r} needs {expected}")
+        if name == "folder":
+            dataset = load_folder(path, config.image_size, config.channels, config.skip_bad)
+        else:
+            dataset = load_npz(path)
     else:
-        dataset = npz.load_npz(place) if name == "npz" else standard.load(name, place)
+        dataset = load(name, path)
     channels = dataset.train_images.shape[1]
     if config.channels not in (None, channels):
-        raise PkdError(
-            f"{name} has images of {channels} channel{'s' * (channels > 1)}, but --channels (or "
-            f"config.yaml's) is {config.channels}: convert the images"
+        raise ConfigError(
+            "channels",
+            f"is {config.channels}, but {name} has images with {channels} "
+            f"channel{'s' * (channels > 1)}: convert the images",
         )
     return dataset
 
 
-def class_sizes(config: TrainConfig, dataset: Dataset) -> dict[int, int]:
-    """Images of each normal class to train on: without those held out, and as many as are used.
+def prepare(settings: TrainConfig) -> tuple[TrainConfig, "RunData"]:
+    """Resolve the settings of a new run against its data.
 
-    Of the user's own data "all" means the classes that have training images.
+    Returns:
+        The settings with every value known, except `stack`, and the data.
 
     Raises:
-        PkdError: a class cannot be trained or tested on.
+        PkdError: a setting or the data cannot be used.
     """
-    labels = dataset.train_labels
-    every = config.dataset in OWN_DATA and config.normal_class == "all"
-    classes = np.unique(labels) if every else parse_classes(config.normal_class, dataset.classes)
-    used = labels[~hold_out(labels, config.held_out)]
-    sizes = {int(k): int((used == k).sum()) for k in classes}
-    for k, size in sizes.items():
-        if not (labels == k).any() or not (dataset.test_labels == k).any():
-            raise PkdError(f"{config.dataset} has no images of class {k}: choose another class")
-        if size == 0:
-            raise PkdError(
-                f"class {k} {dataset.classes[k]} has {(labels == k).sum()} training images, and "
-                f"--held-out {config.held_out} leaves none to train on: it takes at least two"
-            )
-    return {k: min(size, config.max_train_images or size) for k, size in sizes.items()}
+    config = settings.with_preset()
+    config.training_device()
+    data = RunData(config, load_dataset(config))
+    smallest = min(data.sizes.values()) if config.dataset in OWN_DATA else None
+    config = replace(config, channels=data.channels).with_lengths(smallest)
+    data.check_batch_size(config.batch_size)
+    return config, data
 
 
-def members_of(config: TrainConfig, dataset: Dataset) -> list[Member]:
-    """The stack of a run; PkdError if a class cannot be trained or tested on.
-
-    All classes of seed 0, then all of seed 1, and so on.
-    """
-    sizes = class_sizes(config, dataset)
-    for k, size in sizes.items():
-        if config.batch_size > size:
-            raise PkdError(
-                f"--batch-size {config.batch_size} is larger than class {k} with its {size} "
-                f"training images: choose at most {size}"
-            )
-    if (dataset.test_labels == dataset.test_labels[0]).all():
-        raise PkdError(f"the test split of {config.dataset} has only one class: nothing is novel")
-    return [Member(k, seed) for seed in range(config.seeds) for k in sizes]
-
-
-class TrainSplit:
-    """A run's training images in the size that is trained on: most to train on, the rest held out.
+class RunData:
+    """Data set, members and split of a run.
 
     Args:
-        config: of the run.
-        dataset: its images.
+        config: settings with the preset's values.
+        dataset: data set of the run.
+
+    Attributes:
+        held_out: (n,) bool, training images that are held out for the threshold.
+        sizes: normal class -> images to train on.
+        members: one for each normal class and seed: all classes of seed 0, then of seed 1, ...
+        channels: channels of the images.
+
+    Raises:
+        ConfigError, DataError: a class cannot be trained or tested on.
     """
 
     def __init__(self, config: TrainConfig, dataset: Dataset):
-        images = resize(dataset.train_images, config.image_size)
-        labels, self.limit = dataset.train_labels, config.max_train_images
-        held = hold_out(labels, config.held_out)
-        self.used, self.held = ((images[rows], labels[rows]) for rows in (~held, held))
+        self.dataset, self.image_size = dataset, config.image_size
+        self.limit, self.channels = config.max_train_images, dataset.train_images.shape[1]
+        self.held_out = hold_out(dataset.train_labels, config.held_out)
+        self.sizes = self._class_sizes(config)
+        if (dataset.test_labels == dataset.test_labels[0]).all():
+            raise DataError(
+                f"the test split of {config.dataset} has only one class, so it has no novel "
+                "images: add images of another class"
+            )
+        self.members = [Member(k, seed) for seed in range(config.seeds) for k in self.sizes]
+
+    def _class_sizes(self, config: TrainConfig) -> dict[int, int]:
+        """Images of each normal class to train on: without those held out, up to the limit."""
+        labels, test_labels = self.dataset.train_labels, self.dataset.test_labels
+        sizes = {}
+        for k in self._normal_classes(config):
+            total, size = (labels == k).sum(), ((labels == k) & ~self.held_out).sum()
+            if total == 0 or not (test_labels == k).any():
+                raise ConfigError(
+                    "normal_class",
+                    f"{k} has no images in the training or test split of {config.dataset}: choose "
+                    "another class",
+                )
+            if size == 0:
+                raise ConfigError(
+                    "held_out",
+                    f"{config.held_out} leaves none of the {total} training images of class {k} "
+                    f"{self.dataset.classes[k]} to train on: a class needs at least two",
+                )
+            sizes[k] = min(int(size), self.limit or int(size))
+        return sizes
+
+    def _normal_classes(self, config: TrainConfig) -> list[int]:
+        """Normal classes; of the user's own data "all" means those with training images."""
+        names = self.dataset.classes
+        if config.normal_class == "all":
+            if config.dataset in OWN_DATA:
+                return [int(k) for k in np.unique(self.dataset.train_labels)]
+            return list(range(len(names)))
+        for k in config.normal_class:
+            if k >= len(names):
+                known = ", ".join(f"{number} {name}" for number, name in enumerate(names))
+                raise ConfigError(
+                    "normal_class",
+                    f"{k} is not a class of this data set: choose 'all' or numbers of: {known}",
+                )
+        return list(config.normal_class)
+
+    def check_batch_size(self, batch_size: int) -> None:
+        """Raise ConfigError if a class has too few images for one batch."""
+        for k, size in self.sizes.items():
+            if batch_size > size:
+                raise ConfigError(
+                    "batch_size",
+                    f"{batch_size} is larger than class {k} with its {size} training images: "
+                    f"choose at most {size}",
+                )
+
+    @cached_property
+    def train_images(self) -> Tensor:
+        """(n, C, S, S) uint8 training images of all classes, resized."""
+        return resize(self.dataset.train_images, self.image_size)
+
+    @cached_property
+    def test_images(self) -> Tensor:
+        """(n, C, S, S) uint8 test images, resized."""
+        return resize(self.dataset.test_images, self.image_size)
 
     def train_set(self, members: Sequence[Member], device: torch.device) -> TrainSet:
-        """What some members train on."""
-        return TrainSet(*self.used, members, self.limit, device)
+        """Images that some members train on, on the device."""
+        labels = np.where(self.held_out, -1, self.dataset.train_labels)
+        return TrainSet(self.train_images, labels, members, self.limit, device)
 
-    def held_out(self, members: Sequence[Member]) -> list[Tensor]:
-        """Each member's held-out images (n, C, H, W) uint8."""
-        images, labels = self.held
-        return [images[labels == member.normal_class] for member in members]
+    def held_out_images(self, members: Sequence[Member]) -> list[Tensor]:
+        """Images (n, C, S, S) uint8 of each member's class that set its threshold.
 
-
-def parse_classes(text: str, classes: tuple[str, ...]) -> list[int]:
-    """Class numbers of "all", "K" or "K,K"; PkdError for one that the data set has not."""
-    if text == "all":
-        return list(range(len(classes)))
-    parts = text.split(",")
-    known = ", ".join(f"{k} {name}" for k, name in enumerate(classes))
-    for part in parts:
-        if not (part.isascii() and part.isdigit() and int(part) < len(classes)):
-            raise PkdError(
-                f"--normal-class {text!r}: {part!r} is not a class of this data set; "
-                f"take 'all' or numbers of: {known}"
-            )
-    chosen = [int(part) for part in parts]
-    if len(set(chosen)) < len(chosen):
-        raise PkdError(f"--normal-class {text!r} names a class twice: name it once")
-    return chosen
+        In runs from before images were held out they are the images that it was trained on.
+        """
+        labels, limit = self.dataset.train_labels, None
+        selected = self.held_out
+        if not selected.any():
+            selected, limit = ~selected, self.limit
+        rows = [np.flatnonzero(selected & (labels == m.normal_class))[:limit] for m in members]
+        return [self.train_images[torch.from_numpy(member_rows)] for member_rows in rows]

@@ -1,22 +1,21 @@
-"""A run is a folder. Whatever instant a process dies at, the folder can be resumed.
+"""Run folder: the files of a run, from which it can be continued after an interruption at any time.
 
-    config.yaml                  every setting, presets resolved
-    progress.json                where training stands and which tensors belong to it
-    metrics.jsonl                a line an epoch: losses and AUC of every member
-    checkpoints/<phase>.safetensors       networks as a finished phase left them, and their scores
-                                          of the held-out images, `held_out.<member>`, and of
-                                          the test split, `test_scores`
-    checkpoints/progress-<n>.safetensors  networks, optimizer and losses within a phase
+    config.yaml                  every setting, values of the preset included
+    progress.json                position of the training, and the checkpoint that belongs to it
+    metrics.jsonl                one line per epoch: losses and AUC of every member
+    checkpoints/<phase>.safetensors       networks after a finished phase, their scores of the
+                                          held-out images, `held_out.<member>`, and of the test
+                                          split, `test_scores`
+    checkpoints/progress-<n>.safetensors  networks, optimizer state and losses within a phase
     results.json, curves.png     at the end
-    report.html, tensorboard/    where asked for
+    report.html, tensorboard/    on request
 
-Every file is written under a temporary name, synced and renamed; `progress.json` is written last,
-so that it never names what is not there.
+Every file is written atomically. `progress.json` is written last, so it never names a checkpoint
+that does not exist.
 """
 
 import json
 import re
-import shlex
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -29,43 +28,22 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from pkd.utils.errors import PkdError
-from pkd.utils.files import replace_file
-
-_RESTORE = "restore it from a copy, or train again in a new folder"
-
-
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """`replace_file` within a run, whose folder of checkpoints is made where it is missing.
-
-    Raises:
-        PkdError: the disk is full or refuses; `path` is as it was.
-    """
-    try:
-        path.parent.mkdir(exist_ok=True)
-        replace_file(path, write)
-    except OSError as error:
-        raise PkdError(
-            f"{path} cannot be written ({error}): make room or get permission there, then continue "
-            "with --resume; what was written before is kept"
-        ) from error
-
-
-def write_text(path: Path, text: str) -> None:
-    write_atomically(path, lambda p: p.write_text(text, encoding="utf-8"))
+from pkd.utils.errors import RESTORE, CheckpointError, OutputError, PkdError, resume_command
+from pkd.utils.files import atomic_write
 
 
 @dataclass
 class Progress:
-    """Where a run stands.
+    """Position of the training.
 
     Attributes:
-        phase: number of phases that are finished.
-        stack: number of stacks that finished the phase now under way.
-        epoch, step: of the stack now under way; `step` steps of `epoch` are done.
-        tensors: file of the state at that point; None at the beginning of a phase.
-        metrics: lines of metrics.jsonl that belong to this point.
-        auc: finished phase -> AUC of each member on the whole test set.
+        phase: number of finished phases.
+        stack: number of stacks that finished the current phase.
+        epoch: finished epochs of the current stack.
+        step: finished steps of the current epoch.
+        tensors: checkpoint of this position; None at the beginning of a phase.
+        metrics: lines of metrics.jsonl up to this position.
+        auc: finished phase -> AUC of each member on the whole test split.
         seconds: finished or current phase -> time spent in it.
     """
 
@@ -80,7 +58,7 @@ class Progress:
 
 
 def parse_progress(text: str) -> Progress:
-    """Content of progress.json; AttributeError, TypeError or ValueError if damaged."""
+    """Parse progress.json; AttributeError, TypeError or ValueError if it is damaged."""
     progress = Progress(**json.loads(text))
     names = ("phase", "stack", "epoch", "step", "metrics")
     counts = [getattr(progress, name) for name in names]
@@ -92,14 +70,20 @@ def parse_progress(text: str) -> Progress:
     for values in progress.auc.values():
         numbers += values
     if not all(isinstance(number, float) for number in numbers):
-        raise ValueError("auc or seconds holds what is no number")
+        raise ValueError("auc or seconds holds a value that is not a number")
     return progress
 
 
 class RunFolder:
-    """The files of one run.
+    """Files of one run.
 
-    `create` begins a folder, `resume` takes one up to train on, `open` only reads it.
+    `create` makes a folder for a new run, `resume` opens one for training, `open` for reading.
+
+    Attributes:
+        path: the folder.
+        checkpoints: its sub-folder of checkpoints.
+        progress: position of the training at the last checkpoint.
+        metrics: records of metrics.jsonl, one per epoch.
     """
 
     def __init__(self, path: Path):
@@ -111,51 +95,60 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path, config: dict[str, Any]) -> "RunFolder":
-        """Begin a run in a new or empty folder; PkdError if it holds anything."""
+        """Make the folder of a new run, and lock it.
+
+        Args:
+            path: a new or empty folder.
+            config: content of config.yaml.
+
+        Raises:
+            OutputError: the folder is not empty, or cannot be written.
+        """
         try:
             path.mkdir(parents=True, exist_ok=True)
-            taken = {p.name for p in path.iterdir()} - {".lock", ".config.yaml.tmp"}
+            names = {p.name for p in path.iterdir()}
         except OSError as error:
-            raise PkdError(
-                f"--out {path} cannot be written ({error.strerror}): choose another folder"
-            ) from error
-        if taken:
-            what = "holds another run" if "config.yaml" in taken else "is not empty"
-            resume = f"continue it with --resume {shlex.quote(str(path))}, or "
-            remedy = resume if "config.yaml" in taken else ""
-            raise PkdError(f"--out {path} {what}: {remedy}choose another folder")
-        run = cls(path)
-        run.lock()
-        write_text(path / "config.yaml", yaml.safe_dump(config, sort_keys=False))
-        return run
+            raise OutputError.from_os_error(path, error) from error
+        if "config.yaml" in names:
+            raise OutputError(
+                f"{path} holds another run: continue it with {resume_command(path)}, or choose "
+                "another folder for `out`"
+            )
+        # A process that was killed while it made the folder leaves these files.
+        if any(not re.fullmatch(r"\.lock|\.config\.yaml\..*tmp", name) for name in names):
+            raise OutputError(f"{path} is not empty: choose another folder for `out`")
+        folder = cls(path)
+        folder.lock()
+        folder._write(path / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+        return folder
 
     @classmethod
     def open(cls, path: Path) -> "RunFolder":
-        """Read an existing run; PkdError if the folder holds none or its files are damaged."""
-        run = cls(path)
-        run._must_exist()
-        run._load()
-        return run
+        """Open a run for reading; CheckpointError if there is none or its files are damaged."""
+        folder = cls(path)
+        folder._check_exists()
+        folder._load()
+        return folder
 
     @classmethod
     def resume(cls, path: Path) -> "RunFolder":
-        """Take up an existing run, locked; PkdError as in `open`, or if it is being trained."""
-        run = cls(path)
-        run._must_exist()
-        run.lock()
-        run._load()
-        run._remove_stale()
-        return run
+        """Open a run for training, and lock it; CheckpointError as `open`, PkdError if locked."""
+        folder = cls(path)
+        folder._check_exists()
+        folder.lock()
+        folder._load()
+        folder._remove_stale()
+        return folder
 
-    def _must_exist(self) -> None:
+    def _check_exists(self) -> None:
         if not (self.path / "config.yaml").is_file():
-            raise PkdError(
+            raise CheckpointError(
                 f"{self.path} is not a run folder, it has no config.yaml: give the folder that "
                 "pkd train named, or start a run with pkd train --out FOLDER"
             )
 
     def _load(self) -> None:
-        # A run may be killed before it has any progress, but then it has no results either.
+        # A run may be killed before its first checkpoint, but then it has no results either.
         if any((self.path / name).is_file() for name in ("progress.json", "results.json")):
             self.progress = self._read("progress.json", parse_progress)
         count = self.progress.metrics
@@ -164,54 +157,68 @@ class RunFolder:
                 "metrics.jsonl", lambda text: [*map(json.loads, text.splitlines()[:count])]
             )
         if len(self.metrics) < count:
-            raise PkdError(
+            raise CheckpointError(
                 f"{self.path / 'metrics.jsonl'} is truncated, it has {len(self.metrics)} of "
-                f"{count} lines: {_RESTORE}"
+                f"{count} lines: {RESTORE}"
             )
 
     def lock(self) -> None:
-        """Keep other processes from training in this folder; PkdError if one already does."""
+        """Keep other processes from training in this folder; PkdError if one does."""
         try:
             self._lock.acquire(timeout=0)
         except Timeout as error:
             raise PkdError(f"another process is training in {self.path}: wait for it") from error
         except OSError as error:
-            raise PkdError(
-                f"{self.path} cannot be written ({error.strerror}): get permission there, or "
-                "choose another folder"
-            ) from error
+            raise OutputError.from_os_error(self.path, error) from error
 
     def release(self) -> None:
+        """Allow other processes to train in this folder."""
         self._lock.release()
 
-    def config(self) -> dict[str, Any]:
-        """What config.yaml holds."""
+    def config(self) -> Any:
+        """Content of config.yaml."""
         return self._read("config.yaml", yaml.safe_load)
 
     def results(self) -> dict[str, Any] | None:
-        """What results.json holds; None where there is none yet."""
+        """Content of results.json; None if the run is not finished."""
         path = self.path / "results.json"
         return self._read(path.name, json.loads) if path.is_file() else None
 
     def _read(self, name: str, parse: Callable[[str], Any]) -> Any:
         try:
             return parse((self.path / name).read_text(encoding="utf-8"))
-        except (OSError, AttributeError, TypeError, ValueError, yaml.YAMLError) as error:
-            raise PkdError(f"{self.path / name} is damaged ({error}): {_RESTORE}") from error
+        except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
+            raise CheckpointError(f"{self.path / name} is damaged ({error}): {RESTORE}") from error
 
-    def write_json(self, name: str, value: Any) -> None:
-        write_text(self.path / name, json.dumps(value, indent=1) + "\n")
+    def _write(self, path: Path, content: str | bytes) -> None:
+        try:
+            path.parent.mkdir(exist_ok=True)
+            with atomic_write(path) as temporary:
+                temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        except (OSError, OutputError) as error:
+            raise OutputError(
+                f"{path} cannot be written ({error}): free disk space or get write permission, "
+                f"then continue with {resume_command(self.path)}; earlier files are kept"
+            ) from error
 
-    def save_within_phase(self, tensors: dict[str, Tensor], progress: Progress) -> None:
-        """Checkpoint inside a phase."""
-        old = self.progress.tensors
-        number = int(old.split("-")[1].split(".")[0]) + 1 if old else 0
+    def write_results(self, results: dict[str, Any], curves: bytes) -> None:
+        """Write curves.png and, last, results.json."""
+        self._write(self.path / "curves.png", curves)
+        self._write_json("results.json", results)
+
+    def _write_json(self, name: str, value: Any) -> None:
+        self._write(self.path / name, json.dumps(value, indent=1) + "\n")
+
+    def save_progress(self, tensors: dict[str, Tensor], progress: Progress) -> None:
+        """Write a checkpoint within a phase."""
+        previous = self.progress.tensors
+        number = int(previous.split("-")[1].split(".")[0]) + 1 if previous else 0
         progress.tensors = f"progress-{number:06d}.safetensors"
         self._save_tensors(progress.tensors, tensors)
         self._commit(progress)
 
     def save_phase(self, name: str, tensors: dict[str, Tensor], progress: Progress) -> None:
-        """Keep the tensors of a finished phase; `progress` stands at the next one's beginning."""
+        """Write the checkpoint of a finished phase; `progress` is the start of the next one."""
         progress.tensors = None
         self._save_tensors(f"{name}.safetensors", tensors)
         self._commit(progress)
@@ -221,32 +228,32 @@ class RunFolder:
         for key, tensor in tensors.items():
             if not torch.isfinite(tensor).all():
                 raise PkdError(
-                    f"values in {key} are no longer finite; training stopped, the last checkpoint "
-                    "is kept: train anew with a lower --lr"
+                    f"values in {key} are not finite; training stopped, the last checkpoint is "
+                    "kept: train again with a lower `lr`"
                 )
-        write_atomically(self.checkpoints / name, lambda p: p.write_bytes(save(tensors)))
+        self._write(self.checkpoints / name, save(tensors))
 
     def _commit(self, progress: Progress) -> None:
         progress.metrics = len(self.metrics)
         lines = "".join(json.dumps(record) + "\n" for record in self.metrics)
-        write_text(self.path / "metrics.jsonl", lines)
-        self.write_json("progress.json", asdict(progress))
+        self._write(self.path / "metrics.jsonl", lines)
+        self._write_json("progress.json", asdict(progress))
         self.progress = Progress(**asdict(progress))
         self._remove_stale()
 
     def _remove_stale(self) -> None:
-        """Remove checkpoints that are no longer needed, and what a killed process half wrote."""
-        for stale in self.checkpoints.glob("progress-*"):
-            if stale.name != self.progress.tensors:
-                stale.unlink()
-        for half in (*self.path.glob(".*.tmp"), *self.checkpoints.glob(".*.tmp")):
-            half.unlink()
+        """Remove checkpoints of earlier positions and temporary files of a killed process."""
+        for checkpoint in self.checkpoints.glob("progress-*"):
+            if checkpoint.name != self.progress.tensors:
+                checkpoint.unlink()
+        for temporary in (*self.path.glob(".*.tmp"), *self.checkpoints.glob(".*.tmp")):
+            temporary.unlink()
 
     def load_tensors(self, name: str, prefix: str = "") -> dict[str, Tensor]:
-        """Tensors of a checkpoint, by the beginning of their names.
+        """Load the tensors of a checkpoint whose names begin with `prefix`.
 
         Raises:
-            PkdError: it is missing, damaged or not finite.
+            CheckpointError: the checkpoint is missing, damaged or not finite.
         """
         path = self.checkpoints / name
         try:
@@ -254,13 +261,21 @@ class RunFolder:
                 names = [key for key in file.keys() if key.startswith(prefix)]  # noqa: SIM118
                 tensors = {key: file.get_tensor(key) for key in names}
         except (OSError, SafetensorError) as error:
-            raise PkdError(
-                f"checkpoint {path} cannot be read ({error}), it is missing or truncated: "
-                f"{_RESTORE}"
+            raise CheckpointError(
+                f"checkpoint {path} cannot be read ({error}), it is missing or truncated: {RESTORE}"
             ) from error
         for key, tensor in tensors.items():
             if not torch.isfinite(tensor).all():
-                raise PkdError(
-                    f"checkpoint {path} holds values in {key} that are not finite: {_RESTORE}"
+                raise CheckpointError(
+                    f"checkpoint {path} has values in {key} that are not finite: {RESTORE}"
                 )
+        return self._upgraded(tensors) if name.startswith("progress-") else tensors
+
+    def _upgraded(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Rename and transpose the tensors of a progress checkpoint of an earlier version."""
+        if "optimizer.step" in tensors:
+            tensors["optimizer.step_count"] = tensors.pop("optimizer.step")
+        # (steps, networks, M, losses) before the setting `graph` existed, members first since then.
+        if "history" in tensors and "graph" not in self.config():
+            tensors["history"] = tensors["history"].transpose(1, 2)
         return tensors

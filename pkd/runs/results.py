@@ -11,6 +11,7 @@ from pkd.models.cost import cost
 from pkd.models.stack import Member
 from pkd.runs.run import Run
 from pkd.scoring.metrics import Verdicts, auc_by_member, threshold
+from pkd.training.settings import to_plain
 from pkd.utils.device import device_name, in_tf32
 from pkd.utils.errors import PkdError
 
@@ -33,7 +34,7 @@ def results_of(run: Run, auc: dict[str, list[float]]) -> dict[str, Any]:
         "left_out": len(dataset.skipped_files),
         "channels": run.test_images.shape[1],
         "image_size": config.image_size,
-        "config": config.as_dict(),
+        "config": to_plain(config),
         "members": [
             {
                 "normal_class": member.normal_class,

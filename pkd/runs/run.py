@@ -1,28 +1,32 @@
-"""A run as its folder has it: settings, images, members and networks, and how well they score."""
+"""A training run: its folder, settings, data and networks."""
 
+import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from datetime import datetime
 from functools import partial
 from importlib.metadata import version
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from pkd.data.arrays import resize
-from pkd.data.dataset import Dataset
 from pkd.models.ganomaly import GAN, load_networks
 from pkd.models.stack import extract_stack, split_into_stacks
-from pkd.runs.data import load_dataset, members_of
+from pkd.runs.data import RunData, load_dataset, prepare
 from pkd.runs.folder import RunFolder
+from pkd.runs.memory import check_memory, fitting_stack
 from pkd.scoring.metrics import auc_by_member
-from pkd.scoring.novelty import novelty_scores
-from pkd.training.config import Phase
+from pkd.scoring.novelty import novelty_scores, scores_per_member
+from pkd.training.config import Phase, TrainConfig
 from pkd.training.factory import make_networks
-from pkd.training.settings import config_from
+from pkd.training.settings import from_plain, to_plain
 from pkd.utils.device import precision
-from pkd.utils.errors import PkdError
+from pkd.utils.errors import RESTORE, CheckpointError, PkdError
+
+logger = logging.getLogger(__name__)
 
 PACKAGES = ("pkdgan", "torch", "numpy", "scikit-learn")
 
@@ -30,89 +34,150 @@ PACKAGES = ("pkdgan", "torch", "numpy", "scikit-learn")
 class Run:
     """One training run in its folder.
 
+    `create` makes a new run, `resume` opens one for training, `open` one to score with.
+
     Args:
-        folder: created, or opened and perhaps half done.
-        dataset: the run's images, where they are loaded already.
-        changes: settings that differ from the folder's config.yaml.
+        folder: files of the run.
+        config: resolved settings.
+        data: data of the run.
 
     Attributes:
+        dataset: data set of the run.
         members: one for each normal class and seed.
-        stacks: the members that are trained together, stack after stack.
-        networks: {"teacher": GAN, "student": GAN} of all members; where there are several stacks
-            in host memory, and those of one stack at a time on the device.
+        phases: phases of the training, in order.
+        stacks: slices of the members that are trained together, one stack after the other.
+        device: device of the computation.
+        test_images: (n, C, S, S) uint8 on the device.
+        networks: {"teacher": GAN, "student": GAN} of all members. With several stacks they are in
+            host memory, and those of one stack at a time on the device.
     """
 
-    def __init__(self, folder: RunFolder, dataset: Dataset | None = None, **changes: Any):
-        self.folder = folder
-        config = config_from(folder.config(), folder.path / "config.yaml")
-        self.config = config = replace(config, **changes)
-        self.device = config.torch_device()
+    def __init__(self, folder: RunFolder, config: TrainConfig, data: RunData):
+        self.folder, self.config, self.data = folder, config, data
+        self.dataset, self.members = data.dataset, data.members
+        self.device, self.phases = config.torch_device(), config.phases()
         self.versions = {name: version(name) for name in PACKAGES}
-        self.phases = config.phases()
-        self.dataset = dataset or load_dataset(config)
-        self.members = members_of(config, self.dataset)
         self.stacks = split_into_stacks(len(self.members), config.stack)
-        home = self.device if len(self.stacks) == 1 else torch.device("cpu")
-        test_images = resize(self.dataset.test_images, config.image_size)
-        self.test_images = test_images.to(self.device)
-        channels = self.test_images.shape[1]
-        self.networks = make_networks(config, self.members, channels, home)
         self._check_progress()
+        device = self.device if len(self.stacks) == 1 else torch.device("cpu")
+        self.test_images = data.test_images.to(self.device)
+        self.networks = make_networks(config, self.members, data.channels, device)
+
+    @classmethod
+    def create(cls, settings: TrainConfig, out: Path | None = None) -> "Run":
+        """Prepare a new run and make its folder.
+
+        Args:
+            settings: of the user; missing values are filled in.
+            out: new folder; default runs/<data set>-<time>.
+
+        Raises:
+            PkdError: a setting, the data or the folder cannot be used.
+        """
+        config, data = prepare(settings)
+        check_memory(config, data)
+        config = replace(config, stack=fitting_stack(config, data))
+        stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+        out = out or Path("runs") / f"{config.dataset}-{stamp}"
+        return cls(RunFolder.create(out, to_plain(config)), config, data)
+
+    @classmethod
+    def resume(cls, path: Path) -> "Run":
+        """Open the run in a folder for training; PkdError if that is not possible."""
+        folder = RunFolder.resume(path)
+        try:
+            return cls._open(folder)
+        except BaseException:
+            folder.release()
+            raise
+
+    @classmethod
+    def open(cls, path: Path, device: str = "auto", data_dir: str | None = None) -> "Run":
+        """Open the run in a folder to score with its networks.
+
+        Args:
+            path: run folder.
+            device: "auto", "cpu" or "cuda".
+            data_dir: folder of the images, if they have been moved.
+
+        Raises:
+            PkdError: the folder or the data cannot be used.
+        """
+        changes = {"data_dir": data_dir} if data_dir else {}
+        return cls._open(RunFolder.open(path), device=device, **changes)
+
+    @classmethod
+    def _open(cls, folder: RunFolder, **changes: str) -> "Run":
+        config = from_plain(folder.config(), folder.path / "config.yaml")
+        config = replace(config, **changes)
+        data = RunData(config, load_dataset(config))
+        data.check_batch_size(config.batch_size)
+        if not data.held_out.any():
+            logger.warning(
+                "%s was trained before images were held out: its thresholds come from its "
+                "training images",
+                folder.path,
+            )
+        return cls(folder, config, data)
 
     def _check_progress(self) -> None:
-        """PkdError if progress.json speaks of another run than config.yaml."""
+        """Raise CheckpointError if progress.json does not belong to config.yaml."""
         progress = self.folder.progress
         finished = [phase.name for phase in self.phases[: progress.phase]]
         fits = len(finished) == progress.phase and finished == list(progress.auc)
         fits &= all(len(values) == len(self.members) for values in progress.auc.values())
         if progress.tensors:
             phase = self.phases[progress.phase :][:1]
+            # The checkpoint after the last epoch of a stack is followed by another stack.
             more = progress.stack + 1 < len(self.stacks)
             fits &= bool(phase) and progress.epoch < phase[0].epochs + more
             fits &= progress.stack < len(self.stacks)
         else:
             fits &= progress.stack == progress.epoch == progress.step == 0
         if not fits:
-            raise PkdError(
-                f"{self.folder.path / 'progress.json'} does not fit config.yaml: "
-                "restore both from a copy, or train again in a new folder"
+            raise CheckpointError(
+                f"{self.folder.path / 'progress.json'} does not fit config.yaml: {RESTORE}"
             )
 
     def load_phase(self, phase: Phase) -> None:
-        """Take the networks as `phase` left them; PkdError if its checkpoint has others."""
+        """Load the networks of a finished phase; CheckpointError if they do not fit."""
         self.load(f"{phase.name}.safetensors", partial(load_networks, self.trained(phase)))
 
-    def load(self, name: str, take: Callable[[dict[str, torch.Tensor]], None]) -> None:
-        """Let `take` have the tensors of a checkpoint; PkdError if it has others than it wants."""
+    def load(self, name: str, load: Callable[[dict[str, Tensor]], None]) -> None:
+        """Pass the tensors of a checkpoint to `load`; CheckpointError if they do not fit."""
         tensors = self.folder.load_tensors(name)
         try:
-            take(tensors)
+            load(tensors)
         except PkdError as error:
             path = self.folder.checkpoints / name
-            raise PkdError(
-                f"checkpoint {path} does not fit config.yaml ({error}): restore both from a copy, "
-                "or train again in a new folder"
+            raise CheckpointError(
+                f"checkpoint {path} does not fit config.yaml ({error}): {RESTORE}"
             ) from error
 
     def trained(self, phase: Phase) -> dict[str, GAN]:
-        """The networks of all members that a phase trains."""
+        """Networks of all members that a phase trains."""
         return {name: self.networks[name] for name in phase.structure.trained}
 
     def on_device(self, stack: slice) -> dict[str, GAN]:
-        """The networks of a stack: the run's own where there is one stack, else copies."""
+        """Networks of a stack on the device: the run's own if it has one stack, else copies."""
         if len(self.stacks) == 1:
             return self.networks
         return {k: extract_stack(gan, stack).to(self.device) for k, gan in self.networks.items()}
 
-    def precision(self) -> AbstractContextManager:
-        """The context in which the networks compute as the settings say."""
+    def precision(self) -> AbstractContextManager[None]:
+        """Context in which float32 products have the precision of the settings."""
         return precision(self.config.precision, self.device)
 
     def evaluate(self, network: str) -> list[float]:
         """AUC of each member of a network on the test split; PkdError as `scores`."""
+        scores = self.score_test_split(network)
+        return auc_by_member(scores, self.dataset.test_labels, self.members)
+
+    def score_test_split(self, network: str) -> np.ndarray:
+        """Score the test split (T, M) with a network of all members; PkdError as `scores`."""
         with self.precision():
-            found = [self.scores(self.on_device(stack), stack, network) for stack in self.stacks]
-        return auc_by_member(np.concatenate(found, 1), self.dataset.test_labels, self.members)
+            scores = [self.scores(self.on_device(stack), stack, network) for stack in self.stacks]
+        return np.concatenate(scores, 1)
 
     def scores(
         self,
@@ -120,40 +185,83 @@ class Run:
         stack: slice,
         network: str,
         stride: int = 1,
-        check: Callable[[], None] = lambda: None,
+        on_batch_end: Callable[[], None] = lambda: None,
     ) -> np.ndarray:
         """Scores (T, M) of every `stride`-th test image by each member of a stack.
 
         Args:
-            networks: of the stack, on the device.
-            network: which of them scores.
-            check: called between batches; may raise to stop.
+            networks: networks of the stack, on the device.
+            stack: the stack.
+            network: name of the network that scores.
+            stride: step between the test images.
+            on_batch_end: called after each batch; may raise to stop.
 
         Raises:
             PkdError: a score is not finite; the message names the member.
         """
         images, members = self.test_images[::stride], self.members[stack]
-        scores = novelty_scores(networks[network].generator, images, len(members), check)
+        scores = novelty_scores(networks[network].generator, images, len(members), on_batch_end)
         for member, finite in zip(members, np.isfinite(scores).all(0), strict=True):
             if not finite:
                 raise PkdError(
-                    f"scores of the {network} of {member} are not finite: train anew with a "
-                    "lower --lr"
+                    f"scores of the {network} of {member} are not finite: train again with a lower "
+                    "`lr`"
                 )
         return scores
 
-    def held_out_scores(self, phase: str) -> list[np.ndarray]:
-        """Scores (n,) of each member's held-out images by the network that a finished phase judged.
+    def load_stack_scores(self) -> dict[int, Tensor]:
+        """Test scores (T, M) of the stacks that finished the current phase, by stack."""
+        name, prefix = self.folder.progress.tensors, "test_scores."
+        if not name:
+            return {}
+        tensors = self.folder.load_tensors(name, prefix)
+        return {int(key.removeprefix(prefix)): tensors[key] for key in tensors}
+
+    def score_held_out(self, phase: Phase) -> list[np.ndarray]:
+        """Score each member's held-out images (n,) with the current network of a phase."""
+        return [
+            scores
+            for stack in self.stacks
+            for scores in scores_per_member(
+                self.on_device(stack)[phase.network].generator,
+                self.data.held_out_images(self.members[stack]),
+            )
+        ]
+
+    def test_scores(self, phase: Phase) -> np.ndarray:
+        """Load the scores (T, M) of the test split after a finished phase.
+
+        Checkpoints of earlier versions lack them: then they are computed.
 
         Raises:
-            PkdError: its checkpoint is damaged, or has no such scores.
+            CheckpointError: the checkpoint is damaged.
         """
-        name = f"{phase}.safetensors"
+        name = f"{phase.name}.safetensors"
+        scores = self.folder.load_tensors(name, "test_scores").get("test_scores")
+        if scores is None:
+            self.load_phase(phase)
+            return self.score_test_split(phase.network)
+        if scores.shape != (len(self.test_images), len(self.members)):
+            raise CheckpointError(
+                f"checkpoint {self.folder.checkpoints / name} has test scores of shape "
+                f"{tuple(scores.shape)}, which does not fit the run: {RESTORE}"
+            )
+        return scores.numpy()
+
+    def held_out_scores(self, phase: Phase) -> list[np.ndarray]:
+        """Load the scores (n,) of each member's held-out images after a finished phase.
+
+        Raises:
+            CheckpointError: the checkpoint is damaged, or has no such scores.
+        """
+        name = f"{phase.name}.safetensors"
         tensors = self.folder.load_tensors(name, "held_out.")
+        if not tensors and not self.data.held_out.any():
+            self.load_phase(phase)
+            return self.score_held_out(phase)
         if len(tensors) != len(self.members):
-            raise PkdError(
+            raise CheckpointError(
                 f"checkpoint {self.folder.checkpoints / name} has scores of held-out images for "
-                f"{len(tensors)} of {len(self.members)} models: restore it from a copy, or train "
-                "again in a new folder"
+                f"{len(tensors)} of {len(self.members)} models: {RESTORE}"
             )
         return [tensors[f"held_out.{k}"].numpy() for k in range(len(tensors))]

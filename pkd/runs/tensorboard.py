@@ -1,66 +1,78 @@
-"""Live curves for TensorBoard, which is an optional package: importing this needs it."""
+"""Callback that writes live curves for TensorBoard, an optional package that this module needs."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
-from pkd.runs.callbacks import Reporter
+from pkd.training.callbacks import Callback
 from pkd.training.config import Phase
-from pkd.utils.errors import PkdError
+from pkd.utils.errors import OutputError, PkdError
 
 try:
     from torch.utils.tensorboard import SummaryWriter
 except ImportError as error:
     raise PkdError(
-        "--tensorboard needs the package tensorboard, which is missing or broken here "
+        "`tensorboard` needs the package tensorboard, which is missing or broken here "
         f"({error}): pip install 'pkdgan[tensorboard]'"
     ) from error
 
 
-class TensorBoard(Reporter):
-    """Writes each phase as a run of TensorBoard, FOLDER/<phase>, over the steps of the phase.
+class TensorBoard(Callback):
+    """Write each phase as a TensorBoard run, FOLDER/<phase>, over the steps of the phase.
 
-    A resumed phase continues its curves; what had been written beyond the checkpoint is hidden.
+    A resumed phase continues its curves; points after the checkpoint are hidden.
     """
 
     def __init__(self, folder: Path):
         self.folder = folder
         self.writer: SummaryWriter | None = None
+        self.steps_done = 0
 
     def __enter__(self) -> "TensorBoard":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         if self.writer is not None:
             self.writer.close()
 
-    def begin(self, phase: Phase, steps: int, done: int) -> None:
-        self.__exit__()
-        with self._writing():
-            self.writer = SummaryWriter(self.folder / phase.name, purge_step=done)
-        self.step = done
+    def on_phase_start(self, phase: Phase, steps: int, steps_done: int) -> None:
+        if self.writer is not None:
+            self.writer.close()
+        with self._errors_named():
+            self.writer = SummaryWriter(self.folder / phase.name, purge_step=steps_done)
+        self.steps_done = steps_done
 
-    def advance(self, steps: int, losses: dict[str, float]) -> None:
-        self.step = steps
-        with self._writing():
-            for name, loss in losses.items():
-                self.writer.add_scalar(f"loss/{name}", loss, steps)
+    def on_train_steps_end(self, steps_done: int, losses: dict[str, float]) -> None:
+        self.steps_done = steps_done
+        self._add({f"loss/{name}": loss for name, loss in losses.items()})
 
-    def epoch(self, record: dict[str, Any], epochs: int) -> None:
+    def on_epoch_end(self, record: dict[str, Any], epochs: int) -> None:
         auc = record["auc"]
-        values = {"mean": sum(auc) / len(auc), "smallest": min(auc), "largest": max(auc)}
-        with self._writing():
-            for name, value in values.items():
-                self.writer.add_scalar(f"auc/{name}", value, self.step)
+        self._add(
+            {"auc/mean": sum(auc) / len(auc), "auc/smallest": min(auc), "auc/largest": max(auc)}
+        )
+        with self._errors_named():
             self.writer.flush()
 
+    def _add(self, values: dict[str, float]) -> None:
+        with self._errors_named():
+            for name, value in values.items():
+                self.writer.add_scalar(name, value, self.steps_done)
+
     @contextmanager
-    def _writing(self) -> Iterator[None]:
+    def _errors_named(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            raise PkdError(
-                f"{self.folder} cannot be written ({error}): make room or get permission there, or "
-                "go without --tensorboard; pkd train --resume continues from the last checkpoint"
+            raise OutputError(
+                f"{self.folder} cannot be written ({error}): free disk space or get write "
+                "permission, or train without `tensorboard`; pkd train --resume continues from "
+                "the last checkpoint"
             ) from error

@@ -1,6 +1,7 @@
-"""Novelty scores of whole image sets, and how well they tell novel from normal."""
+"""Novelty scores of image sets by the models of a stack."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -9,64 +10,85 @@ from torch import Tensor
 
 from pkd.models.ganomaly import Generator
 
-# Images of a batch times models: enough to fill a device, little enough to stay near its caches.
-SCORED_AT_ONCE = 1024
+# Batch size times models: large enough to use a device fully, small enough for its caches.
+MODEL_IMAGES_PER_BATCH = 1024
+
+# Images of each model in a batch where every model scores different images.
+MEMBER_BATCH_SIZE = 64
 
 
-@torch.no_grad()
 def novelty_scores(
     generator: Generator,
     images: Tensor,
     stack: int,
-    check: Callable[[], None] = lambda: None,
+    on_batch: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
-    """Score every image by every model of a stack: mean square of z1 - z2 (Eq. 3).
+    """Score every image by every model of a stack.
 
-    One pass: all models look at the same images, which are not copied for them.
+    All models share the images, which are not copied for each of them.
 
     Args:
-        generator: of the stack, on the images' device; put into evaluation mode meanwhile.
-        images: (T, C, 32, 32) uint8.
+        generator: a stack of M models.
+        images: (T, C, H, W) uint8.
         stack: M.
-        check: called between batches; may raise to stop.
+        on_batch: called before each batch; may raise to stop.
 
     Returns:
-        (T, M) float32, higher is more novel.
+        (T, M) float32, or float64 for a generator in float64; higher is more novel.
     """
-    was_training = generator.training
-    generator.eval()
-    scores = []
-    for batch in images.split(max(1, SCORED_AT_ONCE // stack)):
-        check()
-        made = generator(to_unit(batch))
-        scores.append(novelty_score(made.z1, made.z2, stack=stack))
-    generator.train(was_training)
-    return torch.cat(scores).cpu().numpy()
+    batches = images.split(max(1, MODEL_IMAGES_PER_BATCH // stack))
+    return _score_batches(generator, batches, stack, on_batch)
 
 
-BATCH = 64
+def scores_per_member(generator: Generator, images: Sequence[Tensor]) -> list[np.ndarray]:
+    """Score different images by each model of a stack.
+
+    Args:
+        generator: a stack of M models.
+        images: M tensors (n, C, H, W) uint8, n at least 1 and possibly different.
+
+    Returns:
+        M arrays (n,) float64, computed in the generator's precision; higher is more novel.
+    """
+    scores = _score_batches(generator, _stacked_batches(images), len(images))
+    return [scores[: len(part), k].astype(np.float64) for k, part in enumerate(images)]
+
+
+def _stacked_batches(images: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Batches (N, M*C, H, W) of M image sets; shorter sets repeat their last image."""
+    longest = max(map(len, images))
+    for start in range(0, longest, MEMBER_BATCH_SIZE):
+        rows = torch.arange(start, min(start + MEMBER_BATCH_SIZE, longest))
+        yield torch.cat([part[rows.clamp(max=len(part) - 1)] for part in images], 1)
 
 
 @torch.no_grad()
-def own_scores(generator: Generator, images: Sequence[Tensor]) -> list[np.ndarray]:
-    """Novelty scores of each model's own images, in the generator's precision.
+def _score_batches(
+    generator: Generator,
+    batches: Iterable[Tensor],
+    stack: int,
+    on_batch: Callable[[], None] = lambda: None,
+) -> np.ndarray:
+    """Novelty scores (n, M), the mean square of z1 - z2 (Eq. 3), of uint8 batches.
 
-    Args:
-        generator: of a stack of M models; put into evaluation mode meanwhile.
-        images: M times (n, C, H, W) uint8, n at least 1.
-
-    Returns:
-        M times (n,) float64, higher is more novel.
+    The batches are moved to the generator's device and converted to its precision.
     """
-    was_training, weight = generator.training, next(generator.parameters())
+    weight = next(generator.parameters())
+    scores = []
+    with _evaluation_mode(generator):
+        for batch in batches:
+            on_batch()
+            outputs = generator(to_unit(batch.to(weight.device)).to(weight.dtype))
+            scores.append(novelty_score(outputs.z1, outputs.z2, stack=stack))
+    return torch.cat(scores).cpu().numpy()
+
+
+@contextmanager
+def _evaluation_mode(generator: Generator) -> Iterator[None]:
+    """Put the generator into evaluation mode for the body."""
+    was_training = generator.training
     generator.eval()
-    longest, found = max(map(len, images)), []
-    for begin in range(0, longest, BATCH):
-        rows = torch.arange(begin, min(begin + BATCH, longest))
-        # a model with fewer images repeats its last
-        batch = torch.cat([own[rows.clamp(max=len(own) - 1)] for own in images], 1)
-        made = generator(to_unit(batch.to(weight.device)).to(weight.dtype))
-        found.append(novelty_score(made.z1, made.z2, stack=len(images)))
-    generator.train(was_training)
-    scores = torch.cat(found).double().cpu().numpy()
-    return [scores[: len(own), k] for k, own in enumerate(images)]
+    try:
+        yield
+    finally:
+        generator.train(was_training)

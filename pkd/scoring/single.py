@@ -1,82 +1,81 @@
-"""One model cut out of a stack as a chain of PyTorch's own functions: what is scored and exported.
+"""One model of a stack as a chain of plain PyTorch functions, for scoring and for export.
 
-An exported graph has one node for a convolution, one for a normalisation and so on. Modules would
-add a call in Python to each, and of a small network the calls are what an image costs.
+The exported graph has one node for each convolution, normalisation and activation. Modules would
+add a Python call to each of them, and in a small network these calls dominate the time of an image.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pkd_kernels.reference import LEAKY_SLOPE, NORM_EPS
+from pkd_kernels import ACTIVATIONS, NORM_EPS
 from torch import Tensor, nn
 
-from pkd.deploy.inference import Score
 from pkd.models.ganomaly import Generator, Layer
 from pkd.utils.device import convolutions
 
-HALF_RANGE = 127.5  # of pixels, so that they lie in [-1, 1]
+HALF_RANGE = 127.5  # x / HALF_RANGE - 1 maps pixels from [0, 255] to [-1, 1]
 
 Function = Callable[[Tensor], Tensor]
 
-# In place, which in a single image's time shows: reference.ACTIVATIONS write a new tensor.
-ACTIVATIONS: dict[str, tuple[Function, ...]] = {
-    "none": (),
-    "relu": (torch.relu_,),
-    "leaky_relu": (lambda y: F.leaky_relu_(y, LEAKY_SLOPE),),
-    "tanh": (torch.tanh_,),
-}
-
 
 class Scorer(nn.Module):
-    """One model of a stack as a function from images to novelty scores (Eq. 3, mean of squares).
+    """Novelty scores of images (Eq. 3, mean square of z1 - z2) by one model of a stack.
 
     Args:
-        generator: of the stack; its weights are constants here.
-        member: which model.
+        generator: the stack; its weights become constants.
+        member: index of the model.
     """
 
     def __init__(self, generator: Generator, member: int = 0):
         super().__init__()
         first = generator.encoder[0]
-        parts = (generator.encoder, generator.decoder, generator.reencoder)
+        networks = (generator.encoder, generator.decoder, generator.reencoder)
         self.encoder, self.decoder, self.reencoder = (
             [
                 function
-                for layer in part
-                # x / 127.5 - 1 is (x - 127.5) / 127.5, and the first convolution can divide as well
+                for layer in cast(Iterable[Layer], network)
+                # x / 127.5 - 1 is (x - 127.5) / 127.5; the first convolution absorbs the division
                 for function in _functions(layer, member, HALF_RANGE if layer is first else 1.0)
             ]
-            for part in parts
+            for network in networks
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """images: (N, C, H, W) in [0, 255], of any type; returns (N,) float32, at least 0."""
-        z1 = _through(self.encoder, images.to(torch.float32) - HALF_RANGE)
-        z2 = _through(self.reencoder, _through(self.decoder, z1))
+        """Score images.
+
+        Args:
+            images: (N, C, H, W) in [0, 255], of any type.
+
+        Returns:
+            (N,) float32, at least 0; higher is more novel.
+        """
+        z1 = _apply(self.encoder, images.to(torch.float32) - HALF_RANGE)
+        z2 = _apply(self.reencoder, _apply(self.decoder, z1))
         return (z1 - z2).square_().mean(1)
 
 
-def _through(functions: list[Function], y: Tensor) -> Tensor:
+def _apply(functions: list[Function], y: Tensor) -> Tensor:
     for function in functions:
         y = function(y)
     return y
 
 
 def _functions(layer: Layer, member: int, divisor: float) -> Iterator[Function]:
-    """One model's layer, its weight divided; latents are (N, latent), and layers from and to them
-    plain matrices.
+    """One model's layer as functions, with its weight divided by `divisor`.
 
-    A convolution over its whole input costs a runtime more than the matrix product that it is.
+    Latents have the shape (N, latent). The layers before and after them, convolutions over the
+    whole input, become matrix products, which runtimes compute faster.
     """
     plan = layer.plan
-    own = {
+    tensors = {
         name: stacked.detach().chunk(layer.stack)[member]
         for name, stacked in layer.state_dict().items()
     }
-    weight = own["weight"] / divisor
+    weight = tensors["weight"] / divisor
     if plan.size_out == 1:
         matrix = weight.flatten(1)
         yield lambda y: y.reshape(-1, 16 * plan.inputs)
@@ -89,24 +88,33 @@ def _functions(layer: Layer, member: int, divisor: float) -> Iterator[Function]:
         convolve = F.conv_transpose2d if plan.transposed else F.conv2d
         yield lambda y: convolve(y, weight, None, plan.stride, plan.padding)
     if plan.normalised:
-        gamma, beta = own["gamma"], own["beta"]
+        gamma, beta = tensors["gamma"], tensors["beta"]
         if layer.batch_norm:
-            mean, var = own["running_mean"], own["running_var"]
+            mean, var = tensors["running_mean"], tensors["running_var"]
             yield lambda y: F.batch_norm(y, mean, var, gamma, beta, eps=NORM_EPS)
         else:
             yield lambda y: _instance_norm(y, gamma, beta)
-    yield from ACTIVATIONS[plan.activation]
+    if plan.activation != "none":
+        yield ACTIVATIONS[plan.activation].inplace  # a new tensor costs 4 % of an image's time
 
 
 def _instance_norm(y: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
-    """One node of an exported graph; in PyTorch one group a channel, which is faster."""
+    """Instance normalisation: one node in an exported graph, otherwise the faster group norm."""
     if torch.compiler.is_exporting():
         return F.instance_norm(y, weight=gamma, bias=beta, eps=NORM_EPS)
     return torch.group_norm(y, len(gamma), gamma, beta, NORM_EPS)
 
 
-def in_torch(scorer: nn.Module, dtype: torch.dtype = torch.uint8, flops: float = math.inf) -> Score:
-    """Scores of arrays by a module that takes images of `dtype`, at `flops` multiply-adds each."""
+def score_function(
+    scorer: nn.Module, dtype: torch.dtype = torch.uint8, flops: float = math.inf
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Wrap a module that scores tensors as a function of arrays.
+
+    Args:
+        scorer: (n, C, H, W) images to (n,) scores.
+        dtype: type of the images that `scorer` accepts.
+        flops: multiply-adds for one image, which decide on the use of oneDNN.
+    """
 
     @torch.inference_mode()
     def score(images: np.ndarray) -> np.ndarray:

@@ -1,13 +1,13 @@
-"""What a configuration is made into: the networks of a stack, and the trainer of each phase."""
+"""Networks and trainers of a configuration."""
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 
 from pkd.models.ganomaly import GAN
 from pkd.models.stack import Member
+from pkd.training.callbacks import Callback
 from pkd.training.config import TrainConfig
 from pkd.training.losses import Objective
 from pkd.training.train_set import TrainSet
@@ -19,7 +19,7 @@ NETWORKS = ("teacher", "student")
 def make_networks(
     config: TrainConfig, members: Sequence[Member], channels: int, device: torch.device
 ) -> dict[str, GAN]:
-    """Teachers and students of a stack with their first weights, for images of `channels`."""
+    """Teachers and students of a stack with their initial weights, for images of `channels`."""
     return {
         name: GAN(
             config.architecture(name, channels), [member.initial_seed(role) for member in members]
@@ -28,16 +28,21 @@ def make_networks(
     }
 
 
-def phase_trainer(
+def make_trainer(
     config: TrainConfig,
     number: int,
     networks: dict[str, GAN],
     members: Sequence[Member],
     data: TrainSet,
-    check: Callable[[], None] = lambda: None,
-    **options: Any,
+    callback: Callback | None = None,
+    *,
+    use_graph: bool = True,
+    on_graph_failure: Callable[[str], None] = lambda reason: None,
 ) -> Trainer:
-    """The trainer of phase `number` of a configuration, at its beginning."""
+    """Trainer of phase `number` of a resolved configuration, at the phase's beginning.
+
+    The arguments beside `config` and `number` are those of `Trainer`.
+    """
     phase = config.phases()[number]
     return Trainer(
         phase.structure,
@@ -51,6 +56,7 @@ def phase_trainer(
         decay_epochs=phase.epochs if config.lr_schedule == "linear" else math.inf,
         betas=config.betas,
         objective=Objective(config.weights, config.reduction),
-        check=check,
-        **options,
+        callback=callback,
+        use_graph=use_graph,
+        on_graph_failure=on_graph_failure,
     )

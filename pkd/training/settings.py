@@ -1,92 +1,140 @@
-"""Settings from the command line, from YAML and from run folders: every mistake a PkdError."""
+"""Settings as text and as plain values: the formats of the command line, of YAML and of JSON."""
 
-from dataclasses import dataclass, fields
-from functools import partial
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
-import docstring_parser
-from jsonargparse import ArgumentParser
-
-from pkd.cli.parser import Parser
 from pkd.training.config import TrainConfig
-from pkd.utils.errors import PkdError, flag
+from pkd.training.validation import check_settings
+from pkd.utils.errors import RESTORE, CheckpointError, ConfigError
 
 
-@dataclass(frozen=True, repr=False)
-class Numbers:
-    """Reads `count` numbers: "0.5,0.999", or a list in YAML."""
-
-    count: int
-
-    def __call__(self, value: Any) -> tuple[float, ...]:
-        parts = value.strip("[]()").split(",") if isinstance(value, str) else value
-        try:
-            numbers = tuple(map(float, parts))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"expected {self}, got {value!r}") from error
-        if len(numbers) != self.count:
-            raise ValueError(f"expected {self}, got {value!r}")
-        return numbers
-
-    def __repr__(self) -> str:
-        return f"{self.count} numbers with commas"
-
-
-class AnyText:
-    """Reads a string, also where YAML has a number or a list (`normal_class: 3`, `[1, 5]`)."""
-
-    def __call__(self, value: Any) -> str | None:
-        if isinstance(value, list):
-            return ",".join(map(str, value))
-        return None if value is None else str(value)
-
-    def __repr__(self) -> str:
-        return "text"
-
-
-def add_settings(parser: ArgumentParser) -> None:
-    """Give `parser` a flag for every field of TrainConfig."""
-    hints = get_type_hints(TrainConfig)
-    texts = {p.arg_name: p.description for p in docstring_parser.parse(TrainConfig.__doc__).params}
-    for field in fields(TrainConfig):
-        hint = hints[field.name]
-        kind = {"type": hint}
-        if type(None) in get_args(hint):
-            hint = get_args(hint)[0]  # what it is when it is not left to the preset
-        if get_origin(hint) is tuple:
-            kind = {"type": Numbers(len(get_args(hint))), "metavar": "X,X,..."}
-        elif get_origin(hint) is Literal:
-            kind = {"type": AnyText(), "choices": get_args(hint)}
-        elif hint is str:
-            kind = {"type": AnyText()}
-        elif hint is bool:  # --name, --name false, --no-name
-            kind = {"type": bool, "nargs": "?", "const": True}
-        text = texts[field.name]
-        add = partial(parser.add_argument, default=field.default)
-        add(flag(field.name), help=text, **kind)
-        if hint is bool:
-            same = f"same as {flag(field.name)} false"
-            add(flag(f"no_{field.name}"), dest=field.name, action="store_false", help=same)
-
-
-def config_from(values: Any, source: Path) -> TrainConfig:
-    """The configuration that `source`, a run's config.yaml, holds.
+def parse_widths(value: Any) -> tuple[int, int, int]:
+    """Three integers written as "a-b-c", or as a list.
 
     Raises:
-        PkdError: it is damaged, or of another version of pkd.
+        ValueError: `value` is neither.
     """
-    parser = Parser()
-    add_settings(parser)
+    parts = value.split("-") if isinstance(value, str) else value
+    try:
+        first, second, third = map(_integer, parts)
+        return first, second, third
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"expected three positive integers such as 8-16-64, got {value!r}"
+        ) from error
+
+
+def parse_classes(value: Any) -> Literal["all"] | tuple[int, ...]:
+    """Class numbers written as "all", "K" or "K,K", as a number or as a list.
+
+    Raises:
+        ValueError: `value` is none of these.
+    """
+    if value == "all":
+        return "all"
+    parts = value.split(",") if isinstance(value, str) else value
+    try:
+        return tuple(map(_integer, [parts] if isinstance(parts, int) else parts))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"expected 'all' or class numbers such as 0,3, got {value!r}") from error
+
+
+def parse_numbers(value: Any) -> tuple[float, ...]:
+    """Numbers written as "0.5,0.999", or as a list.
+
+    Raises:
+        ValueError: `value` is neither.
+    """
+    parts = value.strip("[]()").split(",") if isinstance(value, str) else value
+    try:
+        return tuple(map(float, parts))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"expected numbers separated by commas, got {value!r}") from error
+
+
+def _integer(value: Any) -> int:
+    if isinstance(value, str) and value.isascii() and value.isdigit():
+        return int(value)
+    if type(value) is int:
+        return value
+    raise ValueError(f"{value!r} is not a number of digits 0 to 9")
+
+
+# Settings whose text differs from their value.
+PARSERS = {
+    "normal_class": parse_classes,
+    "teacher_widths": parse_widths,
+    "student_widths": parse_widths,
+    "betas": parse_numbers,
+    "weights": parse_numbers,
+}
+
+
+# Value of a setting in a config.yaml that was written before the setting existed: the behaviour of
+# that time. A preset would fill in another value for some of them.
+BEFORE = {
+    "lr_schedule": "constant",
+    "skip_bad": False,
+    "image_size": 32,
+    "held_out": 0.0,  # nothing was held out
+    "contamination": 0.05,
+    "graph": True,
+    "stack": None,
+    "channels": None,
+    "precision": "float32",
+}
+# Settings that a run folder may leave without a value.
+OPTIONAL = ("data_dir", "max_train_images", "channels", "stack")
+
+
+def to_plain(config: TrainConfig) -> dict[str, Any]:
+    """Settings as plain values for YAML and JSON: widths and classes as text, tuples as lists."""
+    plain: dict[str, Any] = {}
+    for name, value in asdict(config).items():
+        if name.endswith("_widths") and value is not None:
+            plain[name] = "-".join(map(str, value))
+        elif name == "normal_class" and value != "all":
+            plain[name] = ",".join(map(str, value))
+        else:
+            plain[name] = list(value) if isinstance(value, tuple) else value
+    return plain
+
+
+def from_plain(values: Any, source: Path) -> TrainConfig:
+    """Settings of a run folder's config.yaml.
+
+    Args:
+        values: content of the file.
+        source: the file.
+
+    Raises:
+        CheckpointError: the file is damaged or of a newer version of pkd.
+    """
+    names = [field.name for field in fields(TrainConfig)]
     try:
         if not isinstance(values, dict):
-            raise PkdError("it holds no settings")
-        missing = [field.name for field in fields(TrainConfig) if field.name not in values]
+            raise ValueError("it holds no settings")
+        values = BEFORE | values
+        unknown = [str(name) for name in values if name not in names]
+        if unknown:
+            raise ValueError(f"it has an unknown setting {', '.join(unknown)}")
+        missing = [k for k in names if values.get(k) is None and k not in OPTIONAL]
         if missing:
-            raise PkdError(f"it has no {', '.join(missing)}")
-        return TrainConfig(**vars(parser.parse_object(values))).resolved()
-    except PkdError as error:
-        raise PkdError(
-            f"{source} is damaged or of another version of pkd: {error}; "
-            "mend it, or train again in a new folder"
+            raise ValueError(f"it has no {', '.join(missing)}")
+        config = TrainConfig(**{name: _parsed(name, value) for name, value in values.items()})
+        check_settings(config)
+        return config
+    except (ConfigError, ValueError) as error:
+        raise CheckpointError(
+            f"{source} is damaged or of another version of pkd: {error}; {RESTORE}"
         ) from error
+
+
+def _parsed(name: str, value: Any) -> Any:
+    if value is None or name not in PARSERS:
+        return value
+    try:
+        return PARSERS[name](value)
+    except ValueError as error:
+        raise ConfigError(name, f"is {value!r}: {error}") from error

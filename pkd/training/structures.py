@@ -7,8 +7,7 @@ from dataclasses import dataclass
 class Structure:
     """A subset of {L_g^T, L_d^T, L_g^S, L_d^S, K_l}.
 
-    A GAN trains generator and discriminator together, so the paper's subsets switch L_g and L_d of
-    a network as one.
+    A GAN trains generator and discriminator together, so L_g and L_d of a network are on together.
 
     Attributes:
         teacher: L_g^T and L_d^T train the teacher; without them it is frozen.
@@ -22,13 +21,13 @@ class Structure:
 
     @property
     def trained(self) -> tuple[str, ...]:
-        """Names of the networks that change."""
+        """Names of the networks whose weights change."""
         student = self.student or self.distill
         return ("teacher",) * self.teacher + ("student",) * student
 
     @property
     def cached_teacher(self) -> bool:
-        """A frozen teacher's outputs are a function of the image: computed once, then looked up."""
+        """Whether the teacher's outputs are cached: those of a frozen teacher never change."""
         return self.distill and not self.teacher
 
 
@@ -43,7 +42,8 @@ KDGAN = {
 
 PHASE_NAMES = ("teacher", "step1", "step2")
 
-# What `--structure` names: the structures of step 1 and, progressive, of step 2 (Algorithm 1).
+# Value of the setting `structure` -> structures of step 1 and, if progressive, of step 2
+# (Algorithm 1).
 SCHEDULES = {
     "1": (KDGAN[1],),
     "2": (KDGAN[2],),

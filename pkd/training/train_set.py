@@ -1,6 +1,6 @@
-"""The images a stack trains on, and a frozen teacher's answers to them, as device tensors."""
+"""Training images of a stack and cached outputs of its frozen teacher, on the device."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pkd.models.ganomaly import GAN
 from pkd.models.stack import Member
+from pkd.training.callbacks import Callback
 
 CACHE_BATCH = 64
 
@@ -17,16 +18,16 @@ class TrainSet:
     """Training images of the members' classes, on the device as uint8.
 
     Args:
-        images: (n, C, 32, 32) uint8, the whole training split.
+        images: (n, C, H, W) uint8, the training images of all classes.
         labels: (n,) their classes.
         members: the stack.
         limit: use only the first `limit` images of each class; None uses all.
-        device: where the images shall lie.
+        device: device of the images.
 
     Attributes:
-        images: (R, C, 32, 32) uint8, class after class.
+        images: (R, C, H, W) uint8, class after class.
         sizes: images of each member's class.
-        first: (M,) row at which each member's class begins; members of a class share its images.
+        first: (M,) row of the first image of each member's class; members of a class share rows.
     """
 
     def __init__(
@@ -40,14 +41,14 @@ class TrainSet:
         classes = sorted({member.normal_class for member in members})
         rows = {k: np.flatnonzero(labels == k)[:limit] for k in classes}
         starts = dict(zip(classes, np.cumsum([0, *(len(rows[k]) for k in classes)]), strict=False))
-        chosen = torch.from_numpy(np.concatenate([rows[k] for k in classes]))
-        self.images = images[chosen].to(device)
+        selected = torch.from_numpy(np.concatenate([rows[k] for k in classes]))
+        self.images = images[selected].to(device)
         self.sizes = tuple(len(rows[member.normal_class]) for member in members)
         self.first = torch.tensor([int(starts[m.normal_class]) for m in members], device=device)
 
     @property
     def source(self) -> tuple[Tensor, Tensor]:
-        """Images and first rows, as `pkd_kernels.gather` takes them."""
+        """Images and first rows: a source of `pkd_kernels.gather`."""
         return self.images, self.first
 
 
@@ -55,16 +56,16 @@ class TeacherCache:
     """Outputs of a frozen teacher for every training image of every member, computed once.
 
     Args:
-        teacher: the stack's teachers, in evaluation mode.
+        teacher: teachers of the stack, in evaluation mode.
         data: images of the members.
-        check: called between batches; may raise to stop.
+        callback: `on_batch_end` is called after each batch.
 
     Attributes:
-        sources: of z1, xh and z2 for `pkd_kernels.gather`: the outputs of all members, and (M,)
-            the row at which each member's begin.
+        sources: sources of `pkd_kernels.gather` for z1, xh and z2: the outputs of all members, and
+            (M,) the row of each member's first output.
     """
 
-    def __init__(self, teacher: GAN, data: TrainSet, check: Callable[[], None]):
+    def __init__(self, teacher: GAN, data: TrainSet, callback: Callback):
         device = data.first.device
         offsets = np.cumsum([0, *data.sizes])
         first = torch.tensor(offsets[:-1], device=device)
@@ -76,9 +77,9 @@ class TeacherCache:
         last = torch.tensor(data.sizes, device=device) - 1
         step = torch.zeros(1, dtype=torch.int64, device=device)
         for begin in range(0, max(data.sizes), CACHE_BATCH):
-            check()
             local = torch.arange(begin, min(begin + CACHE_BATCH, max(data.sizes)), device=device)
-            rows = torch.minimum(local[:, None], last)  # smaller classes repeat their last
+            rows = torch.minimum(local[:, None], last)  # smaller classes repeat their last image
             (x,) = gather([data.source], rows[None], step)
-            for (store, _), output in zip(self.sources, teacher.generator(x), strict=True):
-                store[(rows + first).flatten()] = output.reshape(rows.numel(), *store.shape[1:])
+            for (values, _), output in zip(self.sources, teacher.generator(x), strict=True):
+                values[(rows + first).flatten()] = output.reshape(rows.numel(), *values.shape[1:])
+            callback.on_batch_end()

@@ -33,7 +33,7 @@ def without_onednn() -> Iterator[None]:
         mkldnn.enabled = before
 
 
-def convolutions(images: int, flops: int) -> Callable[[], AbstractContextManager]:
+def convolutions(images: int, flops: float) -> Callable[[], AbstractContextManager]:
     """The context for a network's convolutions on a CPU.
 
     oneDNN takes longer to prepare a small convolution than to compute it (rows "oneDNN off" of

@@ -49,8 +49,3 @@ class OutputError(PkdError):
 def resume_command(folder: Path) -> str:
     """Command that continues the training of a run folder."""
     return f"pkd train --resume {shlex.quote(str(folder))}"
-
-
-def flag(name: str) -> str:
-    """The command-line flag of a setting."""
-    return "--" + name.replace("_", "-")

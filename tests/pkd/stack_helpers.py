@@ -79,7 +79,7 @@ def member_tensors(
 def next_rows(trainer: Trainer, rows: Tensor) -> Trainer:
     """Let the next step see local `rows` (N, M), and every member take part in it."""
     trainer.order, trainer.counter = rows[None], torch.zeros_like(trainer.counter)
-    trainer.rates[0] = trainer.lr
+    trainer.rates[0] = trainer.schedule.lr
     return trainer
 
 

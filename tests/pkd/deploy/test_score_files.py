@@ -1,9 +1,10 @@
-"""Scores of image files: the same from a run and from its ONNX file, and that one without torch."""
+"""Scores of image files by a run and by its ONNX file, which needs no torch."""
 
 import csv
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,18 +14,17 @@ from image_helpers import picture, save
 
 from pkd.cli.main import main
 from pkd.data.image_files import read_image
-from pkd.deploy import score_files as score
-from pkd.deploy.inference import Card, open_onnx
-from pkd.deploy.score_files import BATCH, Row, score_files
+from pkd.deploy.inference import DetectorInfo, open_onnx
+from pkd.deploy.score_files import BATCH_SIZE, ImageScore, score_files
 from pkd.utils.errors import PkdError
 
-CARD = Card("student", "folder", 0, "good", 0, 1, 16, 100.0, 0.05, "0.1.0")
-CHOICE = ("--normal-class", "5", "--seed", "1")  # what small_onnx is of
+INFO = DetectorInfo("student", "folder", 0, "good", 0, 1, 16, 100.0, 0.05, "0.1.0")
+SELECTION = ("--normal-class", "5", "--seed", "1")  # of the detector in small_onnx
 
 
 @pytest.fixture
 def photos(tmp_path):
-    """A folder with folders of greys."""
+    """A folder with three grey images, two of them in subfolders."""
     folder = tmp_path / "photos ü"
     for k, name in enumerate(("a.png", "deep/er/b.png", "deep/c.PNG")):
         save(picture(k), folder / name)
@@ -36,7 +36,8 @@ def brightness(images):
     return images.mean((1, 2, 3), np.float32)
 
 
-def scored(*arguments):
+def score_command(*arguments):
+    """Exit code of `pkd score`."""
     return main(["score", *map(str, arguments)])
 
 
@@ -45,137 +46,141 @@ def rows_of(text):
 
 
 def test_every_image_below_a_folder_is_scored(small_onnx, photos, capsys):
-    assert scored(small_onnx, photos) == 0
+    assert score_command(small_onnx, photos) == 0
     rows = rows_of(capsys.readouterr().out)
     names = ("a.png", "deep/c.PNG", "deep/er/b.png")
     assert [row["image"] for row in rows] == [str(photos / name) for name in names]
-    card, in_onnx = open_onnx(small_onnx)
+    info, score = open_onnx(small_onnx)
     images = np.stack([read_image(photos / name, False, 32) for name in names])
-    np.testing.assert_allclose([float(r["score"]) for r in rows], in_onnx(images), rtol=1e-5)
-    assert {float(row["threshold"]) for row in rows} == {card.threshold}
+    np.testing.assert_allclose([float(row["score"]) for row in rows], score(images), rtol=1e-5)
+    assert {float(row["threshold"]) for row in rows} == {info.threshold}
 
 
-def test_a_run_scores_as_its_exported_student(small_run, small_onnx, photos, capsys):
-    found = []
-    for detector in ((small_run, *CHOICE), (small_onnx,)):
-        assert scored(detector[0], photos, photos / "a.png", *detector[1:]) == 0
-        found.append(rows_of(capsys.readouterr().out))
-    of_run, of_file = ([float(row.pop("score")) for row in rows] for rows in found)
-    np.testing.assert_allclose(of_file, of_run, rtol=1e-4)
-    assert found[0] == found[1]
-    assert len(of_run) == 4
+def test_run_and_its_exported_student_give_the_same_scores(small_run, small_onnx, photos, capsys):
+    tables = []
+    for detector in ((small_run, *SELECTION), (small_onnx,)):
+        assert score_command(detector[0], photos, photos / "a.png", *detector[1:]) == 0
+        tables.append(rows_of(capsys.readouterr().out))
+    run_scores, file_scores = ([float(row.pop("score")) for row in rows] for rows in tables)
+    np.testing.assert_allclose(file_scores, run_scores, rtol=1e-4)
+    assert tables[0] == tables[1]
+    assert len(run_scores) == 4
 
 
-def test_verdicts_stand_on_the_threshold(photos):
-    values = iter([np.float32([99.9, 100.0, 100.1])])
-    rows = list(score_files(sorted(photos.rglob("*.[pP]*")), CARD, lambda _: next(values)))
+def test_only_scores_above_the_threshold_are_novel(photos):
+    values = np.float32([99.9, 100.0, 100.1])
+    rows = list(score_files(sorted(photos.rglob("*.[pP]*")), INFO, lambda _: values))
     assert [row.verdict for row in rows] == ["normal", "normal", "novel"]
-    nan = score_files([photos / "a.png"], CARD, lambda _: np.float32([np.nan]))
-    assert [row.verdict for row in nan] == ["novel"]  # never normal unseen
+    nan = score_files([photos / "a.png"], INFO, lambda _: np.float32([np.nan]))
+    assert [row.verdict for row in nan] == ["novel"]  # an invalid score must not pass as normal
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".json"])
-def test_files_say_what_is_printed(suffix, small_onnx, photos, tmp_path, capsys):
+def test_written_rows_equal_the_printed_ones(suffix, small_onnx, photos, tmp_path, capsys):
     output = tmp_path / f"scores{suffix}"
-    assert scored(small_onnx, photos) == 0
+    assert score_command(small_onnx, photos) == 0
     printed = rows_of(capsys.readouterr().out)
-    assert scored(small_onnx, photos, "--output", output) == 0
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert "scoring" in said.err
+    assert score_command(small_onnx, photos, "--output", output) == 0
+    streams = capsys.readouterr()
+    assert streams.out == ""
+    assert "scoring" in streams.err
     text = output.read_text(encoding="utf-8")
     written = rows_of(text) if suffix == ".csv" else json.loads(text)
     assert [{k: str(v) for k, v in row.items()} for row in written] == printed
 
 
-def test_scoring_by_an_onnx_file_needs_no_torch(small_onnx, photos):
+def test_scoring_with_an_onnx_file_needs_no_torch(small_onnx, photos):
     code = (
         "import sys; sys.modules['torch'] = None; sys.argv[0] = 'pkd'; "
         "from pkd.__main__ import main; sys.exit(main())"
     )
     command = [sys.executable, "-c", code, "score", small_onnx, photos]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert len(rows_of(done.stdout)) == 3
+    process = subprocess.run(command, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    assert len(rows_of(process.stdout)) == 3
 
 
-def test_no_more_than_a_batch_of_images_is_in_memory(photos, monkeypatch):
-    read, sizes = [], []
-    monkeypatch.setattr(
-        score, "read_image", lambda path, *_: read.append(path) or np.zeros((1, 16, 16), np.uint8)
-    )
+def test_images_are_read_one_batch_at_a_time(photos, monkeypatch):
+    paths, sizes = [], []
 
-    def batch(images):
+    def read(path, *_):
+        paths.append(path)
+        return np.zeros((1, 16, 16), np.uint8)
+
+    def score(images):
         sizes.append(len(images))
         return brightness(images)
 
-    many = iter([photos / "a.png"] * (2 * BATCH + 1))
-    rows = score_files(many, CARD, batch)
-    for k in range(BATCH):
+    monkeypatch.setattr("pkd.deploy.score_files.read_image", read)
+    many = iter([photos / "a.png"] * (2 * BATCH_SIZE + 1))
+    rows = score_files(many, INFO, score)
+    for k in range(BATCH_SIZE):
         next(rows)
-        assert len(read) == BATCH, k
-    assert len(list(rows)) == BATCH + 1
-    assert sizes == [BATCH, BATCH, 1]
+        assert len(paths) == BATCH_SIZE, k
+    assert len(list(rows)) == BATCH_SIZE + 1
+    assert sizes == [BATCH_SIZE, BATCH_SIZE, 1]
 
 
 @pytest.fixture
-def spoilt(photos):
-    """The photos with one that is cut and one in colour."""
+def mixed(photos):
+    """The photos, a truncated file and an image in colour."""
     save(picture(7, 40), photos / "b.png").write_bytes(b"\x89PNG")
     save(picture(8, colour=True), photos / "c.png")
     return photos
 
 
-def test_images_that_cannot_be_used_are_named(small_onnx, spoilt, tmp_path, refused):
+def test_error_names_the_images_that_cannot_be_used(small_onnx, mixed, tmp_path, refused):
     output = tmp_path / "scores.csv"
-    output.write_text("dear")
-    words = ("2 images", spoilt / "b.png", f"{spoilt / 'c.png'}: it is in colour", "--skip-bad")
-    refused(("score", small_onnx, spoilt, "--output", output, "--overwrite"), *words)
-    assert output.read_text() == "dear"
-    assert sorted(p.name for p in tmp_path.iterdir()) == [spoilt.name, output.name]
+    output.write_text("old content")
+    words = (
+        "2 images",
+        mixed / "b.png",
+        f"{mixed / 'c.png'}: it is in colour",
+        "--skip-bad",
+    )
+    refused(("score", small_onnx, mixed, "--output", output, "--overwrite"), *words)
+    assert output.read_text() == "old content"
+    assert sorted(p.name for p in tmp_path.iterdir()) == [mixed.name, output.name]
 
 
-def test_images_that_cannot_be_used_are_left_out_with_a_count(small_onnx, spoilt, capsys):
-    assert scored(small_onnx, spoilt, spoilt / "missing.png", "--skip-bad") == 0
-    said = capsys.readouterr()
-    assert len(rows_of(said.out)) == 3
-    assert "images left out: 3" in said.err
+def test_skip_bad_leaves_images_out_and_prints_their_count(small_onnx, mixed, capsys):
+    assert score_command(small_onnx, mixed, mixed / "missing.png", "--skip-bad") == 0
+    streams = capsys.readouterr()
+    assert len(rows_of(streams.out)) == 3
+    assert "images left out: 3" in streams.err
     for name in ("b.png", "c.png", "missing.png"):
-        assert str(spoilt / name) in said.err
+        assert str(mixed / name) in streams.err
 
 
-def test_nothing_is_written_where_no_image_can_be_used(small_onnx, spoilt, tmp_path, capsys):
-    output, bad = tmp_path / "scores.csv", (spoilt / "b.png", spoilt / "c.png")
-    assert scored(small_onnx, *bad, "--skip-bad", "--output", output) == 2
-    said = capsys.readouterr().err
-    assert "images left out: 2" in said
-    assert all(str(path) in said for path in bad)
-    assert "pkd: none of the images can be used" in said
+def test_nothing_is_written_if_no_image_can_be_used(small_onnx, mixed, tmp_path, capsys):
+    output, bad = tmp_path / "scores.csv", (mixed / "b.png", mixed / "c.png")
+    assert score_command(small_onnx, *bad, "--skip-bad", "--output", output) == 2
+    printed = capsys.readouterr().err
+    assert "images left out: 2" in printed
+    assert all(str(path) in printed for path in bad)
+    assert "pkd: none of the images can be used" in printed
     assert not output.exists()
 
 
-def test_a_detector_of_colours_takes_greys_too(tmp_path):
-    grey, red = (
-        save(picture(0), tmp_path / "grey.png"),
-        save(picture(0, colour=True), tmp_path / "r.png"),
-    )
-    card = Card(**vars(CARD) | {"channels": 3})
-    rows = list(score_files([grey, red], card, brightness))
-    assert [type(row) for row in rows] == [Row, Row]
+def test_rgb_detector_accepts_grey_images_and_a_grey_one_refuses_rgb(tmp_path):
+    grey = save(picture(0), tmp_path / "grey.png")
+    rgb = save(picture(0, colour=True), tmp_path / "rgb.png")
+    rows = list(score_files([grey, rgb], replace(INFO, channels=3), brightness))
+    assert [type(row) for row in rows] == [ImageScore, ImageScore]
     with pytest.raises(PkdError, match="convert it to grey"):
-        list(score_files([grey, red], CARD, brightness))
+        list(score_files([grey, rgb], INFO, brightness))
 
 
-def test_whoever_has_read_enough_breaks_nothing(small_onnx, photos):
+def test_closed_pipe_ends_without_an_error(small_onnx, photos):
     many = " ." * 3000  # more rows than a pipe holds
     command = f"{sys.executable} -m pkd score {small_onnx} {many} | head -1"
-    done = subprocess.run(command, shell=True, cwd=photos, capture_output=True, text=True)
-    assert done.stdout == "image,score,threshold,verdict\n"
-    assert "Error" not in done.stderr
+    process = subprocess.run(command, shell=True, cwd=photos, capture_output=True, text=True)
+    assert process.stdout == "image,score,threshold,verdict\n"
+    assert "Error" not in process.stderr
 
 
 def other_graph(file: Path, **metadata: str) -> Path:
-    """An ONNX file that anybody might have."""
+    """An ONNX file of another program, with some metadata."""
     value = [onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [1]) for n in ("a", "b")]
     node = onnx.helper.make_node("Identity", ["a"], ["b"])
     graph = onnx.helper.make_graph([node], "graph", value[:1], value[1:])
@@ -188,7 +193,7 @@ def other_graph(file: Path, **metadata: str) -> Path:
     return file
 
 
-def test_files_that_are_not_ours(small_onnx, photos, tmp_path, refused):
+def test_files_that_pkd_export_did_not_write(small_onnx, photos, tmp_path, refused):
     text = tmp_path / "text.onnx"
     text.write_text("no graph")
     refused(("score", text, photos), f"{text} is no ONNX file", "pkd export")
@@ -202,14 +207,14 @@ def test_files_that_are_not_ours(small_onnx, photos, tmp_path, refused):
     refused(("score", photos, photos), "is not a run folder")
 
 
-def test_what_scoring_refuses_of_its_flags(small_run, small_onnx, photos, tmp_path, refused):
-    refused(("score", small_onnx, photos, *CHOICE), "--normal-class, --seed", "leave it out")
+def test_invalid_flags_and_paths(small_run, small_onnx, photos, tmp_path, refused):
+    refused(("score", small_onnx, photos, *SELECTION), "--normal-class, --seed", "leave it out")
     refused(("score", small_run, photos), "--normal-class is not given", "3 3, 5 5")
     refused(("score", small_onnx, photos, "--output", "scores.txt"), "must end in .csv or .json")
     refused(("score", small_onnx, photos / "none"), "none", "No such file")
     (tmp_path / "empty").mkdir()
     refused(("score", small_onnx, tmp_path / "empty"), "empty holds no images")
     refused(("score", small_onnx), "images", "--help")
-    (tmp_path / "taken.csv").write_text("dear")
+    (tmp_path / "taken.csv").write_text("old content")
     refused(("score", small_onnx, photos, "--output", tmp_path / "taken.csv"), "--overwrite")
-    assert (tmp_path / "taken.csv").read_text() == "dear"
+    assert (tmp_path / "taken.csv").read_text() == "old content"

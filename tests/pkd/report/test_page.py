@@ -123,7 +123,7 @@ def test_figures_are_those_of_results_json_and_of_the_scores(finished):
     found = {3: {}, 7: {}}
     for phase in run.phases:
         run.load_phase(phase)
-        network = run.networks[phase.judged].generator
+        network = run.networks[phase.network].generator
         scores = novelty_scores(network, run.test_images, len(run.members))
         for member, own in zip(results["members"], scores.T, strict=True):
             novel = run.dataset.test_labels != member["normal_class"]
@@ -209,10 +209,10 @@ def test_pictures_are_the_most_normal_and_the_most_novel_test_images(photos, tmp
     made = {}
     for phase in run.phases:
         run.load_phase(phase)
-        network = run.networks[phase.judged].generator.eval()
+        network = run.networks[phase.network].generator.eval()
         with torch.no_grad():
             xh = network(run.test_images.float() / 127.5 - 1).xh
-        made[phase.judged] = (xh * 127.5 + 127.5).round().permute(0, 2, 3, 1).numpy()
+        made[phase.network] = (xh * 127.5 + 127.5).round().permute(0, 2, 3, 1).numpy()
     scores = novelty_scores(run.networks["student"].generator, run.test_images, 1)[:, 0]
     order = scores.argsort()
     chosen = [*order[:4], *order[: -4 - 1 : -1]]

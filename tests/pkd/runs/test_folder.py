@@ -1,13 +1,14 @@
-"""Run folders: atomic files, locking, what may be taken up and what is swept away."""
+"""Run folders: checkpoints, locks, damaged and stale files."""
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 import torch
 
-from pkd.runs.folder import Progress, RunFolder, parse_progress, write_atomically, write_text
-from pkd.utils.errors import PkdError
+from pkd.runs.folder import Progress, RunFolder, parse_progress
+from pkd.utils.errors import OutputError, PkdError
 
 CONFIG = {"dataset": "digits"}
 WEIGHTS = {"a": torch.tensor([1.0, 2.0]), "b": torch.arange(6.0).view(2, 3).T}
@@ -24,25 +25,26 @@ def names(folder):
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.name != ".lock")
 
 
-def test_writing_breaks_off_and_the_old_content_stays(tmp_path):
-    path = tmp_path / "file"
-    write_text(path, "old")
+def test_a_write_that_fails_keeps_the_earlier_checkpoint(run, monkeypatch):
+    run.save_progress(WEIGHTS, Progress(step=3))
+    before = names(run.path)
+    write_bytes = Path.write_bytes
 
-    def half(temporary):
-        temporary.write_text("ne")
+    def write_half(path, content):
+        write_bytes(path, content[: len(content) // 2])
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(PkdError, match=r"file cannot be written .*No space left.* make room"):
-        write_atomically(path, half)
-    assert path.read_text() == "old"
-    write_text(path, "new")
-    assert names(tmp_path) == ["file"]
+    monkeypatch.setattr(Path, "write_bytes", write_half)
+    with pytest.raises(OutputError, match=r"cannot be written .*No space left.* --resume"):
+        run.save_progress(WEIGHTS, Progress(step=4))
+    assert names(run.path) == before
+    assert RunFolder.open(run.path).progress.step == 3
 
 
 def test_checkpoints_within_a_phase_replace_each_other(run):
     for step in (3, 4):
         run.metrics.append({"epoch": step})
-        run.save_within_phase(WEIGHTS, Progress(step=step))
+        run.save_progress(WEIGHTS, Progress(step=step))
     assert names(run.checkpoints) == ["progress-000001.safetensors"]
     run.release()
     resumed = RunFolder.resume(run.path)
@@ -53,8 +55,8 @@ def test_checkpoints_within_a_phase_replace_each_other(run):
     resumed.release()
 
 
-def test_a_finished_phase_keeps_its_networks_and_nothing_else(run):
-    run.save_within_phase(WEIGHTS, Progress(step=3))
+def test_a_finished_phase_keeps_its_checkpoint_only(run):
+    run.save_progress(WEIGHTS, Progress(step=3))
     run.save_phase("teacher", WEIGHTS, Progress(phase=1, auc={"teacher": [0.5]}))
     assert names(run.checkpoints) == ["teacher.safetensors"]
     assert RunFolder.open(run.path).progress.auc == {"teacher": [0.5]}
@@ -62,17 +64,17 @@ def test_a_finished_phase_keeps_its_networks_and_nothing_else(run):
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_values_that_are_not_finite_are_neither_saved_nor_loaded(run, value):
-    run.save_within_phase(WEIGHTS, Progress(step=3))
+    run.save_progress(WEIGHTS, Progress(step=3))
     before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
-    with pytest.raises(PkdError, match=r"values in b are no longer finite.* lower --lr"):
-        run.save_within_phase(WEIGHTS | {"b": torch.tensor([0.0, value])}, Progress(step=4))
+    with pytest.raises(PkdError, match=r"values in b are not finite.* lower `lr`"):
+        run.save_progress(WEIGHTS | {"b": torch.tensor([0.0, value])}, Progress(step=4))
     assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
 
 
-def test_leftovers_of_a_killed_process_go_when_the_run_is_resumed(run):
-    run.save_within_phase(WEIGHTS, Progress(step=3))
+def test_resuming_removes_the_temporary_files_of_a_killed_process(run):
+    run.save_progress(WEIGHTS, Progress(step=3))
     whole = names(run.path)
-    for name in (".metrics.jsonl.tmp", "checkpoints/.progress-000001.safetensors.tmp"):
+    for name in (".metrics.jsonl.0f.tmp", "checkpoints/.progress-000001.safetensors.0f.tmp"):
         (run.path / name).write_text("half")
     (run.checkpoints / "progress-000001.safetensors").write_text("not named by progress.json")
     RunFolder.open(run.path)
@@ -82,17 +84,19 @@ def test_leftovers_of_a_killed_process_go_when_the_run_is_resumed(run):
     assert names(run.path) == whole
 
 
-@pytest.mark.parametrize("leftovers", [[], [".lock"], [".lock", ".config.yaml.tmp"]])
-def test_a_folder_killed_before_its_first_file_can_be_begun_again(leftovers, tmp_path):
+@pytest.mark.parametrize("leftovers", [[], [".lock"], [".lock", ".config.yaml.tmp"], [".config.yaml.0f.tmp"]])
+def test_a_run_killed_before_its_first_file_can_be_created_again(leftovers, tmp_path):
     for name in leftovers:
         (tmp_path / name).write_text("half")
     run = RunFolder.create(tmp_path, CONFIG)
     assert run.config() == CONFIG
+    run.release()
+    RunFolder.resume(tmp_path)
     assert names(tmp_path) == ["config.yaml"]
     run.release()
 
 
-def test_a_folder_is_locked_while_it_is_trained_in_and_readable_all_the_same(run):
+def test_a_folder_is_locked_for_training_but_not_for_reading(run):
     with pytest.raises(PkdError, match=f"another process is training in {run.path}: wait"):
         RunFolder.resume(run.path)
     assert RunFolder.open(run.path).config() == CONFIG
@@ -119,23 +123,23 @@ def test_damaged_progress_is_refused(change, run):
         RunFolder.open(run.path)
 
 
-def test_a_finished_run_without_its_progress_is_not_begun_anew(run):
+def test_a_finished_run_without_progress_is_refused(run):
     assert RunFolder.open(run.path).progress == Progress()
-    run.write_json("results.json", {})
+    run.write_results({}, curves=b"")
     with pytest.raises(PkdError, match=r"progress\.json is damaged .*restore it from a copy"):
         RunFolder.open(run.path)
 
 
-def test_metrics_must_reach_as_far_as_progress(run):
+def test_truncated_metrics_are_refused(run):
     run.metrics += [{"epoch": 1}, {"epoch": 2}]
-    run.save_within_phase(WEIGHTS, Progress(step=3))
+    run.save_progress(WEIGHTS, Progress(step=3))
     (run.path / "metrics.jsonl").write_text('{"epoch": 1}\n')
     with pytest.raises(PkdError, match=r"metrics\.jsonl is truncated, it has 1 of 2 lines"):
         RunFolder.open(run.path)
 
 
-def test_metrics_beyond_progress_belong_to_a_step_that_is_taken_again(run):
+def test_metrics_after_the_checkpoint_are_dropped(run):
     run.metrics.append({"epoch": 1})
-    run.save_within_phase(WEIGHTS, Progress(step=3))
+    run.save_progress(WEIGHTS, Progress(step=3))
     (run.path / "metrics.jsonl").write_text('{"epoch": 1}\n{"epoch": 2}\n')
     assert RunFolder.open(run.path).metrics == [{"epoch": 1}]

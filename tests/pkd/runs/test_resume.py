@@ -49,7 +49,6 @@ def pkd_process(argv, log, folder, number, at):
     torch.set_num_threads(1)
     trainer.REPORT_SECONDS = 0.0  # a look at the clock, thus a checkpoint, after every step
     Path.write_bytes = write_in_halves
-    Path.write_text = lambda path, text, encoding: write_in_halves(path, text.encode(encoding))
     operations = itertools.count()
 
     def watch(event, arguments):

@@ -7,12 +7,12 @@ import torch
 from safetensors.torch import load_file
 
 from pkd.cli.main import main
-from pkd.runs.callbacks import Interrupted, Reporter
-from pkd.runs.create import start
+from pkd.runs import pipeline
 from pkd.runs.folder import RunFolder
-from pkd.runs.pipeline import Schedule
 from pkd.runs.run import Run
+from pkd.training.callbacks import Callback, TrainingInterrupted
 from pkd.training.config import TrainConfig
+from pkd.training.settings import PARSERS
 
 SETTINGS = (
     *("--normal-class", "0,1", "--seeds", "2", "--device", "cpu", "--latent", "8"),
@@ -68,7 +68,7 @@ def test_a_run_in_several_stacks_is_evaluated_stack_by_stack(runs):
     run = Run(folder)
     for phase in run.phases:
         run.load_phase(phase)
-        found = run.evaluate(phase.judged)
+        found = run.evaluate(phase.network)
         assert found == pytest.approx(folder.progress.auc[phase.name], abs=1e-3)  # in float32
 
 
@@ -90,27 +90,31 @@ def test_stopped_between_two_stacks_nothing_of_the_first_is_trained_again(device
     config = dict(zip(*[iter(SETTINGS)] * 2, strict=True))
     config = {k.removeprefix("--").replace("-", "_"): v for k, v in config.items()}
     numbers = {k: int(v) if v.isdigit() else v for k, v in config.items()}
-    folder, _ = start(TrainConfig(**numbers | {"device": device}, stack=3), tmp_path / "run")
+    for name, parse in PARSERS.items():
+        if name in numbers:
+            numbers[name] = parse(numbers[name])
+    run = Run.create(TrainConfig(**numbers | {"device": device}, stack=3), tmp_path / "run")
     finished = []
 
-    def check():
-        progress = folder.progress
-        if progress.phase == 1 and progress.epoch == 2:  # of step 1, by the first stack
-            finished.append(progress)
-            raise Interrupted
+    class StopAfterFirstStack(Callback):
+        def on_batch_end(self):
+            progress = run.folder.progress
+            if progress.phase == 1 and progress.epoch == 2:  # step 1 of the first stack is done
+                finished.append(progress)
+                raise TrainingInterrupted
 
-    with pytest.raises(Interrupted):
-        Schedule(Run(folder), check=check).train()
+    with pytest.raises(TrainingInterrupted):
+        pipeline.train(run, StopAfterFirstStack())
     assert (finished[0].stack, finished[0].step) == (0, 0)
-    folder.release()
-    folder = RunFolder.resume(tmp_path / "run")
-    steps = []
+    run.folder.release()
+    run = Run.resume(tmp_path / "run")
+    folder, steps = run.folder, []
 
-    class Steps(Reporter):
-        def begin(self, phase, steps_in_all, done):
-            steps.append((phase.name, steps_in_all, done))
+    class RecordSteps(Callback):
+        def on_phase_start(self, phase, steps_of_phase, steps_done):
+            steps.append((phase.name, steps_of_phase, steps_done))
 
-    Schedule(Run(folder), Steps()).train()
+    pipeline.train(run, RecordSteps())
     assert steps == [
         ("step1", 10, 10),
         ("step1", 10, 0),

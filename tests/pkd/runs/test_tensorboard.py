@@ -7,13 +7,13 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pkd.cli.main import main
-from pkd.runs.callbacks import Interrupted
-from pkd.runs.create import start
 from pkd.runs.folder import RunFolder
-from pkd.runs.pipeline import Schedule
+from pkd.runs.pipeline import train
 from pkd.runs.run import Run
 from pkd.runs.tensorboard import TensorBoard
+from pkd.training.callbacks import Callback, CallbackList, TrainingInterrupted
 from pkd.training.config import TrainConfig
+from pkd.training.settings import PARSERS
 
 TINY = {
     **{"normal_class": "0,1", "device": "cpu", "latent": 8, "batch_size": 2, "structure": "2"},
@@ -21,6 +21,9 @@ TINY = {
     **{"teacher_epochs": 2, "step1_epochs": 1, "checkpoint_every": 0.0},
 }
 STEPS = {"teacher": [10, 20], "step1": [10]}  # at the end of each epoch
+
+
+CONFIG = TrainConfig(**{k: PARSERS.get(k, lambda value: value)(v) for k, v in TINY.items()})
 
 
 def flags(settings):
@@ -69,21 +72,22 @@ def test_curves_of_a_run(tmp_path, every_step_reported):
 
 
 def test_a_resumed_run_continues_its_curves(tmp_path, every_step_reported):
-    folder, dataset = start(TrainConfig(**TINY), tmp_path / "run")
-    calls = iter(range(1000))
+    run = Run.create(CONFIG, tmp_path / "run")
+    folder, calls = run.folder, iter(range(1000))
 
-    def stop():
-        if next(calls) == 17:
-            raise Interrupted
+    class Stop(Callback):
+        def on_batch_end(self):
+            if next(calls) == 17:
+                raise TrainingInterrupted
 
-    with TensorBoard(folder.path / "tensorboard") as live, pytest.raises(Interrupted):
-        Schedule(Run(folder, dataset), live, stop).train()
+    with TensorBoard(folder.path / "tensorboard") as live, pytest.raises(TrainingInterrupted):
+        train(run, CallbackList([live, Stop()]))
     done = folder.progress.epoch * 10 + folder.progress.step
     assert 0 < done < 20
-    with TensorBoard(folder.path / "tensorboard") as live:  # as a process that was killed would
-        live.begin(Run(folder).phases[0], 20, done)
+    with TensorBoard(folder.path / "tensorboard") as live:  # points after the checkpoint
+        live.on_phase_start(run.phases[0], 20, done)
         for step in range(done, 20):
-            live.advance(step + 1, {"teacher G": -1.0})
+            live.on_train_steps_end(step + 1, {"teacher G": -1.0})
     folder.release()
     assert main(["train", "--resume", str(folder.path), "--tensorboard"]) == 0
     check_auc(folder.path)
@@ -103,7 +107,7 @@ def test_without_the_package_nothing_is_begun(tmp_path, monkeypatch, capsys):
 
 
 def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch, capsys):
-    folder, _ = start(TrainConfig(**TINY), tmp_path / "run")
+    folder = Run.create(CONFIG, tmp_path / "run").folder
     folder.release()
     (folder.path / "tensorboard").write_text("in the way")
     assert main(["train", "--resume", str(folder.path), "--tensorboard"]) == 2

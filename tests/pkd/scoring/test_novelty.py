@@ -1,4 +1,4 @@
-"""Novelty scores of image sets and the AUC of each member."""
+"""Novelty scores of a stack of models and the AUC of each model."""
 
 import numpy as np
 import pytest
@@ -13,8 +13,8 @@ SEEDS = (3, 1, 4)
 NORMS = pytest.mark.parametrize("norm", ["instance", "batch"])
 
 
-def trained_generator(norm):
-    """Not trained, but with running statistics of its own where it has any."""
+def make_generator(norm):
+    """A generator whose running statistics, if any, differ from the initial ones."""
     generator = GAN(Architecture(1, (2, 4, 8), 8, norm), SEEDS).generator
     with torch.no_grad():
         generator(torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(1)))
@@ -30,13 +30,13 @@ def images(n=11):
 
 @NORMS
 def test_scores_are_mean_squares_of_latent_differences(norm):
-    generator = trained_generator(norm)
+    generator = make_generator(norm)
     scores = novelty_scores(generator, images(), len(SEEDS))
     assert scores.shape == (11, 3)
     assert scores.dtype == np.float32
     with torch.no_grad():
-        made = generator.eval()(images().float() / 127.5 - 1)
-    difference = (made.z1 - made.z2).double().numpy().reshape(11, 3, 8)
+        outputs = generator.eval()(images().float() / 127.5 - 1)
+    difference = (outputs.z1 - outputs.z2).double().numpy().reshape(11, 3, 8)
     np.testing.assert_allclose(scores, (difference**2).mean(2), rtol=1e-3)
     assert scores.min() > 0
 
@@ -44,10 +44,10 @@ def test_scores_are_mean_squares_of_latent_differences(norm):
 @NORMS
 @pytest.mark.parametrize("batch", [1, 4, 11])
 def test_scores_do_not_depend_on_batch_size_neighbours_or_order(norm, batch, monkeypatch):
-    generator = trained_generator(norm)
+    generator = make_generator(norm)
     expected = novelty_scores(generator, images(), len(SEEDS))
     assert (expected.std(0) > 1e-2 * expected.mean(0)).all()
-    monkeypatch.setattr("pkd.scoring.novelty.SCORED_AT_ONCE", batch * len(SEEDS))
+    monkeypatch.setattr("pkd.scoring.novelty.MODEL_IMAGES_PER_BATCH", batch * len(SEEDS))
     order = np.random.default_rng(0).permutation(11)
     shuffled = novelty_scores(generator, images()[order], len(SEEDS))
     np.testing.assert_allclose(shuffled, expected[order], rtol=1e-4)
@@ -55,7 +55,7 @@ def test_scores_do_not_depend_on_batch_size_neighbours_or_order(norm, batch, mon
     np.testing.assert_allclose(some, expected[3:5], rtol=1e-4)
 
 
-def test_a_member_scores_as_it_would_alone():
+def test_a_model_gives_the_same_scores_in_a_stack_and_alone():
     architecture = Architecture(1, (2, 4, 8), 8)
     stacked = novelty_scores(GAN(architecture, SEEDS).generator, images(), len(SEEDS))
     for m, seed in enumerate(SEEDS):
@@ -65,8 +65,8 @@ def test_a_member_scores_as_it_would_alone():
 
 @NORMS
 @pytest.mark.parametrize("training", [True, False])
-def test_scoring_leaves_the_generator_as_it_was(norm, training):
-    generator = trained_generator(norm).train(training)
+def test_scoring_does_not_change_the_generator(norm, training):
+    generator = make_generator(norm).train(training)
     before = {k: v.clone() for k, v in generator.state_dict().items()}
     novelty_scores(generator, images(), len(SEEDS))
     assert all(module.training == training for module in generator.modules())
@@ -74,29 +74,30 @@ def test_scoring_leaves_the_generator_as_it_was(norm, training):
 
 
 def test_scoring_can_be_stopped_between_batches(monkeypatch):
-    monkeypatch.setattr("pkd.scoring.novelty.SCORED_AT_ONCE", 4 * len(SEEDS))
-    asked = []
+    monkeypatch.setattr("pkd.scoring.novelty.MODEL_IMAGES_PER_BATCH", 4 * len(SEEDS))
+    generator, batches = make_generator("instance"), []
 
-    def check():
-        asked.append(None)
-        if len(asked) == 3:
+    def stop_at_third_batch():
+        batches.append(None)
+        if len(batches) == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        novelty_scores(trained_generator("instance"), images(), len(SEEDS), check)
+        novelty_scores(generator, images(), len(SEEDS), stop_at_third_batch)
+    assert generator.training
 
 
-@pytest.mark.parametrize(("at_once", "sizes"), [(12, [4, 4, 3]), (100, [11]), (2, [1] * 11)])
-def test_one_pass_over_the_images_serves_all_models(at_once, sizes, monkeypatch):
-    monkeypatch.setattr("pkd.scoring.novelty.SCORED_AT_ONCE", at_once)
-    generator, seen = trained_generator("instance"), []
-    generator.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape))
+@pytest.mark.parametrize(("limit", "sizes"), [(12, [4, 4, 3]), (100, [11]), (2, [1] * 11)])
+def test_all_models_share_the_images_of_a_batch(limit, sizes, monkeypatch):
+    monkeypatch.setattr("pkd.scoring.novelty.MODEL_IMAGES_PER_BATCH", limit)
+    generator, shapes = make_generator("instance"), []
+    generator.register_forward_pre_hook(lambda _, inputs: shapes.append(inputs[0].shape))
     novelty_scores(generator, images(), len(SEEDS))
-    assert seen == [(n, 1, 32, 32) for n in sizes]
+    assert shapes == [(n, 1, 32, 32) for n in sizes]
 
 
-def test_auc_by_hand():
-    """Novel-normal pairs in the right order, ties one half, over all pairs."""
+def test_auc_is_the_share_of_correctly_ordered_pairs():
+    """Pairs of a novel and a normal image; ties count one half."""
     labels = np.array([0, 0, 1, 2, 1])
     scores = np.array(
         [
@@ -109,9 +110,9 @@ def test_auc_by_hand():
             [0.9, 6.0],
         ]
     )
-    found = auc_by_member(scores, labels, [Member(0, 7), Member(1, 0)])
-    assert found == pytest.approx([4.5 / 6, 3.5 / 6])
-    assert all(type(auc) is float for auc in found)
+    aucs = auc_by_member(scores, labels, [Member(0, 7), Member(1, 0)])
+    assert aucs == pytest.approx([4.5 / 6, 3.5 / 6])
+    assert all(type(auc) is float for auc in aucs)
 
 
 def test_auc_of_a_perfect_and_of_a_reversed_score():

@@ -1,4 +1,4 @@
-"""The threshold, and scores of each model's own images."""
+"""Scores of the held-out images by each model, and the threshold computed from them."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 from stack_helpers import MEMBERS, make_networks
 
 from pkd.scoring.metrics import threshold
-from pkd.scoring.novelty import novelty_scores, own_scores
+from pkd.scoring.novelty import novelty_scores, scores_per_member
 
 
 @pytest.mark.parametrize(
@@ -18,12 +18,12 @@ def test_the_threshold_is_the_conformal_rank(n, contamination, rank):
 
 
 @pytest.mark.parametrize("n", [1, 5, 18])
-def test_of_too_few_scores_the_threshold_is_the_largest(n):
+def test_threshold_of_too_few_scores_is_the_largest(n):
     assert threshold(np.arange(1.0, n + 1), 0.05) == n
 
 
 @pytest.mark.parametrize("contamination", [0.05, 0.2, 0.5])
-def test_new_normal_scores_exceed_the_threshold_as_seldom_as_promised(contamination):
+def test_share_of_new_normal_scores_above_the_threshold_is_the_contamination(contamination):
     rng = np.random.default_rng(0)
     n, trials = 25, 4000
     scores = rng.exponential(size=(trials, n + 1))
@@ -32,15 +32,15 @@ def test_new_normal_scores_exceed_the_threshold_as_seldom_as_promised(contaminat
 
 
 @pytest.mark.parametrize("norm", ["instance", "batch"])
-def test_each_model_scores_its_own_images_as_in_a_pass_over_all(norm):
-    """Also where models have different numbers, and more than fit one batch."""
+def test_scores_per_member_equal_the_scores_of_all_images(norm):
+    """Also for different numbers of images, of which some need several batches."""
     generator = make_networks(norm=norm)["student"].generator
     drawn = torch.Generator().manual_seed(0)
     images = torch.randint(256, (150, 1, 32, 32), generator=drawn, dtype=torch.uint8)
-    own = [images[:150], images[20:21], images[30:100]]
+    parts = [images[:150], images[20:21], images[30:100]]
     expected = novelty_scores(generator, images, len(MEMBERS))
-    found = own_scores(generator, own)
-    for k, part in enumerate((slice(0, 150), slice(20, 21), slice(30, 100))):
-        assert found[k].dtype == np.float64
-        np.testing.assert_allclose(found[k], expected[part, k], rtol=1e-5)
+    scores = scores_per_member(generator, parts)
+    for k, rows in enumerate((slice(0, 150), slice(20, 21), slice(30, 100))):
+        assert scores[k].dtype == np.float64
+        np.testing.assert_allclose(scores[k], expected[rows, k], rtol=1e-5)
     assert generator.training

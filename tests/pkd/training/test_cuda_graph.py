@@ -29,7 +29,7 @@ NORMS = pytest.mark.parametrize("norm", ["instance", "batch"])
 def everything(trainer: Trainer) -> dict[str, torch.Tensor]:
     """Copies of all that a step may change and the next one reads, and of the random state."""
     adam = trainer.optimizer
-    found = tensors_of(trainer) | trainer.state(len(trainer.history))
+    found = tensors_of(trainer) | trainer.state(len(trainer.history.values))
     found |= {"active": adam.active, "lr": adam.param_groups[0]["lr"], "counter": trainer.counter}
     return {k: v.clone() for k, v in found.items()} | {"random": torch.get_rng_state()}
 
@@ -117,7 +117,7 @@ def test_training_by_replays_ends_with_the_bits_of_eager_steps(structure, norm, 
 def test_without_a_gpu_nothing_is_captured(monkeypatch):
     monkeypatch.delattr(graph, "captured")
     told = []
-    train(make_trainer(KDGAN[2], told=told.append), 1)
+    train(make_trainer(KDGAN[2], on_graph_failure=told.append), 1)
     assert told == []
 
 
@@ -149,7 +149,7 @@ def test_where_no_graph_can_be_had_steps_run_eagerly_and_the_reason_is_told_once
 ):
     monkeypatch.setattr(graph, "_record", record)
     told = []
-    trainer = train(make_trainer(KDGAN[2], told=told.append), 2)
+    trainer = train(make_trainer(KDGAN[2], on_graph_failure=told.append), 2)
     assert told == [reason]
     eager = train(make_trainer(KDGAN[2], use_graph=False), 2)
     assert differing(everything(trainer), everything(eager)) == []
@@ -177,7 +177,7 @@ def test_errors_that_eager_steps_would_meet_too_are_not_hidden(
 ):
     monkeypatch.setattr(graph, part, action)
     with pytest.raises((RuntimeError, TypeError), match=error) as raised:
-        train(make_trainer(KDGAN[2], told=pytest.fail), 1)
+        train(make_trainer(KDGAN[2], on_graph_failure=pytest.fail), 1)
     assert isinstance(raised.value, torch.OutOfMemoryError) == (error == "out of memory")
 
 
@@ -202,7 +202,7 @@ def test_a_step_never_waits_for_the_device(structure, norm, monkeypatch):
     trainer.begin_epoch(0)
     trainer.step()
     with pytest.raises((RuntimeError, NotImplementedError)):
-        trainer.read_back(0, 1, 0)  # this one waits
+        trainer.check_finite(0, 1, 0)  # this one waits
 
 
 @pytest.mark.parametrize("members", [MEMBERS[:1], MEMBERS], ids=["M=1", "M=3"])
@@ -238,7 +238,7 @@ def test_steps_allocate_nothing_that_stays(structure):
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_a_trainer_is_let_go_at_once(device):
     """Phase follows phase: what one held must be free for the next, its graph too."""
-    trainer = on_device(KDGAN[2], MEMBERS, device, told=pytest.fail)
+    trainer = on_device(KDGAN[2], MEMBERS, device, on_graph_failure=pytest.fail)
     trainer.begin_epoch(0)
     trainer.advance()
     held = [weakref.ref(x) for x in (trainer, trainer.optimizer.exp_avg, trainer.sources[1][0])]
@@ -277,8 +277,8 @@ def test_the_host_reads_from_the_device_once_an_interval(monkeypatch):
             return method(self, *args)
 
         monkeypatch.setattr(torch.Tensor, name, counted)
-    trainer.read_back(0, 1, 0)
-    assert set(trainer.recent_losses()) == {"teacher G", "teacher D", "student G", "student D"}
+    trainer.check_finite(0, 1, 0)
+    assert set(trainer.history.recent()) == {"teacher G", "teacher D", "student G", "student D"}
     assert reads == ["tolist"]
 
 
@@ -322,7 +322,7 @@ def test_replays_of_a_captured_step_equal_eager_steps(structure, members, norm):
 def test_an_epoch_on_a_gpu_ends_as_by_the_definitions_on_a_cpu(structure, norm):
     """By kernels and replays, idle members and all; in float64, so that rounding stays small."""
     found, expected = (
-        everything(train(on_device(structure, MEMBERS, device, norm, told=pytest.fail), 1))
+        everything(train(on_device(structure, MEMBERS, device, norm, on_graph_failure=pytest.fail), 1))
         for device in ("cuda", "cpu")
     )
     assert found.keys() == expected.keys()
@@ -333,7 +333,7 @@ def test_an_epoch_on_a_gpu_ends_as_by_the_definitions_on_a_cpu(structure, norm):
 @pytest.mark.gpu
 @EVERY_STRUCTURE
 def test_neither_a_step_nor_a_replay_waits_for_the_gpu(structure):
-    trainer = on_device(structure, MEMBERS, "cuda", told=pytest.fail)
+    trainer = on_device(structure, MEMBERS, "cuda", on_graph_failure=pytest.fail)
     trainer.begin_epoch(0)
     trainer.advance()  # compiles and captures
     torch.cuda.set_sync_debug_mode("error")
@@ -348,7 +348,7 @@ def test_neither_a_step_nor_a_replay_waits_for_the_gpu(structure):
 @pytest.mark.gpu
 @pytest.mark.parametrize("structure", [TEACHER, KDGAN[4]])
 def test_replays_allocate_nothing(structure):
-    trainer = on_device(structure, MEMBERS, "cuda", told=pytest.fail)
+    trainer = on_device(structure, MEMBERS, "cuda", on_graph_failure=pytest.fail)
     trainer.begin_epoch(0)
     trainer.advance()
     before = torch.cuda.memory_allocated()

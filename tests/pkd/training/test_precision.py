@@ -132,7 +132,7 @@ def seen(monkeypatch) -> set[tuple[str, str]]:
 
     watch(Trainer, "step")
     watch(run, "novelty_scores")
-    watch(schedule, "own_scores")
+    watch(schedule, "scores_per_member")
     monkeypatch.setattr("pkd.training.config.in_tf32", lambda name, device: name == "tf32")
     monkeypatch.setattr("pkd.runs.results.in_tf32", lambda name, device: name == "tf32")
     on_gpu = lambda name, device: hardware.precision(name, GPU)  # noqa: E731
@@ -150,7 +150,7 @@ def test_a_run_trains_and_scores_as_named_and_names_it(name, inside, outside, se
     folder = tmp_path / "run"
     argv = ["train", *TINY, "--device", "cpu", "--precision", name, "--out", str(folder)]
     assert main(argv) == 0
-    assert seen == {(what, inside) for what in ("step", "novelty_scores", "own_scores")}
+    assert seen == {(what, inside) for what in ("step", "novelty_scores", "scores_per_member")}
     assert torch.get_float32_matmul_precision() == outside
     assert yaml.safe_load((folder / "config.yaml").read_text())["precision"] == name
     results = json.loads((folder / "results.json").read_text())

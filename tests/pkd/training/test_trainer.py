@@ -28,6 +28,7 @@ from torch.func import functional_call, grad, vmap
 
 from pkd.models.ganomaly import GAN, Reconstruction
 from pkd.models.stack import Member
+from pkd.training.callbacks import Callback, TrainingInterrupted
 from pkd.training.losses import LOSSES, Objective, network_losses
 from pkd.training.structures import KDGAN, TEACHER
 from pkd.training.train_set import TeacherCache
@@ -71,10 +72,10 @@ def assert_member_equals(stack, k, single):
     )
     steps = single.steps[0]
     assert stack.steps[k] == steps
-    torch.testing.assert_close(stack.history[:steps, k], single.history[:, 0], **CLOSE)
-    for network, losses in single.epoch_losses().items():
+    torch.testing.assert_close(stack.history.values[:steps, k], single.history.values[:, 0], **CLOSE)
+    for network, losses in single.history.epoch_means().items():
         for loss, (value,) in losses.items():
-            assert stack.epoch_losses()[network][loss][k] == pytest.approx(value, abs=1e-10)
+            assert stack.history.epoch_means()[network][loss][k] == pytest.approx(value, abs=1e-10)
 
 
 @EVERY_STRUCTURE
@@ -183,7 +184,7 @@ class Loss(nn.Module):
     def forward(self, x, *target):
         weights = torch.tensor([WEIGHTS])
         _, losses = network_losses(
-            self.gan, x, Reconstruction(*target), weights, self.reduction, own=True
+            self.gan, x, Reconstruction(*target), weights, self.reduction, adversarial=True
         )
         return getattr(losses, self.kind).sum()
 
@@ -316,7 +317,7 @@ def test_a_teacher_is_trained_without_any_student():
     members, data = MEMBERS[:1], train_set(MEMBERS[:1])
     trainer = Trainer(TEACHER, make_networks(members)["teacher"], None, members, data)
     list(trainer.epoch(0))
-    assert list(trainer.epoch_losses()) == ["teacher"]
+    assert list(trainer.history.epoch_means()) == ["teacher"]
 
 
 # -- The frozen teacher's cache --------------------------------------------------------------------
@@ -363,17 +364,18 @@ def test_only_a_frozen_teacher_is_cached(number):
     assert (len(make_trainer(KDGAN[number]).sources) == 4) == (number in (1, 2))
 
 
-def test_filling_the_cache_can_be_stopped():
-    def stop():
-        raise KeyboardInterrupt
+def test_a_callback_can_stop_the_caching_of_the_teacher():
+    class Stop(Callback):
+        def on_batch_end(self):
+            raise TrainingInterrupted
 
-    with pytest.raises(KeyboardInterrupt):
-        make_trainer(KDGAN[1], check=stop)
+    with pytest.raises(TrainingInterrupted):
+        make_trainer(KDGAN[1], callback=Stop())
 
 
 def test_an_epoch_shows_every_image_of_a_class_exactly_once():
     trainer = make_trainer(KDGAN[4])
-    order = trainer.epoch_order(0)
+    order = trainer.schedule.order(0)
     assert order.shape == (20, 1, 3)
     for k, (member, steps) in enumerate(zip(MEMBERS, trainer.steps, strict=True)):
         assert steps == SIZES[member.normal_class]
@@ -382,7 +384,7 @@ def test_an_epoch_shows_every_image_of_a_class_exactly_once():
 
 def test_a_trainer_orders_by_its_phase_and_epoch():
     orders = [
-        make_trainer(KDGAN[4], phase=phase).epoch_order(epoch)
+        make_trainer(KDGAN[4], phase=phase).schedule.order(epoch)
         for phase, epoch in ((0, 0), (0, 1), (1, 0), (1, 1))
     ]
     for k, size in enumerate(SIZES[member.normal_class] for member in MEMBERS):
@@ -392,7 +394,7 @@ def test_a_trainer_orders_by_its_phase_and_epoch():
 def test_an_incomplete_batch_is_dropped():
     trainer = make_trainer(KDGAN[4], batch_size=4)
     assert trainer.steps == (3, 4, 5)
-    order = trainer.epoch_order(0)
+    order = trainer.schedule.order(0)
     assert order.shape == (5, 4, 3)
     for k, (size, steps) in enumerate(zip(trainer.data.sizes, trainer.steps, strict=True)):
         shown = order[:steps, :, k].flatten().tolist()
@@ -408,9 +410,9 @@ def test_the_image_that_is_dropped_differs_by_epoch():
 
 
 def test_a_members_order_does_not_depend_on_its_neighbours():
-    stack = make_trainer(KDGAN[4], batch_size=4).epoch_order(2)
+    stack = make_trainer(KDGAN[4], batch_size=4).schedule.order(2)
     for k, member in enumerate(MEMBERS):
-        alone = make_trainer(KDGAN[4], (member,), batch_size=4).epoch_order(2)
+        alone = make_trainer(KDGAN[4], (member,), batch_size=4).schedule.order(2)
         assert torch.equal(stack[: len(alone), :, k], alone[..., 0])
 
 
@@ -474,12 +476,12 @@ def spoil_at(trainer, spoiled_step, member, *, after):
 
 def complaint(member, step, epoch):
     named = MEMBERS[member]
-    return rf"class {named.normal_class}, seed {named.seed} .* finite at step {step + 1} of {epoch}"
+    return rf"class {named.normal_class}, seed {named.seed} .* finite after step {step + 1} of {epoch}"
 
 
 def test_the_learning_rate_falls_to_zero_with_each_members_own_steps():
     trainer = make_trainer(KDGAN[1], lr=0.1, decay_epochs=4)
-    rates = torch.cat([trainer.epoch_rates(epoch) for epoch in range(4)]).view(4, 20, 3)
+    rates = torch.cat([trainer.schedule.rates(epoch) for epoch in range(4)]).view(4, 20, 3)
     for k, steps in enumerate(trainer.steps):
         mine = rates[:, :steps, k].flatten()
         expected = 0.1 * (1 - torch.arange(4 * steps) / (4 * steps))
@@ -489,7 +491,7 @@ def test_the_learning_rate_falls_to_zero_with_each_members_own_steps():
 
 def test_the_learning_rate_is_constant_unless_asked_to_fall():
     trainer = make_trainer(KDGAN[1], lr=0.1)
-    assert (trainer.epoch_rates(499) == torch.tensor(0.1).to(trainer.history)).all()
+    assert (trainer.schedule.rates(499) == torch.tensor(0.1).to(trainer.history.values)).all()
     list(trainer.epoch(0))
     assert trainer.optimizer.param_groups[0]["lr"].tolist() == pytest.approx([0.1] * 3)
 
@@ -535,11 +537,11 @@ def test_weights_that_a_members_own_last_step_spoils_are_noticed():
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_losses_of_a_member_that_is_done_are_not_checked(value):
     trainer = make_trainer(KDGAN[2])
-    trainer.history[trainer.steps[0] :, 0] = value
-    trainer.read_back(0, max(trainer.steps), 0)
-    trainer.history[trainer.steps[0] - 1, 0, 0, 3] = value
+    trainer.history.values[trainer.steps[0] :, 0] = value
+    trainer.check_finite(0, max(trainer.steps), 0)
+    trainer.history.values[trainer.steps[0] - 1, 0, 0, 3] = value
     with pytest.raises(PkdError, match=complaint(0, trainer.steps[0] - 1, "epoch 1")):
-        trainer.read_back(0, max(trainer.steps), 0)
+        trainer.check_finite(0, max(trainer.steps), 0)
 
 
 @pytest.mark.parametrize("norm", ["instance", "batch"])
@@ -573,7 +575,7 @@ def test_an_interrupted_training_ends_with_the_same_bits(structure, stop, norm):
     list(fresh.epoch(1, stop))
     assert_tensors_equal(tensors_of(fresh), tensors_of(whole))
     assert_tensors_equal(fresh.state(20), whole.state(20))
-    assert fresh.epoch_losses() == whole.epoch_losses()
+    assert fresh.history.epoch_means() == whole.history.epoch_means()
 
 
 def test_a_state_holds_everything_that_is_trained_and_no_frozen_teacher():
@@ -621,18 +623,18 @@ def test_loading_a_state_keeps_the_weights_views_of_the_flat_buffer():
 def test_losses_shown_are_those_of_the_step_and_switched_off_terms_are_zero():
     trainer = make_trainer(KDGAN[1])
     list(trainer.epoch(0))
-    columns = dict(zip(LOSSES, trainer.history[:13, 0, 0].T, strict=True))
+    columns = dict(zip(LOSSES, trainer.history.values[:13, 0, 0].T, strict=True))
     for off in ("discriminator", "con", "enc", "adv"):
         assert (columns[off] == 0).all()
     total = columns["k1"] + columns["kx"] + columns["k2"]
     torch.testing.assert_close(columns["generator"], total, **CLOSE)
-    shown = trainer.recent_losses()  # of a discriminator that is not trained, nothing
-    assert shown == {"student G": pytest.approx(trainer.history[19, :, 0, 0].mean().item())}
+    shown = trainer.history.recent()  # of a discriminator that is not trained, nothing
+    assert shown == {"student G": pytest.approx(trainer.history.values[19, :, 0, 0].mean().item())}
 
 
 def test_mean_losses_of_an_epoch_leave_idle_steps_out():
     trainer = make_trainer(KDGAN[2])
     list(trainer.epoch(0))
-    trainer.history[13:, 0] = float("nan")
-    found = trainer.epoch_losses()["student"]["generator"]
-    assert found[0] == pytest.approx(trainer.history[:13, 0, 0, 0].mean().item())
+    trainer.history.values[13:, 0] = float("nan")
+    found = trainer.history.epoch_means()["student"]["generator"]
+    assert found[0] == pytest.approx(trainer.history.values[:13, 0, 0, 0].mean().item())

@@ -36,7 +36,7 @@ def trained(trainer: Trainer) -> dict[str, torch.Tensor]:
     trainer.begin_epoch(0)
     for _ in range(STEPS):
         trainer.step()
-    return tensors_of(trainer) | {"losses": trainer.history[:STEPS]}
+    return tensors_of(trainer) | {"losses": trainer.history.values[:STEPS]}
 
 
 @pytest.fixture
