@@ -14,7 +14,7 @@ from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from pkd.data.arrays import channels_first, pixel_range, resize, to_bytes
+from pkd.data.arrays import channels_first, pixel_range, resize, to_uint8
 from pkd.data.dataset import hold_out
 from pkd.models.ganomaly import GAN, Generator
 from pkd.models.stack import Member
@@ -254,7 +254,7 @@ def _as_tuple(value: Any) -> Any:
 def _resized(images: np.ndarray, span: tuple[float, float], size: int) -> Tensor:
     """(n, C, size, size) uint8 of images (n, C, H, W), span[0] black and span[1] white."""
     parts = (images[k : k + CHUNK] for k in range(0, len(images), CHUNK))
-    return torch.cat([resize(to_bytes(part, span), size) for part in parts])
+    return torch.cat([resize(to_uint8(part, span), size) for part in parts])
 
 
 def _train(config: ResolvedConfig, images: Tensor, seed: int) -> dict[str, GAN]:

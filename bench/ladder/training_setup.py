@@ -52,7 +52,7 @@ class TrainingSetup:
         """Return a stack of networks; members of one class start with equal weights."""
         widths = {"teacher": self.teacher_widths, "student": self.student_widths}[role]
         classes = list(dict.fromkeys(member.normal_class for member in members))
-        seeds = tuple(Member(k, 0).first_weights(ROLES.index(role)) for k in classes)
+        seeds = tuple(Member(k, 0).initial_seed(ROLES.index(role)) for k in classes)
         initial = _initial_gan(Architecture(self.channels, widths), seeds, self.device)
         return _select_models(initial, [classes.index(member.normal_class) for member in members])
 
@@ -74,7 +74,7 @@ class TrainingSetup:
 
     def order(self, members: Sequence[Member]) -> Tensor:
         """Return the image of its class that each member sees in each step, (images, M)."""
-        orders = [member.order(self.images_per_class, phase=0, epoch=0) for member in members]
+        orders = [member.data_order(self.images_per_class, phase=0, epoch=0) for member in members]
         return torch.from_numpy(np.stack(orders, 1))
 
 

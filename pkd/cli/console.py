@@ -99,7 +99,7 @@ def print_auc(results: dict[str, Any]) -> None:
 
 def print_skipped_files(dataset: Dataset) -> None:
     """Print the number and the names of the files that --skip-bad left out."""
-    if dataset.left_out:
-        console.print(f"unreadable files left out: {len(dataset.left_out)}")
-        for path in dataset.left_out:
+    if dataset.skipped_files:
+        console.print(f"unreadable files left out: {len(dataset.skipped_files)}")
+        for path in dataset.skipped_files:
             console.print(f"  {path}", soft_wrap=True)

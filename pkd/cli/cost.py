@@ -24,7 +24,7 @@ def run_cost(_: Namespace) -> int:
     table.add_row("student's FLOPs", *(f"{row.student.flops:,}" for row in rows))
     table.add_row("teacher's parameters", *(f"{row.teacher.parameters:,}" for row in rows))
     table.add_row("teacher's FLOPs", *(f"{row.teacher.flops:,}" for row in rows), end_section=True)
-    ratios = {"as printed": "printed", "the paper's way": "paper_style", "honest": "honest"}
+    ratios = {"as printed": "printed", "the paper's way": "paper_style", "honest": "exact"}
     for label, name in ratios.items():
         for k, quantity in enumerate(("parameters", "FLOPs")):
             figures = (f"{getattr(row, name)[k]:.2f}" for row in rows)

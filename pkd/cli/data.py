@@ -34,10 +34,10 @@ def run_data(args: Namespace) -> int:
     for row in rows:
         table.add_row(row.file, row.state)
     print_table(table)
-    broken = [str(row.path) for row in rows if row.state not in (standard.OK, standard.MISSING)]
-    command = standard.fetching(args.dataset, folder)
+    broken = [str(row.path) for row in rows if row.state not in ("ok", "missing")]
+    command = standard.download_command(args.dataset, folder)
     if broken:
         raise DataError(f"not the official files: {', '.join(broken)}; delete them, then {command}")
-    if any(row.state == standard.MISSING for row in rows):
+    if any(row.state == "missing" for row in rows):
         raise DataError(f"files are missing, fetch them with: {command}")
     return 0

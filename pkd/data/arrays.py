@@ -1,4 +1,4 @@
-"""TODO."""
+"""Arrays of images: layout, pixel range, 8-bit levels and resizing."""
 
 import math
 from collections.abc import Sequence
@@ -9,52 +9,27 @@ import torch.nn.functional as F
 
 from pkd.utils.errors import DataError
 
-RESIZE_VALUES = 3 * 2**20  # float32 of one chunk: 12 MB
-
-
-def resize(images: np.ndarray, size: int = 32) -> torch.Tensor:
-    """Bilinear resize, rounded; a copy where the size is right already.
-
-    A smaller image averages over all pixels of the larger one (a triangle as wide as the step), as
-    image libraries do; otherwise most pixels of a photo would not count.
-
-    Args:
-        images: (n, C, H, W) uint8.
-        size: the new height and width.
-
-    Returns:
-        (n, C, size, size) uint8.
-    """
-    if images.shape[-2:] == (size, size):
-        return torch.from_numpy(images.copy())
-    out = torch.empty((*images.shape[:2], size, size), dtype=torch.uint8)
-    chunk = max(1, RESIZE_VALUES // math.prod(images.shape[1:]))
-    for start in range(0, len(images), chunk):
-        part = torch.from_numpy(images[start : start + chunk].astype(np.float32))
-        scaled = F.interpolate(part, size=(size, size), mode="bilinear", antialias=True)
-        out[start : start + chunk] = scaled.round_().clamp_(0, 255)
-    return out
-
-
 CHANNELS = (1, 3)
+RESIZE_CHUNK = 3 * 2**20  # pixel values that are resized at a time: 12 MB of float32
 
 
 def channels_first(images: np.ndarray, image_shape: Sequence[int] | None = None) -> np.ndarray:
-    """A view of images as (n, C, H, W) with C = 1 or 3.
+    """Return a view of images as (n, C, H, W) with C = 1 or 3.
 
     Args:
-        images: (n, H, W), (n, C, H, W), (n, H, W, C), or flattened, (n, pixels). Where both the
-            second and the last axis could be channels, the second is taken.
-        image_shape: of a flattened image: (H, W), (C, H, W) or (H, W, C); one size may be -1.
+        images: (n, H, W), (n, C, H, W), (n, H, W, C), or flattened: (n, pixels). If both the
+            second and the last axis could be channels, the second one is taken.
+        image_shape: shape of a flattened image: (H, W), (C, H, W) or (H, W, C); one size may be
+            -1.
 
     Raises:
-        DataError: another shape.
+        DataError: `images` has another shape.
     """
     shape = images.shape
     if len(shape) == 2:
         if image_shape is None:
             raise DataError(
-                f"images of shape {shape} are flattened: tell their shape with image_shape=(H, W), "
+                f"images of shape {shape} are flattened: give their shape as image_shape=(H, W), "
                 "(C, H, W) or (H, W, C)"
             )
         try:
@@ -62,7 +37,7 @@ def channels_first(images: np.ndarray, image_shape: Sequence[int] | None = None)
         except ValueError as error:
             raise DataError(
                 f"rows of {shape[1]} values are not images of image_shape={tuple(image_shape)}: "
-                "give the shape that they were flattened from"
+                "give the shape that the images had before they were flattened"
             ) from error
     if images.ndim == 3:
         return images[:, None]
@@ -77,9 +52,9 @@ def channels_first(images: np.ndarray, image_shape: Sequence[int] | None = None)
 
 
 def pixel_range(images: np.ndarray) -> tuple[float, float]:
-    """The values that stand for black and white: what images of this kind are taken to span.
+    """Return the pixel values of black and white: the range that the images are assumed to span.
 
-    (0, 255) for uint8; otherwise (0, 1) if all values lie within, else their least and largest.
+    (0, 255) for uint8; otherwise (0, 1) if all values lie in it, else the minimum and maximum.
     """
     if images.dtype == np.uint8:
         return 0.0, 255.0
@@ -89,12 +64,45 @@ def pixel_range(images: np.ndarray) -> tuple[float, float]:
     return low, high if high > low else low + 1.0
 
 
-def to_bytes(images: np.ndarray, span: tuple[float, float]) -> np.ndarray:
-    """Images in 256 levels, span[0] as 0 and span[1] as 255; what lies beyond is clipped."""
-    low, high = span
-    if images.dtype == np.uint8 and (low, high) == (0, 255):
+def to_uint8(images: np.ndarray, black_white: tuple[float, float]) -> np.ndarray:
+    """Map pixel values linearly to 0..255, rounded; values outside the range are clipped.
+
+    Args:
+        images: numbers of any type and shape.
+        black_white: values that become 0 and 255, see `pixel_range`.
+
+    Returns:
+        uint8 of the same shape; `images` itself if it needs no change.
+    """
+    black, white = black_white
+    if images.dtype == np.uint8 and (black, white) == (0, 255):
         return images
     values = images.astype(np.result_type(images, np.float32))
-    values -= low
-    values *= 255 / (high - low)
+    values -= black
+    values *= 255 / (white - black)
     return np.rint(values, out=values).clip(0, 255).astype(np.uint8)
+
+
+def resize(images: np.ndarray, size: int = 32) -> torch.Tensor:
+    """Resize images bilinearly, with rounding. The result is a copy even if the size is unchanged.
+
+    Downscaling uses antialiasing (a triangle filter as wide as the step between output pixels), as
+    image libraries do; without it, most pixels of a photo would have no effect.
+
+    Args:
+        images: (n, C, H, W) uint8.
+        size: new height and width in pixels.
+
+    Returns:
+        (n, C, size, size) uint8.
+    """
+    if images.shape[-2:] == (size, size):
+        return torch.from_numpy(images.copy())
+    resized = torch.empty((*images.shape[:2], size, size), dtype=torch.uint8)
+    chunk = max(1, RESIZE_CHUNK // math.prod(images.shape[1:]))
+    for start in range(0, len(images), chunk):
+        rows = slice(start, start + chunk)
+        values = torch.from_numpy(images[rows].astype(np.float32))
+        values = F.interpolate(values, size=(size, size), mode="bilinear", antialias=True)
+        resized[rows] = values.round_().clamp_(0, 255)
+    return resized

@@ -1,4 +1,4 @@
-"""TODO."""
+"""A labelled data set in memory, and the choice of held-out images."""
 
 import hashlib
 import math
@@ -11,14 +11,14 @@ import numpy as np
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A labelled data set in its own image size.
+    """A labelled data set; images have the size of their files.
 
     Attributes:
-        name: one of DATASETS, or of the user's own: "folder" or "npz".
-        classes: human names, index = label.
+        name: a standard data set (`standard.DATASETS`), "folder" or "npz".
+        classes: class names, index = label.
         train_images, test_images: (n, C, H, W) uint8.
         train_labels, test_labels: (n,) int64 in 0..len(classes) - 1.
-        left_out: files that could not be read and that the user wants left out.
+        skipped_files: unreadable image files that were skipped on request.
     """
 
     name: str
@@ -27,11 +27,11 @@ class Dataset:
     train_labels: np.ndarray
     test_images: np.ndarray
     test_labels: np.ndarray
-    left_out: tuple[Path, ...] = ()
+    skipped_files: tuple[Path, ...] = ()
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 (hex) over shapes and values of the four arrays: names the data of a run."""
+        """SHA-256 (hexadecimal) of shapes and values of the four arrays; identifies the data."""
         sha = hashlib.sha256()
         for array in (self.train_images, self.train_labels, self.test_images, self.test_labels):
             array = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
@@ -41,19 +41,19 @@ class Dataset:
 
 
 def hold_out(labels: np.ndarray, share: float, seed: int = 0) -> np.ndarray:
-    """Which images are held out of training: a random share of each class, rounded up.
+    """Choose the training images that are held out for the threshold.
 
     Args:
         labels: (n,) int64 classes.
-        share: in (0, 1).
-        seed: of the choice; a class's depends on nothing but its own images.
+        share: fraction in (0, 1) of each class to hold out, rounded up to whole images.
+        seed: seed of the random choice. The choice in a class does not depend on other classes.
 
     Returns:
-        (n,) bool.
+        (n,) bool, true for held-out images.
     """
-    held = np.zeros(len(labels), bool)
-    for k in np.unique(labels):
-        rows = np.flatnonzero(labels == k)
-        chosen = np.random.default_rng([seed, k]).permutation(rows)
-        held[chosen[: math.ceil(share * len(rows))]] = True
-    return held
+    held_out = np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        shuffled = np.random.default_rng([seed, label]).permutation(rows)
+        held_out[shuffled[: math.ceil(share * len(rows))]] = True
+    return held_out

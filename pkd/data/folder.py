@@ -1,4 +1,4 @@
-"""The user's own images as a data set: a folder of files, or arrays in an .npz file."""
+"""A folder of image files in MVTec's layout as a data set."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,100 +6,112 @@ from pathlib import Path
 import numpy as np
 
 from pkd.data.dataset import Dataset
-from pkd.data.image_files import BadImage, image_files, is_colour, read_image, unreadable
-from pkd.utils.errors import PkdError
+from pkd.data.image_files import ImageError, find_images, is_colour, read_image, unusable_images
+from pkd.utils.errors import DataError
 
-NORMAL = "good"
+NORMAL = "good"  # name of the folder with normal images
 
 _LAYOUT = (
-    "put normal images into DIR/train/good, normal ones for the test into DIR/test/good, novel "
-    "ones into DIR/test/ANY_NAME, and give --data-dir DIR"
+    "put normal training images into DIR/train/good, normal test images into DIR/test/good and "
+    "novel test images into DIR/test/ANY_NAME, and set `data_dir` to DIR"
 )
 
 
 def load_folder(
     folder: Path, image_size: int, channels: int | None = None, skip_bad: bool = False
 ) -> Dataset:
-    """Images in MVTec's layout: train/good, test/good and other folders below test, each novel.
+    """Load images in MVTec's layout: train/good, test/good, and novel images in test/ANY_NAME.
 
     Args:
-        folder: holds train and test; folders within a class may be nested.
-        image_size: height and width that images are brought to.
-        channels: 1 brings all images to grey, 3 to RGB; None means 3 if any training image is in
-            colour.
-        skip_bad: leave unreadable files out instead of refusing the folder.
+        folder: contains `train` and `test`; the folder of a class may have subfolders.
+        image_size: height and width to which images are resized, in pixels.
+        channels: 1 converts all images to grey, 3 to RGB; None means 3 if any training image is in
+            colour, else 1.
+        skip_bad: skip unreadable files instead of raising an error.
 
     Raises:
-        PkdError: another layout, no images, or unreadable files.
+        DataError: the layout is another one, a class has no images, or files are unreadable.
     """
     try:
-        train, test = _files(folder)
+        train_files, test_files = _find_files(folder)
     except OSError as error:
-        raise PkdError(f"{error.filename} cannot be read ({error.strerror}): {_LAYOUT}") from error
-    bad: dict[Path, str] = {}
-    colour = any(map(_is_colour, train)) if channels is None else channels == 3
-
-    def read(paths: Sequence[Path]) -> np.ndarray:
-        found = []
-        for path in paths:
-            try:
-                found.append(read_image(path, colour, image_size))
-            except BadImage as error:
-                bad[path] = str(error)
-        none = np.empty((0, 3 if colour else 1, image_size, image_size), np.uint8)
-        return np.stack(found) if found else none
-
-    train_images = read(train)
-    test_images = [read(paths) for paths in test.values()]
-    if bad and not skip_bad:
-        raise unreadable(list(bad.values()))
+        reason = f"{error.filename} cannot be read ({error.strerror})"
+        raise DataError(f"{reason}: {_LAYOUT}") from error
+    colour = any(map(_has_colour, train_files)) if channels is None else channels == 3
+    train_images, errors = _read_images(train_files, colour, image_size)
+    test_images = []
+    for files in test_files.values():
+        images, more_errors = _read_images(files, colour, image_size)
+        test_images.append(images)
+        errors |= more_errors
+    if errors and not skip_bad:
+        raise unusable_images([str(error) for error in errors.values()])
     if not len(train_images):
-        raise PkdError(f"no image in {folder / 'train' / NORMAL} can be read: {_LAYOUT}")
+        raise DataError(f"no image in {folder / 'train' / NORMAL} can be read: {_LAYOUT}")
     return Dataset(
         "folder",
-        tuple(test),
+        tuple(test_files),
         train_images,
         np.zeros(len(train_images), np.int64),
         np.concatenate(test_images),
-        np.repeat(np.arange(len(test)), [len(images) for images in test_images]),
-        tuple(bad),
+        np.repeat(np.arange(len(test_files)), [len(images) for images in test_images]),
+        tuple(errors),
     )
 
 
-def _is_colour(path: Path) -> bool:
+def _read_images(
+    paths: Sequence[Path], colour: bool, size: int
+) -> tuple[np.ndarray, dict[Path, ImageError]]:
+    """Read the usable files as (n, C, size, size) uint8; return the errors of the others too."""
+    results = {path: _read_image(path, colour, size) for path in paths}
+    images = [result for result in results.values() if isinstance(result, np.ndarray)]
+    errors = {path: result for path, result in results.items() if isinstance(result, ImageError)}
+    empty = np.empty((0, 3 if colour else 1, size, size), np.uint8)
+    return np.stack(images) if images else empty, errors
+
+
+def _read_image(path: Path, colour: bool, size: int) -> np.ndarray | ImageError:
+    try:
+        return read_image(path, colour, size)
+    except ImageError as error:
+        return error
+
+
+def _has_colour(path: Path) -> bool:
     try:
         return is_colour(path)
-    except BadImage:
-        return False  # reading it will name it
+    except ImageError:
+        return False  # `read_image` will report the file
 
 
-def _files(folder: Path) -> tuple[list[Path], dict[str, list[Path]]]:
-    """Training files, and test files by class, the normal class first."""
+def _find_files(folder: Path) -> tuple[list[Path], dict[str, list[Path]]]:
+    """Find training files, and test files by class; the first class is the normal one."""
     if not (folder / "train" / NORMAL).is_dir() or not (folder / "test").is_dir():
-        missing = "train/good" if (folder / "test").is_dir() else "test"
-        raise PkdError(f"{folder} has no folder {missing}: {_LAYOUT}")
-    others = _folders(folder / "train") - {NORMAL}
+        missing = f"train/{NORMAL}" if (folder / "test").is_dir() else "test"
+        raise DataError(f"{folder} has no folder {missing}: {_LAYOUT}")
+    others = _subfolders(folder / "train") - {NORMAL}
     if others:
-        raise PkdError(
-            f"{folder / 'train'} has {', '.join(sorted(others))} beside good, but training takes "
-            "normal images alone: move what is novel below test, and what is normal into good"
+        raise DataError(
+            f"{folder / 'train'} has {', '.join(sorted(others))} beside {NORMAL}, but only normal "
+            f"images are used for training: move novel images to test, normal images to {NORMAL}"
         )
-    if any(path.parent == folder / "test" for path in image_files(folder / "test")):
-        raise PkdError(f"{folder / 'test'} has images in no class: {_LAYOUT}")
-    classes = sorted(_folders(folder / "test"), key=lambda name: (name != NORMAL, name))
-    test = {name: image_files(folder / "test" / name) for name in classes}
+    if any(path.parent == folder / "test" for path in find_images(folder / "test")):
+        raise DataError(f"{folder / 'test'} has images outside the folders of classes: {_LAYOUT}")
+    classes = sorted(_subfolders(folder / "test"), key=lambda name: (name != NORMAL, name))
+    test = {name: find_images(folder / "test" / name) for name in classes}
     test = {name: paths for name, paths in test.items() if paths}
-    train = image_files(folder / "train" / NORMAL)
-    for name, paths in (("train/good", train), ("test/good", test.get(NORMAL))):
+    train = find_images(folder / "train" / NORMAL)
+    for split, paths in (("train", train), ("test", test.get(NORMAL))):
         if not paths:
-            raise PkdError(f"{folder / name} holds no images: {_LAYOUT}")
+            raise DataError(f"{folder / split / NORMAL} contains no images: {_LAYOUT}")
     if len(test) < 2:
-        raise PkdError(
-            f"{folder / 'test'} has no novel images beside good: {_LAYOUT}; without novel images, "
-            "train pkd.Detector"
+        raise DataError(
+            f"{folder / 'test'} has no novel images beside {NORMAL}: {_LAYOUT}; without novel "
+            "images, train pkd.Detector"
         )
     return train, test
 
 
-def _folders(folder: Path) -> set[str]:
+def _subfolders(folder: Path) -> set[str]:
+    """Names of the subfolders that are not hidden; OSError."""
     return {p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")}

@@ -1,143 +1,136 @@
-"""The official files of the data sets: what they are called, their checksums, how they are read."""
+"""The official files of the standard data sets: paths, sizes, checksums and download addresses.
 
-import functools
+Every SHA-256 was computed from a file with the MD5 that its publisher gives.
+"""
+
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pkd.data.formats import (
-    _CIFAR_SHAPE,
-    Arrays,
-    cifar_bin,
-    cifar_pickle,
-    gunzipped,
-    idx_images,
-    idx_labels,
-)
+from pkd.data.formats import Arrays, parse_cifar_binary, parse_cifar_pickle, parse_idx
 
 
 @dataclass(frozen=True)
-class Form:
-    """One published form of a file: its path below the data folder, its MD5, its reader."""
+class OfficialFile:
+    """A published file.
+
+    Attributes:
+        path: relative to the data folder.
+        size: in bytes.
+        sha256: hexadecimal checksum.
+        parse: parser for the verified content.
+    """
 
     path: str
-    md5: str
-    decode: Callable[[bytes], Arrays]
+    size: int
+    sha256: str
+    parse: Callable[[bytes], Arrays]
 
 
-Part = tuple[Form, ...]  # forms of the same content, any of which will do; the first is downloaded
+# Files with the same arrays, of which any one is enough. The first is the one to download.
+Alternatives = tuple[OfficialFile, ...]
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a data set comes from.
+    """The files of a data set.
 
     Attributes:
-        classes: names, index = label.
-        shape: (C, H, W) of an image.
-        train, test: the parts of each split, images and labels in the same order.
-        url: the home of the files, or of the one archive that holds them all.
-        archive_md5: of that archive; None where the files lie at the url one by one.
+        classes: class names, index = label.
+        train, test: the files of each split; the order of images and labels is the same.
+        url: prefix of each file's address, or the address of one archive with all files.
+        archive_sha256: checksum of that archive; None if the files are published one by one.
     """
 
     classes: tuple[str, ...]
-    shape: tuple[int, int, int]
-    train: tuple[Part, ...]
-    test: tuple[Part, ...]
+    train: tuple[Alternatives, ...]
+    test: tuple[Alternatives, ...]
     url: str
-    archive_md5: str | None = None
-
-    @property
-    def parts(self) -> tuple[Part, ...]:
-        return self.train + self.test
+    archive_sha256: str | None = None
 
 
-def _idx_part(stem: str, decode: Callable[[bytes], Arrays], packed: str, plain: str) -> Part:
-    return (
-        Form(f"{stem}.gz", packed, functools.partial(gunzipped, decode=decode)),
-        Form(stem, plain, decode),
-    )
+# The columns of the tables are SHA-256, size in bytes and file name.
+MNIST_FILES = """
+440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609  9912422 train-images-idx3-ubyte.gz
+ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db 47040016 train-images-idx3-ubyte
+3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c    28881 train-labels-idx1-ubyte.gz
+65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5    60008 train-labels-idx1-ubyte
+8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6  1648877 t10k-images-idx3-ubyte.gz
+0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7  7840016 t10k-images-idx3-ubyte
+f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6     4542 t10k-labels-idx1-ubyte.gz
+ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2    10008 t10k-labels-idx1-ubyte
+"""
+FASHION_MNIST_FILES = """
+3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84 26421880 train-images-idx3-ubyte.gz
+c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888 47040016 train-images-idx3-ubyte
+a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845    29515 train-labels-idx1-ubyte.gz
+bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9    60008 train-labels-idx1-ubyte
+346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073  4422102 t10k-images-idx3-ubyte.gz
+5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b  7840016 t10k-images-idx3-ubyte
+67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5     5148 t10k-labels-idx1-ubyte.gz
+0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34    10008 t10k-labels-idx1-ubyte
+"""
+CIFAR_BINARY_FILES = """
+cee916563c9f80d84e3cc88e17fdc0941787f1244f00a67874d45b261883ada5 30730000 data_batch_1.bin
+a591ca11fa1708a91ee40f54b3da4784ccd871ecf2137de63f51ada8b3fa57ed 30730000 data_batch_2.bin
+bbe8596564c0f86427f876058170b84dac6670ddf06d79402899d93ceea26f67 30730000 data_batch_3.bin
+014e562d6e23c72197cc727519169a60359f5eccd8945ad5a09d710285ff4e48 30730000 data_batch_4.bin
+755304fc0b379caeae8c14f0dac912fbc7d6cd469eb67a1029a08a39453a9add 30730000 data_batch_5.bin
+8e2eb146ae340b09e24670f29cabc6326dba54da8789dab6768acf480273f65b 30730000 test_batch.bin
+"""
+CIFAR_PICKLE_FILES = """
+54636561a3ce25bd3e19253c6b0d8538147b0ae398331ac4a2d86c6d987368cd 31035704 data_batch_1
+766b2cef9fbc745cf056b3152224f7cf77163b330ea9a15f9392beb8b89bc5a8 31035320 data_batch_2
+0f00d98ebfb30b3ec0ad19f9756dc2630b89003e10525f5e148445e82aa6a1f9 31035999 data_batch_3
+3f7bb240661948b8f4d53e36ec720d8306f5668bd0071dcb4e6c947f78e9682b 31035696 data_batch_4
+d91802434d8376bbaeeadf58a737e3a1b12ac839077e931237e0dcd43adcb154 31035623 data_batch_5
+f53d8d457504f7cff4ea9e021afcf0e0ad8e24a91f3fc42091b8adef61157831 31035526 test_batch
+"""
 
 
-def _idx_source(folder: str, classes: tuple[str, ...], url: str, md5: dict[str, list]) -> Source:
-    def split(prefix: str) -> tuple[Part, ...]:
-        stem = f"{folder}/raw/{prefix}"
-        return (
-            _idx_part(f"{stem}-images-idx3-ubyte", idx_images, *md5[f"{prefix}-images"]),
-            _idx_part(f"{stem}-labels-idx1-ubyte", idx_labels, *md5[f"{prefix}-labels"]),
-        )
-
-    return Source(classes, (1, 28, 28), split("train"), split("t10k"), url)
+def _files(table: str, folder: str, parse: Callable[[bytes], Arrays]) -> list[OfficialFile]:
+    """The files of a table, whose paths start with `folder`."""
+    rows = (line.split() for line in table.split("\n") if line)
+    return [OfficialFile(f"{folder}/{name}", int(size), sha, parse) for sha, size, name in rows]
 
 
-def _cifar_part(name: str, binary: str, pickled: str) -> Part:
-    return (
-        Form(f"cifar-10-batches-bin/{name}.bin", binary, cifar_bin),
-        Form(f"cifar-10-batches-py/{name}", pickled, cifar_pickle),
-    )
+def _idx_source(classes: tuple[str, ...], table: str, folder: str, url: str) -> Source:
+    files = _files(table, folder, parse_idx)
+    compressed, plain = files[::2], files[1::2]
+    pairs = tuple(zip(compressed, plain, strict=True))
+    return Source(classes, train=pairs[:2], test=pairs[2:], url=url)
 
 
-TEN_DIGITS = tuple("0123456789")
+def _cifar_source(classes: tuple[str, ...], url: str, archive_sha256: str) -> Source:
+    binary = _files(CIFAR_BINARY_FILES, "cifar-10-batches-bin", parse_cifar_binary)
+    pickled = _files(CIFAR_PICKLE_FILES, "cifar-10-batches-py", parse_cifar_pickle)
+    pairs = tuple(zip(binary, pickled, strict=True))
+    return Source(classes, pairs[:5], pairs[5:], url, archive_sha256)
+
+
+DIGIT_CLASSES = tuple("0123456789")
 
 SOURCES: dict[str, Source] = {
     "mnist": _idx_source(
-        "MNIST",
-        TEN_DIGITS,
+        DIGIT_CLASSES,
+        MNIST_FILES,
+        "MNIST/raw",
         "https://ossci-datasets.s3.amazonaws.com/mnist/",
-        {  # MD5 of the .gz file, MD5 of its content
-            "train-images": [
-                "f68b3c2dcbeaaa9fbdd348bbdeb94873",
-                "6bbc9ace898e44ae57da46a324031adb",
-            ],
-            "train-labels": [
-                "d53e105ee54ea40749a09fcbcd1e9432",
-                "a25bea736e30d166cdddb491f175f624",
-            ],
-            "t10k-images": ["9fb629c4189551a2d022fa330f9573f3", "2646ac647ad5339dbf082846283269ea"],
-            "t10k-labels": ["ec29112dd5afa0611ce80d1b7f02629c", "27ae3e4e09519cfbb04c329615203637"],
-        },
     ),
     "fashion_mnist": _idx_source(
-        "FashionMNIST",
         (
             *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
             *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
         ),
+        FASHION_MNIST_FILES,
+        "FashionMNIST/raw",
         "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
-        {
-            "train-images": [
-                "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
-                "f4a8712d7a061bf5bd6d2ca38dc4d50a",
-            ],
-            "train-labels": [
-                "25c81989df183df01b3e8a0aad5dffbe",
-                "9018921c3c673c538a1fc5bad174d6f9",
-            ],
-            "t10k-images": ["bef4ecab320f06d8554ea6380940ec79", "8181f5470baa50b63fa0f6fddb340f0a"],
-            "t10k-labels": ["bb300cfdad3c16e7a12a480ee83cd310", "15d484375f8d13e6eb1aabb0c3f46965"],
-        },
     ),
-    "cifar10": Source(
-        classes=(
+    "cifar10": _cifar_source(
+        (
             *("airplane", "automobile", "bird", "cat", "deer"),
             *("dog", "frog", "horse", "ship", "truck"),
         ),
-        shape=_CIFAR_SHAPE,
-        train=tuple(
-            _cifar_part(f"data_batch_{i}", binary, pickled)
-            for i, binary, pickled in (
-                (1, "5dd7e06a14cb22eb9f671a540d1b7c25", "c99cafc152244af753f735de768cd75f"),
-                (2, "5ea93a67294ea407fff1d09f752e9692", "d4bba439e000b95fd0a9bffe97cbabec"),
-                (3, "942cd6a4bcdd0dd3c604fbe906cb4421", "54ebc095f3ab1f0389bbae665268c751"),
-                (4, "ae636b3ba5c66a11e91e8cb52e771fcb", "634d18415352ddfa80567beed471001a"),
-                (5, "53f37980c15c3d472c316c40844f3f0d", "482c414d41f54cd18b22e5b47cb7c3cb"),
-            )
-        ),
-        test=(
-            _cifar_part(
-                "test_batch", "803d5f7f4d78ea53de84dbe85f74fb6d", "40351d587109b95175f43aff81a1287e"
-            ),
-        ),
-        url="https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
-        archive_md5="c32a1d4ab5d03f1284b67883e8d13530",
+        "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+        "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
     ),
 }

@@ -9,7 +9,7 @@ from typing import NamedTuple, TextIO
 
 import numpy as np
 
-from pkd.data.image_files import BadImage, image_files, is_colour, read_image, unreadable
+from pkd.data.image_files import ImageError, find_images, is_colour, read_image, unusable_images
 from pkd.deploy.inference import DetectorInfo, ScoreFunction, open_onnx
 from pkd.utils.errors import ConfigError, DataError, PkdError
 
@@ -74,7 +74,7 @@ def list_images(paths: Iterable[Path]) -> list[Path]:
     """
     files: list[Path] = []
     for path in paths:
-        images = image_files(path) if path.is_dir() else [path]
+        images = find_images(path) if path.is_dir() else [path]
         if not images:
             raise DataError(f"{path} holds no images: give a folder with images, or image files")
         files += images
@@ -118,7 +118,7 @@ def score_files(
                 verdict = "normal" if value <= info.threshold else "novel"
                 yield ImageScore(str(path), value, info.threshold, verdict)
     if refused:
-        raise unreadable(refused)
+        raise unusable_images(refused)
     if not any_usable:
         raise DataError("none of the images can be used: give others")
 
@@ -128,11 +128,11 @@ def _read(path: Path, info: DetectorInfo, on_bad: Callable[[str], None]) -> np.n
     colour = info.channels == 3
     try:
         if not colour and is_colour(path):
-            raise BadImage(
+            raise ImageError(
                 f"{path}: it is in colour, but the detector is for grey: convert it to grey"
             )
         return read_image(path, colour, info.image_size)
-    except BadImage as error:
+    except ImageError as error:
         on_bad(str(error))
         return None
 

@@ -1,6 +1,8 @@
-"""GANomaly networks, their cost and the paper's figures."""
+"""GANomaly networks, their cost and the paper's figures.
 
-# Detectors pickled before this package existed name these classes as pkd.models.*.
+Detectors pickled by version 0.1.0 import these classes from `pkd.models`, which was a module.
+"""
+
 from pkd.models.ganomaly import GAN, Architecture, Discriminator, Generator, Layer, LayerPlan
 
 __all__ = ["GAN", "Architecture", "Discriminator", "Generator", "Layer", "LayerPlan"]

@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds of the generators, as the paper's Table 4 counts them."""
+"""Parameters and multiply-adds of a generator, counted as in the paper's Table 4."""
 
 from dataclasses import dataclass
 
@@ -7,14 +7,19 @@ from pkd.models.ganomaly import Architecture, LayerPlan, decoder_plan, encoder_p
 
 @dataclass(frozen=True)
 class Cost:
-    """Cost of one model: numbers of weights, and multiply-adds for one image."""
+    """Cost of one model.
+
+    Attributes:
+        parameters: number of weights.
+        flops: multiply-adds for one image.
+    """
 
     parameters: int
     flops: int
 
 
 def cost(architecture: Architecture) -> Cost:
-    """Generator of one model: multiply-adds of convolutions plus 2 per normalised element."""
+    """Count parameters, and multiply-adds of convolutions plus 2 per normalised element."""
     encoder = encoder_plan(architecture, architecture.latent)
     plans = [*encoder, *decoder_plan(architecture), *encoder]
     return Cost(sum(map(_parameters, plans)), sum(map(_flops, plans)))
@@ -25,7 +30,7 @@ def _parameters(plan: LayerPlan) -> int:
 
 
 def _flops(plan: LayerPlan) -> int:
-    # Every element of the smaller map meets all 16 taps of all channels on the other side.
+    # Every element of the smaller map takes part in 16 products for each pair of channels.
     smaller = min(plan.size_in, plan.size_out) ** 2
     normalisation = 2 * plan.outputs * plan.size_out**2 if plan.normalised else 0
     return 16 * plan.inputs * plan.outputs * smaller + normalisation

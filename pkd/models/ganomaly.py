@@ -1,9 +1,12 @@
-"""GANomaly networks: encoder-decoder-encoder generator and discriminator, M of them as one stack.
+"""GANomaly networks: encoder-decoder-encoder generator and discriminator, for a stack of M models.
 
-Layers after the paper's Table 1 and DCGAN: 4x4 convolutions without bias on images of 32x32, three
-stride-2 stages to a 4x4 map, one 4x4 convolution to a single pixel; the decoder is the mirror.
-Other image sizes take fewer or more stages, as DCGAN does.
+The layers follow the paper's Table 1 and DCGAN: on 32x32 images, three stages of 4x4 convolutions
+with stride 2 give a 4x4 map, and one 4x4 convolution a single pixel; the decoder mirrors the
+encoder. No convolution has a bias. Other image sizes have fewer or more stages, as in DCGAN.
 Tensors and parameters of a stack are laid out model-major, see `pkd_kernels.reference`.
+
+Pickled detectors contain Architecture, LayerPlan, Layer and Generator: their attribute names are
+part of the file format.
 """
 
 from collections.abc import Sequence
@@ -13,32 +16,26 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from pkd_kernels import (
-    ACTIVATIONS,
-    NORM_EPS,
-    ConvLayer,
-    conv_chain,
-    conv_chain_pair,
-)
+from pkd_kernels import ACTIVATIONS, NORM_EPS, ConvLayer, conv_chain, conv_chain_pair
 from torch import Tensor, nn
 
-from pkd.utils.errors import PkdError
+from pkd.utils.errors import CheckpointError
 
 IMAGE_SIZES = (16, 32, 64, 128)
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """What fixes a GAN but for its weights.
+    """Everything that defines a GAN except its weights.
 
     Attributes:
-        channels: of the images, 1 or 3.
-        widths: channels of the three stages of 32x32 images, e.g. (64, 128, 256).
-        latent: size of z1 and z2.
-        norm: "instance" (statistics of one image, in training and in scoring) or "batch"
-            (statistics of the batch in training, running ones in scoring).
+        channels: image channels, 1 or 3.
+        widths: channels of the three stages for 32x32 images, e.g. (64, 128, 256).
+        latent: size of the latent vectors z1 and z2.
+        norm: "instance" (statistics of a single image, in training and in scoring) or "batch"
+            (statistics of the batch in training, running statistics in scoring).
         norm_first: whether the first encoder convolution is normalised, as in Table 1.
-        image_size: height and width of the images, one of IMAGE_SIZES.
+        image_size: height and width of the images in pixels, one of IMAGE_SIZES.
     """
 
     channels: int
@@ -50,7 +47,7 @@ class Architecture:
 
     @property
     def stages(self) -> tuple[int, ...]:
-        """Channels of each stride-2 stage down to 4x4: `widths`, then doubling as DCGAN's do."""
+        """Channels of each stride-2 stage down to 4x4: `widths`, then doubled as in DCGAN."""
         count = self.image_size.bit_length() - 3
         last = self.widths[-1]
         return (*self.widths, *(last << k for k in range(1, count - 2)))[:count]
@@ -58,7 +55,14 @@ class Architecture:
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """One layer: a 4x4 convolution between maps of side `size_in` and `size_out`, and the rest."""
+    """Specification of a layer: 4x4 convolution, normalisation and activation.
+
+    Attributes:
+        inputs, outputs: channels.
+        size_in, size_out: height and width of the feature maps; powers of two.
+        normalised: whether the output of the convolution is normalised.
+        activation: a key of `pkd_kernels.ACTIVATIONS`.
+    """
 
     inputs: int
     outputs: int
@@ -69,35 +73,38 @@ class LayerPlan:
 
     @property
     def transposed(self) -> bool:
+        """Whether the convolution is transposed: the map grows."""
         return self.size_out > self.size_in
 
     @property
     def stride(self) -> int:
+        """Stride: 1 from or to a single pixel, else 2."""
         return 1 if 1 in (self.size_in, self.size_out) else 2
 
     @property
     def padding(self) -> int:
+        """Padding on each side."""
         return self.stride - 1
 
 
 def encoder_plan(architecture: Architecture, outputs: int) -> list[LayerPlan]:
-    """Image to a pixel of `outputs` channels: an encoder, or a discriminator with one output."""
+    """Layers from an image to one pixel with `outputs` channels; a discriminator has one output."""
     channels = (architecture.channels, *architecture.stages)
     size = architecture.image_size
     first, *stages = (
-        LayerPlan(inputs, made, size >> k, size >> k + 1, True, "leaky_relu")
-        for k, (inputs, made) in enumerate(pairwise(channels))
+        LayerPlan(inputs, width, size >> k, size >> k + 1, True, "leaky_relu")
+        for k, (inputs, width) in enumerate(pairwise(channels))
     )
     first = replace(first, normalised=architecture.norm_first)
     return [first, *stages, LayerPlan(channels[-1], outputs, 4, 1, False, "none")]
 
 
 def decoder_plan(architecture: Architecture) -> list[LayerPlan]:
-    """Latent pixel to image in [-1, 1]."""
+    """Layers from a latent pixel to an image in [-1, 1]: the decoder."""
     channels = (*reversed(architecture.stages), architecture.channels)
     *stages, last = (
-        LayerPlan(inputs, made, 4 << k, 8 << k, True, "relu")
-        for k, (inputs, made) in enumerate(pairwise(channels))
+        LayerPlan(inputs, width, 4 << k, 8 << k, True, "relu")
+        for k, (inputs, width) in enumerate(pairwise(channels))
     )
     first = LayerPlan(architecture.latent, channels[0], 1, 4, True, "relu")
     return [first, *stages, replace(last, normalised=False, activation="tanh")]
@@ -106,8 +113,14 @@ def decoder_plan(architecture: Architecture) -> list[LayerPlan]:
 class Layer(nn.Module):
     """Convolution, normalisation and activation of a stack of M models.
 
-    Parameters: weight (M*Co, Ci, 4, 4), transposed (M*Ci, Co, 4, 4); gamma and beta (M*Co,).
+    Attributes:
+        weight: (M*Co, Ci, 4, 4), of a transposed convolution (M*Ci, Co, 4, 4).
+        gamma, beta: (M*Co,) scale and shift of the normalisation; None without normalisation.
+        running_mean, running_var: (M*Co,) buffers, only with norm="batch".
     """
+
+    running_mean: Tensor
+    running_var: Tensor
 
     def __init__(self, plan: LayerPlan, stack: int, norm: str):
         super().__init__()
@@ -124,20 +137,22 @@ class Layer(nn.Module):
 
     @torch.no_grad()
     def initialize(self, generators: Sequence[torch.Generator]) -> None:
-        """DCGAN's initialisation: weight N(0, 0.02), gamma N(1, 0.02), beta 0.
+        """Initialise as DCGAN: weight N(0, 0.02), gamma N(1, 0.02), beta 0.
 
-        Each model draws from its own generator, so it starts as it would alone.
+        Args:
+            generators: one random generator per model, so that the initial weights of a model do
+                not depend on the other models of the stack.
         """
-        moments = [(self.weight, 0.0)] + ([(self.gamma, 1.0)] if self.gamma is not None else [])
-        for parameter, mean in moments:
-            blocks = parameter.view(self.stack, -1)
-            for block, generator in zip(blocks, generators, strict=True):
-                block.copy_(torch.empty(block.shape).normal_(mean, 0.02, generator=generator))
+        means = [(self.weight, 0.0)] + ([(self.gamma, 1.0)] if self.gamma is not None else [])
+        for parameter, mean in means:
+            rows = parameter.view(self.stack, -1)
+            for row, generator in zip(rows, generators, strict=True):
+                row.copy_(torch.empty(row.shape).normal_(mean, 0.02, generator=generator))
         if self.beta is not None:
             self.beta.zero_()
 
     def op(self) -> ConvLayer:
-        """This layer for the kernels; under norm="batch" its convolution alone."""
+        """Return the layer as the kernels take it; with norm="batch" its convolution only."""
         plan, fused = self.plan, not self.batch_norm
         return ConvLayer(
             self.weight,
@@ -150,6 +165,7 @@ class Layer(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (N, M*Ci, H, W), or (N, Ci, H, W) shared by all models, to (N, M*Co, H', W')."""
         (y,) = conv_chain(x, [self.op()], taps=(0,), stack=self.stack)
         if not self.batch_norm:
             return y
@@ -158,20 +174,24 @@ class Layer(nn.Module):
         return ACTIVATIONS[self.plan.activation].function(y)
 
 
-def _outputs(layers: Sequence[Layer], x: Tensor, taps: Sequence[int]) -> tuple[Tensor, ...]:
-    """Outputs of the tapped layers of a chain; one op, unless statistics mix the images."""
-    if not any(layer.batch_norm for layer in layers):
+def _run_chain(layers: Sequence[Layer], x: Tensor, taps: Sequence[int]) -> tuple[Tensor, ...]:
+    """Run a chain of layers and return the outputs of the layers with the indices `taps`."""
+    if not any(layer.batch_norm for layer in layers):  # images are independent: a single op
         return conv_chain(x, [layer.op() for layer in layers], taps=taps, stack=layers[0].stack)
-    made = [x := layer(x) for layer in layers]
-    return tuple(made[tap] for tap in taps)
+    outputs = [x := layer(x) for layer in layers]
+    return tuple(outputs[tap] for tap in taps)
 
 
-def _layers(plans: list[LayerPlan], stack: int, norm: str) -> nn.Sequential:
+def _make_chain(plans: Sequence[LayerPlan], stack: int, norm: str) -> nn.Sequential:
     return nn.Sequential(*(Layer(plan, stack, norm) for plan in plans))
 
 
+def _layers(*chains: nn.Sequential) -> list[Layer]:
+    return [layer for chain in chains for layer in chain if isinstance(layer, Layer)]
+
+
 class Reconstruction(NamedTuple):
-    """What a generator makes of images x: z1 = G_E(x), xh = G_D(z1), z2 = G_R(xh)."""
+    """Output of a generator for images x: z1 = G_E(x), xh = G_D(z1), z2 = G_R(xh)."""
 
     z1: Tensor  # (N, M*latent)
     xh: Tensor  # (N, M*C, H, W) in [-1, 1]
@@ -185,20 +205,20 @@ class Generator(nn.Module):
         super().__init__()
         self.architecture = architecture
         norm, latent = architecture.norm, architecture.latent
-        self.encoder = _layers(encoder_plan(architecture, latent), stack, norm)
-        self.decoder = _layers(decoder_plan(architecture), stack, norm)
-        self.reencoder = _layers(encoder_plan(architecture, latent), stack, norm)
+        self.encoder = _make_chain(encoder_plan(architecture, latent), stack, norm)
+        self.decoder = _make_chain(decoder_plan(architecture), stack, norm)
+        self.reencoder = _make_chain(encoder_plan(architecture, latent), stack, norm)
 
     def forward(self, x: Tensor) -> Reconstruction:
-        """x: (N, M*C, H, W), or (N, C, H, W) for all models alike, in [-1, 1]."""
-        parts = (self.encoder, self.decoder, self.reencoder)
-        taps = [end - 1 for end in accumulate(map(len, parts))]
-        z1, xh, z2 = _outputs([layer for part in parts for layer in part], x, taps)
+        """Reconstruct images x (N, M*C, H, W), or (N, C, H, W) for all models, in [-1, 1]."""
+        chains = (self.encoder, self.decoder, self.reencoder)
+        taps = [end - 1 for end in accumulate(map(len, chains))]
+        z1, xh, z2 = _run_chain(_layers(*chains), x, taps)
         return Reconstruction(z1.flatten(1), xh, z2.flatten(1))
 
 
-class Judgement(NamedTuple):
-    """What a discriminator says of images and of their reconstructions."""
+class DiscriminatorOutput(NamedTuple):
+    """Output of a discriminator for images and for their reconstructions."""
 
     logits_real: Tensor  # (N, M), before the sigmoid
     logits_fake: Tensor
@@ -211,29 +231,33 @@ class Discriminator(nn.Module):
 
     def __init__(self, architecture: Architecture, stack: int = 1):
         super().__init__()
-        *features, classifier = _layers(encoder_plan(architecture, 1), stack, architecture.norm)
-        self.features, self.classifier = nn.Sequential(*features), classifier
-        # Statistics over a batch must not mix real and fake; statistics of an image cannot.
+        *features, classifier = encoder_plan(architecture, 1)
+        self.features = _make_chain(features, stack, architecture.norm)
+        self.classifier = Layer(classifier, stack, architecture.norm)
+        # Batch statistics must not mix real and fake images: they need two calls.
         self.one_call = architecture.norm == "instance"
 
-    def forward(self, x: Tensor, xh: Tensor) -> Judgement:
-        """x, xh: (N, M*C, H, W)."""
-        layers, tap = [*self.features, self.classifier], len(self.features) - 1
+    def forward(self, x: Tensor, xh: Tensor) -> DiscriminatorOutput:
+        """Discriminate real images x and reconstructions xh, both (N, M*C, H, W)."""
+        layers, tap = [*_layers(self.features), self.classifier], len(self.features) - 1
         if self.one_call:
             ops = [layer.op() for layer in layers]
-            real, fake, *features = conv_chain_pair(x, xh, ops, tap=tap, stack=layers[0].stack)
+            logits_real, logits_fake, f_real, f_fake = conv_chain_pair(
+                x, xh, ops, tap=tap, stack=self.classifier.stack
+            )
         else:
-            (f_real, real), (f_fake, fake) = (_outputs(layers, i, (tap, tap + 1)) for i in (x, xh))
-            features = f_real, f_fake
-        return Judgement(real.flatten(1), fake.flatten(1), *features)
+            f_real, logits_real = _run_chain(layers, x, (tap, tap + 1))
+            f_fake, logits_fake = _run_chain(layers, xh, (tap, tap + 1))
+        return DiscriminatorOutput(logits_real.flatten(1), logits_fake.flatten(1), f_real, f_fake)
 
 
 class GAN(nn.Module):
     """Generator and discriminator of a stack of M models.
 
     Args:
-        architecture: of every model.
-        seeds: one a model; M = len(seeds). A model's first weights depend on its own seed alone.
+        architecture: architecture of every model.
+        seeds: one seed per model; M = len(seeds). The initial weights of a model depend on its own
+            seed only.
     """
 
     def __init__(self, architecture: Architecture, seeds: Sequence[int]):
@@ -248,7 +272,7 @@ class GAN(nn.Module):
 
 
 def network_tensors(networks: dict[str, GAN]) -> dict[str, Tensor]:
-    """Weights and statistics of named networks as "<network>.<name>"."""
+    """Return weights and statistics of named networks as "<network>.<name>" -> tensor."""
     return {
         f"{name}.{key}": value
         for name, gan in networks.items()
@@ -257,19 +281,17 @@ def network_tensors(networks: dict[str, GAN]) -> dict[str, Tensor]:
 
 
 def load_networks(networks: dict[str, GAN], tensors: dict[str, Tensor]) -> None:
-    """Copy `network_tensors` back in place, those of `networks` alone.
+    """Copy tensors of `network_tensors` into networks, in place; other tensors are ignored.
 
     Raises:
-        PkdError: the tensors are of another architecture, or lack a network.
+        CheckpointError: the tensors of a network are missing or have another architecture.
     """
     for name, gan in networks.items():
         prefix = f"{name}."
-        own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        if not own:
-            raise PkdError(f"it holds no {name}")
+        state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        if not state:
+            raise CheckpointError(f"it has no tensors of the {name}")
         try:
-            gan.load_state_dict(own)
+            gan.load_state_dict(state)
         except RuntimeError as error:
-            raise PkdError(
-                f"its {name} is of another architecture than config.yaml says: {error}"
-            ) from error
+            raise CheckpointError(f"its {name} is of another architecture: {error}") from error

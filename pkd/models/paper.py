@@ -1,12 +1,30 @@
-"""The paper's figures of novelty detection, to stand beside ours (Tables 2 to 4)."""
+"""The results of the P-KDGAN paper (Tables 2 to 4), to compare with ours."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pkd.models.cost import Cost, cost
 from pkd.models.ganomaly import Architecture
 
-# Mean AUC of ten classes: the teacher (Table 4), and the students of each structure (Table 3).
+TEACHER_WIDTHS = (64, 128, 256)
+
+
+class PaperStudent(NamedTuple):
+    """A student of Table 4."""
+
+    channels: int  # of the images
+    widths: tuple[int, int, int]
+    parameters_ratio: float  # teacher over student, as printed
+    flops_ratio: float
+
+
+PAPER_STUDENTS = {
+    "cifar10": PaperStudent(3, (8, 16, 64), 6.22, 24.45),
+    "mnist": PaperStudent(1, (2, 4, 8), 52.22, 311.11),
+    "fashion_mnist": PaperStudent(1, (1, 2, 4), 105.45, 700.0),
+}
+
+# Mean AUC over ten classes: of the teacher (Table 4), and of the student by structure (Table 3).
 PAPER_MEANS = {
     "teacher": {"cifar10": 0.7376, "mnist": 0.9780, "fashion_mnist": 0.9311},
     "1": {"cifar10": 0.7159, "mnist": 0.9670, "fashion_mnist": 0.9248},
@@ -17,93 +35,102 @@ PAPER_MEANS = {
     "progressive-24": {"cifar10": 0.7252, "mnist": 0.9667, "fashion_mnist": 0.9257},
 }
 
-# Teacher's AUC by class, Table 2; the paper has none for Fashion-MNIST.
+# AUC of the teacher by class (Table 2, which has no Fashion-MNIST).
 PAPER_CLASSES = {
     "cifar10": (0.825, 0.744, 0.703, 0.605, 0.765, 0.652, 0.797, 0.723, 0.827, 0.735),
     "mnist": (0.996, 0.999, 0.969, 0.969, 0.970, 0.951, 0.992, 0.982, 0.965, 0.987),
 }
 
 
-def paper_mean(run: dict[str, Any], phase: str) -> float | None:
-    """The paper's mean AUC of ten classes; None where a run is not comparable.
-
-    Comparable is a run of the paper's data set and widths with all ten classes.
-
-    Args:
-        run: what its results.json holds.
-        phase: one of PHASE_NAMES.
-    """
-    classes = {member["normal_class"] for member in run["members"]}
-    if phase not in run["mean_auc"] or len(classes) < 10 or not _same_widths(run, phase):
-        return None
-    structure = run["config"]["structure"]
-    first_step = phase == "step1" and structure.startswith("progressive")
-    method = "teacher" if phase == "teacher" else "2" if first_step else structure
-    return PAPER_MEANS[method][run["dataset"]]
-
-
-def paper_class(run: dict[str, Any], normal_class: int, phase: str) -> float | None:
-    """The paper's AUC of a class, printed for some teachers; None where there is none to compare.
-
-    Arguments as of `paper_mean`.
-    """
-    if phase != "teacher" or run["dataset"] not in PAPER_CLASSES or not _same_widths(run, phase):
-        return None
-    return PAPER_CLASSES[run["dataset"]][normal_class]
-
-
-def _same_widths(run: dict[str, Any], phase: str) -> bool:
-    """Whether the network that a phase is about has the widths of the paper's."""
-    if run["dataset"] not in PAPER_STUDENTS:
-        return False
-    network = "teacher" if phase == "teacher" else "student"
-    widths = {"teacher": TEACHER_WIDTHS, "student": PAPER_STUDENTS[run["dataset"]][1]}[network]
-    return run["config"][f"{network}_widths"] == "-".join(map(str, widths))
-
-
-TEACHER_WIDTHS = (64, 128, 256)
-
-# Data set -> image channels, widths of the paper's student, compression of parameters and FLOPs
-# that the paper prints (Table 4).
-PAPER_STUDENTS = {
-    "cifar10": (3, (8, 16, 64), 6.22, 24.45),
-    "mnist": (1, (2, 4, 8), 52.22, 311.11),
-    "fashion_mnist": (1, (1, 2, 4), 105.45, 700.0),
-}
-
-
 @dataclass(frozen=True)
 class Compression:
-    """A student of Table 4 against its teacher; ratios are (parameters, FLOPs).
+    """Cost of a student of Table 4 and of its teacher.
+
+    Ratios are teacher over student, as (parameters, FLOPs).
 
     Attributes:
-        honest: teacher's over student's, both for the data set's own channels.
-        paper_style: as the paper seems to have counted: 5.12M and 56M of the three-channel
-            teacher, over parameters in units of 1024 and FLOPs rounded to 0.01M.
-        printed: what the paper prints.
+        widths: widths of the student.
+        teacher, student: cost for the image channels of the data set.
+        exact: ratios of these costs.
+        paper_style: ratios as the paper seems to have computed them: 5.12M parameters and 56M FLOPs
+            of the three-channel teacher, over the student's parameters in units of 1024 and its
+            FLOPs rounded to 0.01M.
+        printed: ratios that the paper prints.
     """
 
     widths: tuple[int, int, int]
     teacher: Cost
     student: Cost
-    honest: tuple[float, float]
+    exact: tuple[float, float]
     paper_style: tuple[float, float]
     printed: tuple[float, float]
 
 
 def table4() -> dict[str, Compression]:
-    """The paper's Table 4 by data set."""
-    return {name: _compression(*row) for name, row in PAPER_STUDENTS.items()}
+    """Compute the paper's Table 4: data set -> compression."""
+    return {name: _compression(student) for name, student in PAPER_STUDENTS.items()}
 
 
-def _compression(channels: int, widths: tuple[int, int, int], *printed: float) -> Compression:
-    teacher = cost(Architecture(channels, TEACHER_WIDTHS))
-    student = cost(Architecture(channels, widths))
+def _compression(row: PaperStudent) -> Compression:
+    teacher = cost(Architecture(row.channels, TEACHER_WIDTHS))
+    student = cost(Architecture(row.channels, row.widths))
     return Compression(
-        widths,
+        row.widths,
         teacher,
         student,
-        honest=(teacher.parameters / student.parameters, teacher.flops / student.flops),
+        exact=(teacher.parameters / student.parameters, teacher.flops / student.flops),
         paper_style=(5120 / (student.parameters / 1024), 56 / round(student.flops / 1e6, 2)),
-        printed=printed,
+        printed=(row.parameters_ratio, row.flops_ratio),
     )
+
+
+def paper_mean(results: dict[str, Any], phase: str) -> float | None:
+    """Return the paper's mean AUC over ten classes for a phase of a run.
+
+    Args:
+        results: content of the run's results.json.
+        phase: "teacher", "step1" or "step2".
+
+    Returns:
+        None if the run is not comparable: it lacks the phase, has fewer than ten classes, or has
+        another data set or other widths than the paper.
+    """
+    classes = {member["normal_class"] for member in results["members"]}
+    comparable = phase in results["mean_auc"] and len(classes) == 10
+    if not comparable or not _has_paper_widths(results, phase):
+        return None
+    structure = results["config"]["structure"]
+    if phase == "teacher":
+        structure = "teacher"
+    elif phase == "step1" and structure.startswith("progressive"):
+        structure = "2"  # P-KDGAN-I
+    return PAPER_MEANS[structure][results["dataset"]]
+
+
+def paper_class(results: dict[str, Any], normal_class: int, phase: str) -> float | None:
+    """Return the paper's AUC of a class for a phase of a run, printed for some teachers only.
+
+    Args:
+        results: content of the run's results.json.
+        normal_class: label of the normal class.
+        phase: "teacher", "step1" or "step2".
+
+    Returns:
+        None if the paper prints no value, or the run has other widths than the paper.
+    """
+    printed = phase == "teacher" and results["dataset"] in PAPER_CLASSES
+    if not printed or not _has_paper_widths(results, phase):
+        return None
+    return PAPER_CLASSES[results["dataset"]][normal_class]
+
+
+def _has_paper_widths(results: dict[str, Any], phase: str) -> bool:
+    """Whether the network that a phase evaluates has the widths of the paper's network."""
+    dataset = results["dataset"]
+    if dataset not in PAPER_STUDENTS:
+        return False
+    if phase == "teacher":
+        network, widths = "teacher", TEACHER_WIDTHS
+    else:
+        network, widths = "student", PAPER_STUDENTS[dataset].widths
+    return results["config"][f"{network}_widths"] == "-".join(map(str, widths))

@@ -38,7 +38,7 @@ def build_results(run: Run, auc: dict[str, list[float]]) -> dict[str, Any]:
         "dataset": results.pop("dataset"),
         "data_sha256": dataset.digest,
         "classes": list(dataset.classes),
-        "left_out": len(dataset.left_out),
+        "left_out": len(dataset.skipped_files),
         "channels": run.data.channels,
         "image_size": config.image_size,
         "config": to_plain(config),

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pkd.models.ganomaly import GAN, load_networks
-from pkd.models.stack import part_of, stacks_of
+from pkd.models.stack import extract_stack, split_into_stacks
 from pkd.runs.data import RunData, load_dataset, prepare
 from pkd.runs.folder import RunFolder
 from pkd.runs.memory import check_memory, fitting_stack
@@ -57,7 +57,7 @@ class Run:
         self.dataset, self.members = data.dataset, data.members
         self.device, self.phases = config.torch_device(), config.phases()
         self.versions = {name: version(name) for name in PACKAGES}
-        self.stacks = stacks_of(len(self.members), config.stack)
+        self.stacks = split_into_stacks(len(self.members), config.stack)
         self._check_progress()
         device = self.device if len(self.stacks) == 1 else torch.device("cpu")
         self.test_images = data.test_images.to(self.device)
@@ -165,7 +165,7 @@ class Run:
         """Networks of a stack on the device: the run's own if it has one stack, else copies."""
         if len(self.stacks) == 1:
             return self.networks
-        return {k: part_of(gan, stack).to(self.device) for k, gan in self.networks.items()}
+        return {k: extract_stack(gan, stack).to(self.device) for k, gan in self.networks.items()}
 
     def precision(self) -> AbstractContextManager[None]:
         """Context in which float32 products have the precision of the settings."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pkd.models.ganomaly import load_networks, network_tensors
-from pkd.models.stack import put_back
+from pkd.models.stack import write_back
 from pkd.runs.run import Run
 from pkd.scoring.metrics import auc_by_member
 from pkd.training.callbacks import Callback, TrainingInterrupted
@@ -161,7 +161,7 @@ class StackLoop:
 
     def _write_back(self) -> None:
         """Copy the trained networks to the run's, and the time spent to the progress."""
-        put_back(self.trainer.networks, self.run.trained(self.phase), self.stack)
+        write_back(self.trainer.networks, self.run.trained(self.phase), self.stack)
         seconds = time.monotonic() - self._start
         self.progress.seconds = self.progress.seconds | {self.phase.name: seconds}
 

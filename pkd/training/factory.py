@@ -22,7 +22,7 @@ def make_networks(
     """Teachers and students of a stack with their initial weights, for images of `channels`."""
     return {
         name: GAN(
-            config.architecture(name, channels), [member.first_weights(role) for member in members]
+            config.architecture(name, channels), [member.initial_seed(role) for member in members]
         ).to(device)
         for role, name in enumerate(NETWORKS)
     }

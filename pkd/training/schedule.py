@@ -44,7 +44,7 @@ class EpochSchedule:
         order = np.zeros((max(self.steps), n, len(self.members)), np.int64)
         members = zip(self.members, self.sizes, self.steps, strict=True)
         for k, (member, size, steps) in enumerate(members):
-            rows = member.order(size, self.phase, epoch)
+            rows = member.data_order(size, self.phase, epoch)
             order[:steps, :, k] = rows[: steps * n].reshape(steps, n)
         return torch.from_numpy(order)
 

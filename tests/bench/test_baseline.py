@@ -74,7 +74,7 @@ class Pair:
         plain_options = (8, plain_norm or norm, norm_first)
         self.stacked, self.plain = {}, {}
         for role, widths in enumerate([(2, 4, 8), (1, 2, 4)]):
-            seeds = [member.first_weights(role) for member in members]
+            seeds = [member.initial_seed(role) for member in members]
             stacked = GAN(Architecture(channels, widths, *options), seeds)
             self.stacked[role] = stacked
             for m in range(len(members)):
@@ -103,7 +103,7 @@ class Pair:
                 pass
             for m, (member, loop) in enumerate(zip(self.members, self.loops, strict=True)):
                 size, n = self.data.sizes[m], self.batch_size
-                order = torch.from_numpy(member.order(size, 0, epoch)) + self.data.first[m]
+                order = torch.from_numpy(member.data_order(size, 0, epoch)) + self.data.first[m]
                 for step in range(size // n):
                     rows = order[step * n : (step + 1) * n]
                     loop.step(scale_pixels(self.data.images[rows]))

@@ -1,4 +1,4 @@
-"""Image files in MVTec's layout, drawn once."""
+"""Synthetic image files in MVTec's layout."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from PIL import Image
 
 
 def picture(seed: int, side: int = 20, colour: bool = False, novel: bool = False) -> Image.Image:
-    """A bright square on noise; a novel one is a stripe."""
+    """Draw a bright square on noise, or a stripe if `novel`."""
     rng = np.random.default_rng(seed)
     pixels = rng.integers(0, 60, (side, side, 3) if colour else (side, side), dtype=np.uint8)
     area = (slice(None), slice(2, 5)) if novel else (slice(5, 14), slice(5, 14))
@@ -22,7 +22,7 @@ def save(image: Image.Image, path: Path) -> Path:
 
 
 def product_photos(folder: Path, train: int = 12, test: int = 4) -> Path:
-    """A small data set of greys in the layout of `pkd train --dataset folder`."""
+    """Write a small data set of grey images in the layout of `pkd train --dataset folder`."""
     for k in range(train):
         save(picture(k), folder / "train" / "good" / f"{k:03}.png")
     for k in range(test):

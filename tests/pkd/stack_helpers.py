@@ -34,7 +34,7 @@ def make_networks(
     return {
         name: GAN(
             Architecture(1, widths, latent, norm),
-            [member.first_weights(role) for member in members],
+            [member.initial_seed(role) for member in members],
         )
         for role, (name, widths) in enumerate(WIDTHS.items())
     }

@@ -1,151 +1,40 @@
-"""A run in several stacks is the run in one."""
-
-import json
+"""Splitting models into stacks, and copying them out of a stack and back."""
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from pkd.cli.main import main
 from pkd.models.ganomaly import GAN, Architecture
-from pkd.models.stack import part_of, put_back, stacks_of
-from pkd.runs import pipeline
-from pkd.runs.folder import RunFolder
-from pkd.runs.run import Run
-from pkd.training.callbacks import Callback, TrainingInterrupted
-from pkd.training.config import TrainConfig
-from pkd.training.settings import PARSERS
-
-SETTINGS = (
-    *("--normal-class", "0,1", "--seeds", "2", "--device", "cpu", "--latent", "8"),
-    *("--teacher-widths", "2-4-8", "--student-widths", "1-2-4", "--max-train-images", "10"),
-    *("--teacher-epochs", "2", "--step1-epochs", "2", "--step2-epochs", "1", "--batch-size", "2"),
-)
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+from pkd.models.stack import extract_stack, split_into_stacks, write_back
 
 
 @pytest.mark.parametrize(
     ("members", "size", "sizes"),
     [(5, None, [5]), (5, 9, [5]), (5, 5, [5]), (5, 2, [2, 2, 1]), (4, 2, [2, 2]), (2, 1, [1, 1])],
 )
-def test_members_are_split_into_the_largest_stacks_allowed(members, size, sizes):
-    found = [list(range(members))[stack] for stack in stacks_of(members, size)]
-    assert [len(part) for part in found] == sizes
-    assert [member for part in found for member in part] == list(range(members))
+def test_models_are_split_into_stacks_of_the_maximum_size(members, size, sizes):
+    stacks = [list(range(members))[stack] for stack in split_into_stacks(members, size)]
+    assert [len(stack) for stack in stacks] == sizes
+    assert [member for stack in stacks for member in stack] == list(range(members))
 
 
 @pytest.mark.parametrize("norm", ["instance", "batch"])
-def test_a_part_of_a_stack_is_the_stack_of_its_models_and_goes_back_to_its_place(norm):
+def test_models_are_extracted_and_written_back(norm):
     architecture, seeds = Architecture(3, (2, 4, 8), 8, norm), [3, 1, 4, 1, 5]
     whole, expected = GAN(architecture, seeds), GAN(architecture, seeds[1:3]).state_dict()
-    part = part_of(whole, slice(1, 3))
+    part = extract_stack(whole, slice(1, 3))
     assert [k for k, v in part.state_dict().items() if not torch.equal(v, expected[k])] == []
     before = {k: v.clone() for k, v in whole.state_dict().items()}
     for tensor in part.state_dict().values():
         tensor.fill_(7)
-    put_back({"student": part}, {"student": whole, "teacher": None}, slice(1, 3))
+    write_back({"student": part}, {"student": whole, "teacher": None}, slice(1, 3))
     for key, value in whole.state_dict().items():
-        found, old = value.view(5, -1), before[key].view(5, -1)
-        assert (found[1:3] == 7).all()
-        assert torch.equal(found[[0, 3, 4]], old[[0, 3, 4]])
+        after, expected = value.view(5, -1), before[key].view(5, -1)
+        assert (after[1:3] == 7).all()
+        assert torch.equal(after[[0, 3, 4]], expected[[0, 3, 4]])
 
 
-@pytest.fixture(scope="module", params=DEVICES)
-def runs(request, tmp_path_factory):
-    """Stack size -> finished run, in float64 so that rounding stays rounding."""
-    folder = tmp_path_factory.mktemp("runs")
-    torch.set_default_dtype(torch.float64)
-    try:
-        for size in ("4", "3", "1"):
-            argv = ["train", *SETTINGS, "--device", request.param, "--stack", size]
-            assert main([*argv, "--out", str(folder / size)]) == 0
-    finally:
-        torch.set_default_dtype(torch.float32)
-    return {size: folder / size for size in ("4", "3", "1")}
-
-
-@pytest.mark.parametrize("size", ["3", "1"])
-def test_a_run_in_several_stacks_trains_what_it_trains_in_one(size, runs):
-    for path in (runs["4"] / "checkpoints").iterdir():
-        found = load_file(runs[size] / "checkpoints" / path.name)
-        for key, value in load_file(path).items():
-            torch.testing.assert_close(found[key], value, rtol=0, atol=1e-10)
-
-
-@pytest.mark.parametrize("size", ["3", "1"])
-def test_a_run_in_several_stacks_reports_what_it_reports_in_one(size, runs):
-    def lines(folder):
-        return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-    for found, expected in zip(lines(runs[size]), lines(runs["4"]), strict=True):
-        assert found["auc"] == pytest.approx(expected["auc"], abs=1e-6)
-        for network, losses in expected["losses"].items():
-            for loss, values in losses.items():
-                assert found["losses"][network][loss] == pytest.approx(values, abs=1e-9)
-    found, expected = (json.loads((runs[k] / "results.json").read_text()) for k in (size, "4"))
-    for phase, auc in expected["mean_auc"].items():
-        assert found["mean_auc"][phase] == pytest.approx(auc, abs=1e-6)
-    for own, other in zip(found["members"], expected["members"], strict=True):
-        assert own["threshold"] == pytest.approx(other["threshold"], abs=1e-6)
-    assert set(found["seconds"]) == set(expected["seconds"])
-    assert (runs[size] / "curves.png").exists()
-
-
-def test_a_run_in_several_stacks_is_evaluated_stack_by_stack(runs):
-    folder = RunFolder.open(runs["3"])
-    run = Run(folder)
-    for phase in run.phases:
-        run.load_phase(phase)
-        found = run.evaluate(phase.network)
-        assert found == pytest.approx(folder.progress.auc[phase.name], abs=1e-3)  # in float32
-
-
-def test_a_run_in_several_stacks_is_reported(runs, tmp_path):
-    """On a GPU where there is one: it has the test images, but not the networks."""
-    output = tmp_path / "report.html"
-    assert main(["report", str(runs["3"]), "--output", str(output)]) == 0
-    assert "data:image/png" in output.read_text(encoding="utf-8")
-
-
-def test_the_user_is_told_of_several_stacks(tmp_path, capsys):
-    assert main(["train", *SETTINGS, "--stack", "3", "--out", str(tmp_path / "run")]) == 0
-    assert capsys.readouterr().out.count("4 models in stacks of 3 + 1, one after the other") == 1
-
-
-@pytest.mark.parametrize("device", DEVICES)
-def test_stopped_between_two_stacks_nothing_of_the_first_is_trained_again(device, tmp_path):
-    """While the second one's teacher outputs are computed there is no checkpoint of it yet."""
-    config = dict(zip(*[iter(SETTINGS)] * 2, strict=True))
-    config = {k.removeprefix("--").replace("-", "_"): v for k, v in config.items()}
-    numbers = {k: int(v) if v.isdigit() else v for k, v in config.items()}
-    for name, parse in PARSERS.items():
-        if name in numbers:
-            numbers[name] = parse(numbers[name])
-    run = Run.create(TrainConfig(**numbers | {"device": device}, stack=3), tmp_path / "run")
-    finished = []
-
-    class StopAfterFirstStack(Callback):
-        def on_batch_end(self):
-            progress = run.folder.progress
-            if progress.phase == 1 and progress.epoch == 2:  # step 1 of the first stack is done
-                finished.append(progress)
-                raise TrainingInterrupted
-
-    with pytest.raises(TrainingInterrupted):
-        pipeline.train(run, StopAfterFirstStack())
-    assert (finished[0].stack, finished[0].step) == (0, 0)
-    run.folder.release()
-    run = Run.resume(tmp_path / "run")
-    folder, steps = run.folder, []
-
-    class RecordSteps(Callback):
-        def on_phase_start(self, phase, steps_of_phase, steps_done):
-            steps.append((phase.name, steps_of_phase, steps_done))
-
-    pipeline.train(run, RecordSteps())
-    assert steps == [
-        ("step1", 10, 10),
-        ("step1", 10, 0),
-        ("step2", 5, 0),
-        ("step2", 5, 0),
-    ]
+def test_a_network_that_is_no_copy_is_left_unchanged():
+    gan = GAN(Architecture(1, (2, 4, 8), 8), [0, 1])
+    before = {k: v.clone() for k, v in gan.state_dict().items()}
+    write_back({"student": gan}, {"student": gan}, slice(0, 2))
+    assert all(torch.equal(v, before[k]) for k, v in gan.state_dict().items())

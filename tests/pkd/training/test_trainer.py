@@ -408,7 +408,7 @@ def test_an_incomplete_batch_is_dropped():
 
 def test_the_image_that_is_dropped_differs_by_epoch():
     member = MEMBERS[0]
-    assert len({int(member.order(13, 0, epoch)[12]) for epoch in range(20)}) > 3
+    assert len({int(member.data_order(13, 0, epoch)[12]) for epoch in range(20)}) > 3
 
 
 def test_a_members_order_does_not_depend_on_its_neighbours():
@@ -420,20 +420,20 @@ def test_a_members_order_does_not_depend_on_its_neighbours():
 
 def test_the_order_differs_by_epoch_phase_seed_and_class_and_is_repeatable():
     orders = {
-        (member, phase, epoch): tuple(member.order(20, phase, epoch))
+        (member, phase, epoch): tuple(member.data_order(20, phase, epoch))
         for member in (Member(0, 0), Member(0, 1), Member(1, 0))
         for phase in range(3)
         for epoch in range(3)
     }
     assert len(set(orders.values())) == len(orders)
-    assert orders == {(m, *rest): tuple(m.order(20, *rest)) for m, *rest in orders}
+    assert orders == {(m, *rest): tuple(m.data_order(20, *rest)) for m, *rest in orders}
 
 
 def test_seeds_of_first_weights_differ_by_seed_class_and_role():
     members = [Member(k, seed) for k in range(10) for seed in range(3)]
-    seeds = [member.first_weights(role) for member in members for role in (0, 1)]
+    seeds = [member.initial_seed(role) for member in members for role in (0, 1)]
     assert len(set(seeds)) == len(seeds)
-    assert seeds == [member.first_weights(role) for member in members for role in (0, 1)]
+    assert seeds == [member.initial_seed(role) for member in members for role in (0, 1)]
 
 
 def test_a_batch_holds_each_members_own_class_scaled_to_plus_minus_one():
