@@ -1,6 +1,7 @@
 """`pkd.Detector`: the student of P-KDGAN as a scikit-learn outlier estimator."""
 
 import copy
+import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -186,6 +187,12 @@ class Detector(OutlierMixin, BaseEstimator):
         total = scores + self.threshold_
         novel = np.divide(scores, total, out=np.full_like(scores, 0.5), where=total > 0)
         return np.stack([1 - novel, novel], 1)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a pickled detector; parameters that its version did not have get the defaults."""
+        parameters = inspect.signature(type(self)).parameters
+        defaults = {name: parameter.default for name, parameter in parameters.items()}
+        super().__setstate__(defaults | state)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -27,7 +27,8 @@ from bench.baseline import (
     member_parameters,
 )
 from bench.op_inputs import captured
-from pkd.models.ganomaly import GAN, Architecture, Layer
+from pkd.models.architecture import Architecture
+from pkd.models.ganomaly import GAN, Layer
 from pkd.models.stack import Member
 from pkd.training.structures import KDGAN, Structure
 from pkd.training.train_set import TrainSet

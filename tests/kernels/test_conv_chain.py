@@ -22,7 +22,8 @@ from pkd_kernels.reference import ACTIVATIONS
 from torch import Tensor
 
 from bench.profiling import measured
-from pkd.models.ganomaly import Architecture, Discriminator, Generator
+from pkd.models.architecture import Architecture
+from pkd.models.ganomaly import Discriminator, Generator
 
 # How a map's side changes from one layer to the next: all that the kernels know.
 SIDES = [(4, 2), (6, 3), (24, 12), (32, 16), (2, 4), (3, 6), (5, 10), (16, 32), (4, 1), (1, 4)]

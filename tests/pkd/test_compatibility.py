@@ -30,10 +30,6 @@ settings_refused = pytest.mark.xfail(
 no_threshold = pytest.mark.xfail(
     strict=True, reason="a threshold needs held-out images, which these formats do not have"
 )
-pickle_refused = pytest.mark.xfail(
-    strict=True,
-    reason="pkd.models lacks Layer and LayerPlan; a missing parameter or architecture has no value",
-)
 
 # Nothing was held out, so that there are no thresholds.
 NOTHING_HELD_OUT = ("edc8149", "a07abcc", "1919ad8", "20f2fa1")
@@ -168,7 +164,6 @@ def test_exported_model_scores_the_same(name: str, tmp_path: Path) -> None:
     check_rows(rows, scores, threshold)
 
 
-@pickle_refused
 @pytest.mark.parametrize("name", ["16ba0ad", "3fa2a84", "63cdda9", "290bb48"])
 def test_pickled_detector_scores_the_same(name: str) -> None:
     detector = pickle.loads((FIXTURES / name / "detector.pickle").read_bytes())

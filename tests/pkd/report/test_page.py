@@ -20,8 +20,9 @@ from safetensors.torch import load_file, save_file
 from sklearn.metrics import average_precision_score
 
 from pkd.cli.main import main
+from pkd.models.architecture import Architecture
 from pkd.models.cost import cost
-from pkd.models.ganomaly import Architecture, Generator
+from pkd.models.ganomaly import Generator
 from pkd.report.charts import ratio_axis, score_chart, training_charts
 from pkd.report.reconstructions import reconstructions
 from pkd.report.tables import compression, duration, short, times

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from pkd.models.ganomaly import GAN, Architecture
+from pkd.models.architecture import Architecture
+from pkd.models.ganomaly import GAN
 from pkd.models.stack import Member
 from pkd.scoring.metrics import auc_by_member
 from pkd.scoring.novelty import novelty_scores

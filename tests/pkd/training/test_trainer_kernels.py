@@ -11,7 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import pkd.training.trainer
 from bench.profiling import measured
-from pkd.models.ganomaly import GAN, Architecture
+from pkd.models.architecture import Architecture
+from pkd.models.ganomaly import GAN
 from pkd.models.stack import Member
 from pkd.training.trainer import Trainer
 
