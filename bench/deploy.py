@@ -22,8 +22,9 @@ import torch
 from bench.step import environment, installed
 from pkd.deploy.export import TOLERANCE, relative_difference, to_onnx
 from pkd.deploy.inference import DetectorInfo, ScoreFunction
+from pkd.models.architecture import Architecture
 from pkd.models.cost import cost
-from pkd.models.ganomaly import GAN, Architecture
+from pkd.models.ganomaly import GAN
 from pkd.models.paper import PAPER_STUDENTS, TEACHER_WIDTHS
 from pkd.scoring.single import Scorer, score_function
 

@@ -191,12 +191,8 @@ class Detector(OutlierMixin, BaseEstimator):
         return np.stack([1 - novel, novel], 1)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Unpickle; Detectors of earlier versions lack a parameter and an attribute."""
+        """Unpickle; Detectors of early versions lack the parameter `precision`."""
         super().__setstate__({"precision": "float32"} | state)
-        student = getattr(self, "student_", None)
-        if student is not None and not hasattr(student, "architecture"):
-            config = self._config().resolved()
-            student.architecture = config.architecture("student", self.n_channels_)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from bench.baseline import Discriminator, Outputs, PlainGAN, PlainNetwork
-from pkd.models.ganomaly import GAN, Architecture
+from pkd.models.architecture import Architecture
+from pkd.models.ganomaly import GAN
 
 Gradients = dict[str, dict[str, Tensor]]  # by network and parameter name
 

@@ -14,7 +14,8 @@ import torch
 from pkd_kernels import scale_pixels
 from torch import Tensor
 
-from pkd.models.ganomaly import GAN, Architecture, Layer
+from pkd.models.architecture import Architecture
+from pkd.models.ganomaly import GAN, Layer
 from pkd.models.stack import Member
 from pkd.training.structures import KDGAN, Structure
 from pkd.training.train_set import TrainSet

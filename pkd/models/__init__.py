@@ -3,6 +3,7 @@
 Detectors pickled by version 0.1.0 import these classes from `pkd.models`, which was a module.
 """
 
-from pkd.models.ganomaly import GAN, Architecture, Discriminator, Generator, Layer, LayerPlan
+from pkd.models.architecture import Architecture, LayerPlan
+from pkd.models.ganomaly import GAN, Discriminator, Generator, Layer
 
 __all__ = ["GAN", "Architecture", "Discriminator", "Generator", "Layer", "LayerPlan"]

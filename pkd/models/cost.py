@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pkd.models.ganomaly import Architecture, LayerPlan, decoder_plan, encoder_plan
+from pkd.models.architecture import Architecture, LayerPlan, decoder_plan, encoder_plan
 
 
 @dataclass(frozen=True)

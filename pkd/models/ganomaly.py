@@ -1,8 +1,5 @@
 """GANomaly networks: encoder-decoder-encoder generator and discriminator, for a stack of M models.
 
-The layers follow the paper's Table 1 and DCGAN: on 32x32 images, three stages of 4x4 convolutions
-with stride 2 give a 4x4 map, and one 4x4 convolution a single pixel; the decoder mirrors the
-encoder. No convolution has a bias. Other image sizes have fewer or more stages, as in DCGAN.
 Tensors and parameters of a stack are laid out model-major, see `pkd_kernels.reference`.
 
 Pickled detectors contain Architecture, LayerPlan, Layer and Generator: their attribute names are
@@ -10,104 +7,16 @@ part of the file format.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from itertools import accumulate, pairwise
-from typing import NamedTuple
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from pkd_kernels import ACTIVATIONS, NORM_EPS, ConvLayer, conv_chain, conv_chain_pair
 from torch import Tensor, nn
 
+from pkd.models.architecture import Architecture, LayerPlan, decoder_plan, encoder_plan
 from pkd.utils.errors import CheckpointError
-
-IMAGE_SIZES = (16, 32, 64, 128)
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """Everything that defines a GAN except its weights.
-
-    Attributes:
-        channels: image channels, 1 or 3.
-        widths: channels of the three stages for 32x32 images, e.g. (64, 128, 256).
-        latent: size of the latent vectors z1 and z2.
-        norm: "instance" (statistics of a single image, in training and in scoring) or "batch"
-            (statistics of the batch in training, running statistics in scoring).
-        norm_first: whether the first encoder convolution is normalised, as in Table 1.
-        image_size: height and width of the images in pixels, one of IMAGE_SIZES.
-    """
-
-    channels: int
-    widths: tuple[int, int, int]
-    latent: int = 256
-    norm: str = "instance"
-    norm_first: bool = True
-    image_size: int = 32
-
-    @property
-    def stages(self) -> tuple[int, ...]:
-        """Channels of each stride-2 stage down to 4x4: `widths`, then doubled as in DCGAN."""
-        count = self.image_size.bit_length() - 3
-        last = self.widths[-1]
-        return (*self.widths, *(last << k for k in range(1, count - 2)))[:count]
-
-
-@dataclass(frozen=True)
-class LayerPlan:
-    """Specification of a layer: 4x4 convolution, normalisation and activation.
-
-    Attributes:
-        inputs, outputs: channels.
-        size_in, size_out: height and width of the feature maps; powers of two.
-        normalised: whether the output of the convolution is normalised.
-        activation: a key of `pkd_kernels.ACTIVATIONS`.
-    """
-
-    inputs: int
-    outputs: int
-    size_in: int
-    size_out: int
-    normalised: bool
-    activation: str
-
-    @property
-    def transposed(self) -> bool:
-        """Whether the convolution is transposed: the map grows."""
-        return self.size_out > self.size_in
-
-    @property
-    def stride(self) -> int:
-        """Stride: 1 from or to a single pixel, else 2."""
-        return 1 if 1 in (self.size_in, self.size_out) else 2
-
-    @property
-    def padding(self) -> int:
-        """Padding on each side."""
-        return self.stride - 1
-
-
-def encoder_plan(architecture: Architecture, outputs: int) -> list[LayerPlan]:
-    """Layers from an image to one pixel with `outputs` channels; a discriminator has one output."""
-    channels = (architecture.channels, *architecture.stages)
-    size = architecture.image_size
-    first, *stages = (
-        LayerPlan(inputs, width, size >> k, size >> k + 1, True, "leaky_relu")
-        for k, (inputs, width) in enumerate(pairwise(channels))
-    )
-    first = replace(first, normalised=architecture.norm_first)
-    return [first, *stages, LayerPlan(channels[-1], outputs, 4, 1, False, "none")]
-
-
-def decoder_plan(architecture: Architecture) -> list[LayerPlan]:
-    """Layers from a latent pixel to an image in [-1, 1]: the decoder."""
-    channels = (*reversed(architecture.stages), architecture.channels)
-    *stages, last = (
-        LayerPlan(inputs, width, 4 << k, 8 << k, True, "relu")
-        for k, (inputs, width) in enumerate(pairwise(channels))
-    )
-    first = LayerPlan(architecture.latent, channels[0], 1, 4, True, "relu")
-    return [first, *stages, replace(last, normalised=False, activation="tanh")]
 
 
 class Layer(nn.Module):
@@ -215,6 +124,24 @@ class Generator(nn.Module):
         taps = [end - 1 for end in accumulate(map(len, chains))]
         z1, xh, z2 = _run_chain(_layers(*chains), x, taps)
         return Reconstruction(z1.flatten(1), xh, z2.flatten(1))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore a pickled generator.
+
+        Early versions stored no architecture; their images had 32x32 pixels, so there are three
+        stages.
+        """
+        super().__setstate__(state)
+        if "architecture" not in state:
+            layers = _layers(self.encoder)
+            first, second, third, last = (layer.plan for layer in layers)
+            self.architecture = Architecture(
+                channels=first.inputs,
+                widths=(first.outputs, second.outputs, third.outputs),
+                latent=last.outputs,
+                norm="batch" if any(layer.batch_norm for layer in layers) else "instance",
+                norm_first=first.normalised,
+            )
 
 
 class DiscriminatorOutput(NamedTuple):

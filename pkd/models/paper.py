@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from pkd.models.architecture import Architecture
 from pkd.models.cost import Cost, cost
-from pkd.models.ganomaly import Architecture
 
 TEACHER_WIDTHS = (64, 128, 256)
 

@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from pkd.models.ganomaly import Architecture
+from pkd.models.architecture import Architecture
 from pkd.models.paper import PAPER_STUDENTS, TEACHER_WIDTHS
 from pkd.training.structures import PHASE_NAMES, SCHEDULES, TEACHER, Structure
 from pkd.training.validation import check_settings

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_ty
 
 import torch
 
-from pkd.models.ganomaly import IMAGE_SIZES
+from pkd.models.architecture import IMAGE_SIZES
 from pkd.utils.errors import ConfigError
 
 

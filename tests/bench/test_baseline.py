@@ -22,7 +22,8 @@ from bench.baseline import (
     largest_difference,
     member_parameters,
 )
-from pkd.models.ganomaly import GAN, Architecture
+from pkd.models.architecture import Architecture
+from pkd.models.ganomaly import GAN
 from pkd.models.stack import Member
 from pkd.training.losses import Objective
 from pkd.training.structures import KDGAN, TEACHER, Structure

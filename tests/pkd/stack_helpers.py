@@ -7,7 +7,8 @@ import torch
 from pkd_kernels import gather
 from torch import Tensor
 
-from pkd.models.ganomaly import GAN, Architecture
+from pkd.models.architecture import Architecture
+from pkd.models.ganomaly import GAN
 from pkd.models.stack import Member
 from pkd.training.structures import KDGAN, TEACHER, Structure
 from pkd.training.train_set import TrainSet

@@ -21,7 +21,8 @@ from pkd_kernels import ConvLayer, conv_chain, conv_norm_act, dispatch, referenc
 from pkd_kernels.reference import ACTIVATIONS
 from torch import Tensor
 
-from pkd.models.ganomaly import Architecture, Discriminator, Generator
+from pkd.models.architecture import Architecture
+from pkd.models.ganomaly import Discriminator, Generator
 
 
 @pytest.mark.parametrize("dtype", FLOAT32_FIRST, ids=str)

@@ -18,7 +18,8 @@ from pkd.data.standard import load
 from pkd.deploy import export
 from pkd.deploy.export import relative_difference, to_onnx, to_torch
 from pkd.deploy.inference import DetectorInfo, open_onnx
-from pkd.models.ganomaly import Architecture, Generator
+from pkd.models.architecture import Architecture
+from pkd.models.ganomaly import Generator
 from pkd.runs.folder import RunFolder
 from pkd.scoring.single import Scorer, score_function
 

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from pkd.models.architecture import Architecture
 from pkd.models.cost import cost
-from pkd.models.ganomaly import Architecture, Generator
+from pkd.models.ganomaly import Generator
 from pkd.models.paper import PAPER_STUDENTS, TEACHER_WIDTHS
 
 ARCHITECTURES = [

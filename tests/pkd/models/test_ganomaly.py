@@ -4,7 +4,8 @@ import pytest
 import torch
 from stack_helpers import MEMBERS, make_networks
 
-from pkd.models.ganomaly import GAN, IMAGE_SIZES, Architecture, load_networks, network_tensors
+from pkd.models.architecture import IMAGE_SIZES, Architecture
+from pkd.models.ganomaly import GAN, load_networks, network_tensors
 from pkd.utils.errors import CheckpointError
 
 pytestmark = pytest.mark.usefixtures("double_precision")

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from pkd.models.ganomaly import GAN, Architecture
+from pkd.models.architecture import Architecture
+from pkd.models.ganomaly import GAN
 from pkd.models.stack import extract_stack, split_into_stacks, write_back
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pkd.models.ganomaly import Architecture, Generator
+from pkd.models.architecture import Architecture
+from pkd.models.ganomaly import Generator
 from pkd.report.reconstructions import png_uri, reconstruct
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
+from pkd.models.architecture import Architecture
 from pkd.models.cost import cost
-from pkd.models.ganomaly import Architecture
 from pkd.report.tables import compression_table, format_count, format_duration, format_ratio
 
 

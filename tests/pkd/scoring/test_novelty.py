@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from pkd.models.ganomaly import GAN, Architecture
+from pkd.models.architecture import Architecture
+from pkd.models.ganomaly import GAN
 from pkd.scoring.novelty import novelty_scores
 
 SEEDS = (3, 1, 4)

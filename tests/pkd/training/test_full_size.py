@@ -4,7 +4,8 @@ import pytest
 import torch
 from stack_helpers import MEMBERS, make_trainer, next_rows, tensors_of, train, train_set
 
-from pkd.models.ganomaly import GAN, Architecture
+from pkd.models.architecture import Architecture
+from pkd.models.ganomaly import GAN
 from pkd.training.structures import KDGAN, Structure
 from pkd.training.trainer import Trainer
 

@@ -10,7 +10,8 @@ from stack_helpers import MEMBERS, STRUCTURES, WIDTHS, make_trainer, tensors_of,
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.profiling import measured
-from pkd.models.ganomaly import GAN, Architecture
+from pkd.models.architecture import Architecture
+from pkd.models.ganomaly import GAN
 from pkd.models.stack import Member
 from pkd.training import losses
 from pkd.training.trainer import Trainer
