@@ -1,4 +1,4 @@
-"""`pkd` and `python -m pkd`: scoring by an ONNX file must neither need torch nor wait for it."""
+"""Entry point of `pkd` and `python -m pkd`. Scoring with an ONNX file does not import torch."""
 
 import sys
 
@@ -6,7 +6,7 @@ from pkd.cli.parser import guarded
 
 
 def main() -> int:
-    """Run the command of sys.argv; returns the exit code."""
+    """Run the command of sys.argv; return the exit code."""
     if sys.argv[1:2] == ["score"]:
         from pkd.cli.score import run_score, score_parser
 

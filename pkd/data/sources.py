@@ -1,6 +1,8 @@
 """The official files of the standard data sets: paths, sizes, checksums and download addresses.
 
-Every SHA-256 was computed from a file with the MD5 that its publisher gives.
+The SHA-256 of the idx files and of CIFAR-10's binary batches were computed from files with the MD5
+of the publisher. Those of CIFAR-10's pickled batches and archive are the ones that several public
+projects agree on.
 """
 
 from collections.abc import Callable
