@@ -267,7 +267,7 @@ def round_ticks(low: float, high: float) -> np.ndarray:
     """Equally spaced round numbers that enclose [low, high]."""
     if low == high:
         low, high = low - 0.05, high + 0.05
-    return MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high).round(12)
+    return np.round(MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high), 12)
 
 
 def log_ticks(low: float, high: float) -> np.ndarray:
