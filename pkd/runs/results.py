@@ -149,7 +149,7 @@ def load_results(run: Run) -> dict[str, Any]:
 
 
 def member_metrics(run: Run, results: dict[str, Any]) -> dict[str, list[MemberMetrics]]:
-    """Compute the metrics of each member after each phase, from the scores in the checkpoints.
+    """Compute the metrics of each member after each phase, from the scores of `Run.test_scores`.
 
     Args:
         run: a finished run.
@@ -159,8 +159,7 @@ def member_metrics(run: Run, results: dict[str, Any]) -> dict[str, list[MemberMe
         Phase -> metrics of the M members, of the network that is evaluated in that phase.
 
     Raises:
-        CheckpointError: a checkpoint is damaged, lacks the scores of the test split, or has scores
-            with another AUC than results.json.
+        CheckpointError: a checkpoint is damaged, or has scores with another AUC than results.json.
     """
     labels, members = run.dataset.test_labels, results["members"]
     metrics = {}

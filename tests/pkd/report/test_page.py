@@ -19,7 +19,6 @@ from safetensors.torch import load_file, save_file
 from sklearn.metrics import average_precision_score
 
 from pkd.cli.main import main
-from pkd.runs.folder import RunFolder
 from pkd.runs.run import Run
 from pkd.scoring.novelty import novelty_scores
 
@@ -93,7 +92,7 @@ def photos_page(photos, tmp_path_factory):
 
 
 def open_run(folder):
-    return Run(RunFolder.open(folder), device="cpu")
+    return Run.open(folder, device="cpu")
 
 
 @pytest.fixture
@@ -290,7 +289,7 @@ def test_unfinished_run(copy, refused):
     ("change", "word"),
     [
         (lambda results: results.pop("cost"), "lacks 'cost'"),
-        (lambda results: results["members"][0].pop("threshold"), "lacks 'threshold'"),
+        (lambda results: results["members"][1].pop("threshold"), "lacks 'threshold'"),
         (lambda results: results["members"].pop(), "does not fit config.yaml"),
         (lambda results: results["members"][0]["auc"].pop("step2"), "does not fit config.yaml"),
     ],
@@ -318,7 +317,7 @@ def change_tensors(change):
     [
         (lambda path: path.unlink(), "missing"),
         (lambda path: path.write_bytes(path.read_bytes()[:-9]), "truncated"),
-        (change_tensors(lambda tensors: tensors.pop("test_scores")), "lacks scores"),
+        (change_tensors(lambda tensors: tensors["test_scores"].resize_(3, 4)), "does not fit"),
         (change_tensors(lambda tensors: tensors["test_scores"].mul_(-1)), "another AUC"),
         (change_tensors(lambda tensors: tensors["test_scores"][0].fill_(torch.nan)), "not finite"),
     ],
@@ -330,10 +329,23 @@ def test_damaged_checkpoint(copy, refused, damage, word):
     assert (copy / "report.html").read_bytes() == before
 
 
+def test_run_of_an_earlier_version_without_test_scores_and_thresholds(copy):
+    """Both are computed."""
+    remove_scores = change_tensors(lambda tensors: tensors.pop("test_scores"))
+    remove_scores(copy / "checkpoints" / "step1.safetensors")
+    results = json.loads((copy / "results.json").read_text())
+    for member in results["members"]:
+        del member["threshold"]
+    (copy / "results.json").write_text(json.dumps(results))
+    before = (copy / "report.html").read_bytes()
+    assert main(["report", str(copy)]) == 0
+    assert (copy / "report.html").read_bytes() == before
+
+
 def test_images_that_have_changed_since_the_training(photos, tmp_path, refused):
     root = shutil.copytree(photos.parent / "data", tmp_path / "data")
     save(picture(1000, colour=True), root / "test" / "good" / "new.png")
     argv = ["report", photos, "--output", tmp_path / "r.html", "--data-dir"]
-    refused([*argv, root], "not those", "data")
+    refused([*argv, root], "not those", "--data-dir")
     (root / "test" / "good" / "new.png").unlink()
     assert main([str(a) for a in (*argv, root)]) == 0
