@@ -177,7 +177,9 @@ def assert_pass_as_ptx(folder: str, chosen: str, at_least: int) -> None:
         ["-m", "pytest", *options, folder], PKD_PTX="90", CUDA_VISIBLE_DEVICES=""
     )
     assert process.returncode == 0, process.stdout
-    assert int(re.search(r"(\d+) passed", process.stdout)[1]) >= at_least
+    # Tests that count launches are skipped after their comparison.
+    counts = re.findall(r"(\d+) (?:passed|skipped)", process.stdout)
+    assert sum(map(int, counts)) >= at_least, process.stdout
 
 
 def test_one_compiled_op_equals_its_definition():
