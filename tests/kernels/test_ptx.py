@@ -172,7 +172,7 @@ def test_atomic_additions_of_all_blocks():
 
 def assert_pass_as_ptx(folder: str, chosen: str, at_least: int) -> None:
     """Run chosen tests of a folder on PTX for compute capability 9.0."""
-    options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", "not gpu", "-k", chosen]
+    options = ["-q", "-p", "no:cacheprovider", "-n", "0", "-m", "not gpu", "-k", chosen]
     process = subprocesses.run(
         ["-m", "pytest", *options, folder], PKD_PTX="90", CUDA_VISIBLE_DEVICES=""
     )
