@@ -1,4 +1,4 @@
-"""Training through the interpreted kernels equals training through the definitions."""
+"""Training with the interpreted kernels equals training with the reference functions."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -17,16 +17,16 @@ from pkd.training.trainer import Trainer
 
 pytestmark = [
     pytest.mark.usefixtures("double_precision"),
-    pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU nothing is interpreted"),
+    pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU the kernels are compiled"),
 ]
 STEPS = 2
-LAYERS, JUDGED = 12, 4  # of a generator and of a discriminator
+GENERATOR_LAYERS, DISCRIMINATOR_LAYERS = 12, 4
 
 
 def small_trainer(
     structure: str, members: Sequence[Member] = MEMBERS, images: int = STEPS + 1, **options
 ) -> Trainer:
-    """On few images: a frozen teacher's answers to all of them are made by interpreted kernels."""
+    """A trainer on few images: interpreted kernels compute the frozen teacher's outputs of each."""
     data = train_set(members, limit=images)
     return make_trainer(STRUCTURES[structure], members, data=data, **options)
 
@@ -40,22 +40,22 @@ def trained(trainer: Trainer) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture
-def inside_ops(monkeypatch) -> list[str]:
-    """Whatever is launched inside the losses' forward calls of a trainer, hidden copies too."""
-    found = []
+def launches_of_losses(monkeypatch) -> list[str]:
+    """Launches in the forward calls of a trainer's losses, hidden copies included."""
+    launches = []
 
     def watched(op):
         def call(*args, **kwargs):
             with measured() as traffic:
                 result = op(*args, **kwargs)
-            found.extend(traffic.launches)
+            launches.extend(traffic.launches)
             return result
 
         return call
 
     for name in ("generator_loss", "discriminator_loss"):
         monkeypatch.setattr(losses, name, watched(getattr(losses, name)))
-    return found
+    return launches
 
 
 @pytest.mark.parametrize(
@@ -63,22 +63,24 @@ def inside_ops(monkeypatch) -> list[str]:
     [("KDGAN-2", 1, MEMBERS[:1]), ("KDGAN-4", 2, MEMBERS[:2])],
     ids=["one model", "stack"],
 )
-def test_trained_through_kernels_equals_trained_through_definitions(
+def test_training_with_kernels_equals_training_with_the_reference(
     monkeypatch, structure, networks, members
 ):
     expected = trained(small_trainer(structure, members))
     monkeypatch.setattr(dispatch, "BACKEND", "triton")
     trainer = small_trainer(structure, members)
-    found = trained(trainer)
+    actual = trained(trainer)
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-10)
+        torch.testing.assert_close(actual[name], value, rtol=0, atol=1e-10)
     with measured() as traffic:
         trainer.step()
     kernels = Counter(name for name in traffic.launches if not name.startswith("aten"))
-    forward, back = LAYERS + JUDGED, LAYERS + 2 * JUDGED  # D twice: for its own gradient and G's
+    forward = GENERATOR_LAYERS + DISCRIMINATOR_LAYERS
+    # The discriminator twice: for its own gradient and for that of the generator.
+    backward = GENERATOR_LAYERS + 2 * DISCRIMINATOR_LAYERS
     assert kernels == {
         "gather": 1,
-        "conv_layer": networks * (forward + back),
+        "conv_layer": networks * (forward + backward),
         "generator_loss": networks,
         "discriminator_loss": networks,
         "record_step": 1,
@@ -88,25 +90,25 @@ def test_trained_through_kernels_equals_trained_through_definitions(
 
 @pytest.mark.parametrize("members", [MEMBERS[:1], MEMBERS * 10], ids=["M=1", "M=30"])
 def test_a_step_of_kdgan_2_is_43_launches(monkeypatch, members):
-    """Kernels and operations of PyTorch together, for one model and for thirty."""
+    """Kernels and PyTorch operations together, for one model and for thirty."""
     monkeypatch.setattr(dispatch, "BACKEND", "triton")
-    form, seeds = Architecture(1, (1, 1, 1), latent=1), range(len(members))
-    networks = {name: GAN(form, seeds) for name in WIDTHS}
+    architecture, seeds = Architecture(1, (1, 1, 1), latent=1), range(len(members))
+    networks = {name: GAN(architecture, seeds) for name in WIDTHS}
     trainer = small_trainer("KDGAN-2", members, images=1, networks=networks)
     trainer.begin_epoch(0)
-    unit_upstream(trainer.rates[0])  # made once
+    unit_upstream(trainer.rates[0])  # computed once, then cached
     with measured() as traffic:
         trainer.step()
     assert len(traffic.launches) == 43
 
 
 @pytest.mark.parametrize("members", [MEMBERS[:1], MEMBERS], ids=["M=1", "M=3"])
-def test_the_losses_copy_nothing(monkeypatch, inside_ops, members):
-    """One launch each, also of logits that are views of a stack's."""
+def test_the_losses_copy_nothing(monkeypatch, launches_of_losses, members):
+    """One launch each, also for logits that are views of the logits of a stack."""
     monkeypatch.setattr(dispatch, "BACKEND", "triton")
     trainer = small_trainer("KDGAN-2", members)
     trainer.losses()
-    assert inside_ops == ["generator_loss", "discriminator_loss"]
+    assert launches_of_losses == ["generator_loss", "discriminator_loss"]
 
 
 class NoHostReads(TorchDispatchMode):
@@ -117,8 +119,8 @@ class NoHostReads(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)
-def test_a_step_through_kernels_reads_nothing_on_the_host(monkeypatch, structure):
-    """Adam included, which on the reference path does."""
+def test_a_step_with_kernels_reads_nothing_on_the_host(monkeypatch, structure):
+    """Including Adam, whose reference function reads on the host."""
     monkeypatch.setattr(dispatch, "BACKEND", "triton")
     trainer = small_trainer(structure)
     trainer.begin_epoch(0)
