@@ -1,8 +1,10 @@
-"""Packaging: the trainer `pkd` and the kernels `pkd_kernels` (folder kernels/)."""
+"""Packaging of the trainer `pkd` and of its kernels `pkd_kernels` (folder kernels/)."""
 
 from pathlib import Path
 
 from setuptools import find_packages, setup
+
+TENSORBOARD = "tensorboard>=2.16"
 
 setup(
     name="pkdgan",
@@ -11,9 +13,40 @@ setup(
     "with fused Triton kernels for batch-1 training",
     long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
-    packages=[*find_packages(include=["pkd*"]), "pkd_kernels"],
+    author="P-KDGAN contributors",
+    license_expression="MIT",
+    license_files=["LICENSE"],
+    keywords=[
+        "anomaly detection",
+        "CUDA graphs",
+        "GAN",
+        "GANomaly",
+        "knowledge distillation",
+        "novelty detection",
+        "one-class classification",
+        "PyTorch",
+        "Triton",
+    ],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: Console",
+        "Environment :: GPU :: NVIDIA CUDA",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+        "Typing :: Typed",
+    ],
+    packages=[*find_packages(include=["pkd", "pkd.*"]), *find_packages(where="kernels")],
     package_dir={"pkd": "pkd", "pkd_kernels": "kernels/pkd_kernels"},
-    package_data={"pkd.report": ["report.html"]},
+    package_data={"pkd": ["py.typed"], "pkd.report": ["*.html"], "pkd_kernels": ["py.typed"]},
     python_requires=">=3.10",
     install_requires=[
         "torch>=2.11",
@@ -33,10 +66,19 @@ setup(
     ],
     extras_require={
         "export": ["onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.20"],
-        "tensorboard": ["tensorboard>=2.16"],
+        "tensorboard": [TENSORBOARD],
+        "docs": ["sphinx>=8", "myst-parser>=4", "furo>=2024.8"],
         "test": [
-            *("pytest>=8", "pytest-benchmark>=5", "hypothesis>=6", "ruff>=0.9"),
-            "tensorboard>=2.16",
+            "hypothesis>=6",
+            "import-linter>=2.3",
+            "mypy>=1.15",
+            "pytest>=8",
+            "pytest-benchmark>=5",
+            "pytest-timeout>=2.3",
+            "pytest-xdist>=3.6",
+            "ruff>=0.9",
+            TENSORBOARD,
+            "types-PyYAML>=6",
         ],
     },
     entry_points={"console_scripts": ["pkd = pkd.__main__:main"]},

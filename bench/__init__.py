@@ -1,1 +1,1 @@
-"""Benchmarks: what is measured, and the peers it is measured against."""
+"""Benchmarks of the project and its peers."""

@@ -1,11 +1,11 @@
-"""The training loop a user would write by hand: a peer for benchmarks, an oracle for tests.
+"""The plain training loop: the baseline of the benchmarks and the reference of the tests.
 
-Ordinary torch modules, losses and optimizers, one model at a time, in the order of GANomaly's
-published code. Nothing of `pkd`'s layers or losses is used, so that agreement means something.
+It uses ordinary torch modules, losses and optimizers, one model at a time, in the order of
+GANomaly's published code. It shares no layer and no loss with `pkd`, so the two are independent.
 
-Where a choice was free, it is the faster one, so that nobody's speed is inflated: images lie on the
-device as floats, indexed without a DataLoader; the real features are constants of L_g from the
-start; no loss is read back.
+Free choices are made in favour of speed, so that the baseline is not slower than necessary: images
+are floats on the device, indexed without a DataLoader; the features of real images are constants in
+L_g; losses are never read back.
 """
 
 from collections.abc import Callable, Iterable
@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from pkd.training.structures import Structure
 
-NORMS = {
+NORMS: dict[str, Callable[[int], nn.Module]] = {
     "instance": lambda channels: nn.InstanceNorm2d(channels, affine=True),
-    # Statistics of the batch always, as in GANomaly, whose published code never leaves training
-    # mode. At batch size 1 this is instance normalisation by another route.
+    # Always with batch statistics: GANomaly's published code never leaves training mode. At batch
+    # size 1 this equals instance normalisation.
     "batch": lambda channels: nn.BatchNorm2d(channels, track_running_stats=False),
 }
 
@@ -32,7 +32,10 @@ def encoder(
     norm: str = "instance",
     norm_first: bool = True,
 ) -> nn.Sequential:
-    """(N, channels, 32, 32) to (N, outputs, 1, 1); an encoder, or a discriminator."""
+    """Return a network from (N, channels, 32, 32) to (N, outputs, 1, 1).
+
+    It serves as encoder and, with one output, as discriminator.
+    """
     a, b, c = widths
     normalise = NORMS[norm]
     return nn.Sequential(
@@ -52,7 +55,7 @@ def encoder(
 def decoder(
     channels: int, widths: tuple[int, int, int], latent: int, norm: str = "instance"
 ) -> nn.Sequential:
-    """(N, latent, 1, 1) to (N, channels, 32, 32) in [-1, 1]."""
+    """Return a network from (N, latent, 1, 1) to (N, channels, 32, 32) in [-1, 1]."""
     a, b, c = widths
     normalise = NORMS[norm]
     return nn.Sequential(
@@ -71,7 +74,7 @@ def decoder(
 
 
 class Outputs(NamedTuple):
-    """Of a generator: z1 = G_E(x), xh = G_D(z1), z2 = G_R(xh)."""
+    """Outputs of a generator: z1 = G_E(x), xh = G_D(z1), z2 = G_R(xh)."""
 
     z1: Tensor
     xh: Tensor
@@ -79,29 +82,38 @@ class Outputs(NamedTuple):
 
 
 class PlainGenerator(nn.Module):
-    """Encoder, decoder, re-encoder."""
+    """Encoder, decoder and second encoder."""
 
-    def __init__(self, channels, widths, latent, norm, norm_first):
+    def __init__(
+        self,
+        channels: int,
+        widths: tuple[int, int, int],
+        latent: int,
+        norm: str,
+        norm_first: bool,
+    ):
         super().__init__()
         self.encoder = encoder(channels, widths, latent, norm, norm_first)
         self.decoder = decoder(channels, widths, latent, norm)
         self.reencoder = encoder(channels, widths, latent, norm, norm_first)
 
     def forward(self, x: Tensor) -> Outputs:
+        """Reconstruct images (N, C, 32, 32) in [-1, 1]."""
         z1 = self.encoder(x)
         xh = self.decoder(z1)
         return Outputs(z1, xh, self.reencoder(xh))
 
 
 class PlainDiscriminator(nn.Module):
-    """Logit, and the feature map before the classifier."""
+    """Discriminator: feature layers and a classifier convolution."""
 
-    def __init__(self, channels, widths, norm, norm_first):
+    def __init__(self, channels: int, widths: tuple[int, int, int], norm: str, norm_first: bool):
         super().__init__()
         *features, classifier = encoder(channels, widths, 1, norm, norm_first)
         self.features, self.classifier = nn.Sequential(*features), classifier
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits (N,) and the feature maps before the classifier."""
         features = self.features(x)
         return self.classifier(features).flatten(), features
 
@@ -123,9 +135,10 @@ class PlainGAN(nn.Module):
 
 
 def member_parameters(stacked: nn.Module, member: int, stack: int) -> list[Tensor]:
-    """One member's parameters of a stacked network, whose parameters are `stack` equal blocks.
+    """Return views of one member's parameters in a stacked network.
 
-    Views, in the order in which a plain network of the same form has its own.
+    A parameter of a stacked network consists of `stack` equal blocks, one for each member. The
+    order is that of a plain network of the same architecture.
     """
     return [
         p.detach().view(stack, p.shape[0] // stack, *p.shape[1:])[member]
@@ -135,91 +148,117 @@ def member_parameters(stacked: nn.Module, member: int, stack: int) -> list[Tenso
 
 @torch.no_grad()
 def copy_parameters(plain: nn.Module, values: Iterable[Tensor]) -> None:
-    """Copy `member_parameters` into a plain network; a shape that differs raises."""
+    """Copy parameters, see `member_parameters`, into a plain network.
+
+    Raises:
+        ValueError: a shape differs.
+    """
     for p, value in zip(plain.parameters(), values, strict=True):
         if p.shape != value.shape:
-            raise ValueError(f"a parameter of shape {tuple(p.shape)} got {tuple(value.shape)}")
+            raise ValueError(
+                f"cannot copy shape {tuple(value.shape)} into a parameter of shape {tuple(p.shape)}"
+            )
         p.copy_(value)
 
 
 def largest_difference(plain: nn.Module, values: Iterable[Tensor]) -> float:
-    """Largest absolute difference between a plain network's parameters and `values`."""
+    """Return the largest absolute difference between a network's parameters and `values`."""
     pairs = zip(plain.parameters(), values, strict=True)
     return max((p.detach() - value).abs().max().item() for p, value in pairs)
 
 
-Judge = Callable[[Tensor], tuple[Tensor, Tensor]]  # what a discriminator does
+Discriminator = Callable[[Tensor], tuple[Tensor, Tensor]]  # images to logits and features
 
 
 def l1(a: Tensor, b: Tensor, reduction: str) -> Tensor:
+    """Mean absolute error ("mean"), or the mean of the L1 norms of the images ("norm")."""
     if reduction == "mean":
         return F.l1_loss(a, b)
     return (a - b).flatten(1).norm(p=1, dim=1).mean()
 
 
 def l2(a: Tensor, b: Tensor, reduction: str) -> Tensor:
+    """Mean squared error ("mean"), or the mean of the L2 norms of the images ("norm")."""
     if reduction == "mean":
         return F.mse_loss(a, b)
     return (a - b).flatten(1).norm(p=2, dim=1).mean()
 
 
 class PlainNetwork:
-    """A GAN with its two optimizers, and one training step of both.
+    """A GAN with its two optimizers and one training step.
 
     Args:
-        own: whether L_g and L_d are on; without them the discriminator is not run.
-        weights: of con, enc, adv, k1, kx, k2 (Eqs. 5 and 6).
-        adam: makes an optimizer of parameters, lr and betas.
+        gan: the networks.
+        adversarial: train with L_g and L_d; without them the discriminator does not run.
+        lr: learning rate.
+        betas: decay rates of Adam.
+        weights: weights of con, enc, adv, k1, kx, k2 (Eqs. 5 and 6).
+        reduction: "mean" or "norm".
+        adam: function of parameters, lr and betas that returns an optimizer.
     """
 
     def __init__(
         self,
         gan: PlainGAN,
-        own: bool,
+        adversarial: bool,
         lr: float,
         betas: tuple[float, float],
         weights: tuple[float, ...],
         reduction: str,
         adam: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
     ):
-        self.gan, self.own, self.weights, self.reduction = gan, own, weights, reduction
+        self.gan, self.adversarial = gan, adversarial
+        self.weights, self.reduction = weights, reduction
         self.optimizer_g = adam(gan.generator.parameters(), lr=lr, betas=betas)
         self.optimizer_d = adam(gan.discriminator.parameters(), lr=lr, betas=betas)
 
     def step(self, x: Tensor, target: Outputs | None) -> Outputs:
-        """Update on images x (N, C, 32, 32), distilling from `target`; returns what G made of x.
+        """Update both networks on images x (N, C, 32, 32).
 
-        D's loss is that of its weights before the step, on the fakes of G before its update.
+        D learns from the reconstructions that G computed before its update.
+
+        Args:
+            x: images in [-1, 1].
+            target: outputs of the teacher on x, to distil from; or None.
+
+        Returns:
+            The outputs of G before its update, detached.
         """
-        made = self.gan.generator(x)
+        outputs = self.gan.generator(x)
         self.optimizer_g.zero_grad()
-        self.generator_loss(x, made, target).backward()
+        self.generator_loss(x, outputs, target).backward()
         self.optimizer_g.step()
-        if self.own:
-            self.optimizer_d.zero_grad()  # also of what the adversarial loss has left there
-            self.discriminator_loss(x, made.xh.detach()).backward()
+        if self.adversarial:
+            self.optimizer_d.zero_grad()  # S_adv has left gradients of G's loss in D
+            self.discriminator_loss(x, outputs.xh.detach()).backward()
             self.optimizer_d.step()
-        return Outputs(*(t.detach() for t in made))
+        return Outputs(*(t.detach() for t in outputs))
 
-    def discriminator_loss(self, x: Tensor, fake: Tensor, judge: Judge | None = None) -> Tensor:
-        """L_d = BCE(D(x), 1) + BCE(D(xh), 0); `judge` takes D's place."""
-        judge = judge or self.gan.discriminator
-        real_logit, _ = judge(x)
-        fake_logit, _ = judge(fake)
+    def discriminator_loss(
+        self, x: Tensor, fake: Tensor, discriminator: Discriminator | None = None
+    ) -> Tensor:
+        """L_d = BCE(D(x), 1) + BCE(D(xh), 0); `discriminator` replaces D."""
+        discriminator = discriminator or self.gan.discriminator
+        real_logit, _ = discriminator(x)
+        fake_logit, _ = discriminator(fake)
         real = F.binary_cross_entropy_with_logits(real_logit, torch.ones_like(real_logit))
         return real + F.binary_cross_entropy_with_logits(fake_logit, torch.zeros_like(fake_logit))
 
     def generator_loss(
-        self, x: Tensor, made: Outputs, target: Outputs | None, judge: Judge | None = None
+        self,
+        x: Tensor,
+        outputs: Outputs,
+        target: Outputs | None,
+        discriminator: Discriminator | None = None,
     ) -> Tensor:
-        """L_g, K_l, or both; `judge` takes D's place."""
-        (z1, xh, z2), reduction = made, self.reduction
+        """L_g, K_l, or their sum; `discriminator` replaces D."""
+        (z1, xh, z2), reduction = outputs, self.reduction
         con, enc, adv, k1, kx, k2 = self.weights
-        judge = judge or self.gan.discriminator
-        loss = 0.0
-        if self.own:
-            _, f_real = judge(x)
-            _, f_fake = judge(xh)
+        discriminator = discriminator or self.gan.discriminator
+        loss = 0.0  # not a tensor: adding one would cost the baseline a launch
+        if self.adversarial:
+            _, f_real = discriminator(x)
+            _, f_fake = discriminator(xh)
             loss = loss + con * l1(xh, x, reduction)
             loss = loss + enc * l2(z1, z2, reduction)
             loss = loss + adv * l2(f_fake, f_real.detach(), reduction)
@@ -231,12 +270,17 @@ class PlainNetwork:
 
 
 class PlainLoop:
-    """Trains one model with one structure; a frozen teacher is run in every step.
+    """Train one model with one structure; a frozen teacher runs in every step.
 
     Args:
-        teacher: may be None where nothing needs one.
-        student: may be None where only the teacher is trained.
-        network: what trains each of them: `PlainNetwork`, or a peer of its form.
+        structure: the losses that are on.
+        teacher: None if the structure uses no teacher.
+        student: None if the structure trains the teacher alone.
+        lr: learning rate.
+        betas: decay rates of Adam.
+        weights: weights of con, enc, adv, k1, kx, k2.
+        reduction: "mean" or "norm".
+        network: trainer of one GAN, with the signature of `PlainNetwork`.
     """
 
     def __init__(
@@ -253,18 +297,19 @@ class PlainLoop:
     ):
         options = (lr, betas, weights, reduction)
         self.structure, self.teacher = structure, teacher
-        self.learning_teacher = network(teacher, True, *options) if structure.teacher else None
-        trains = "student" in structure.trained
-        self.student = network(student, structure.student, *options) if trains else None
+        self.trained_teacher = network(teacher, True, *options) if structure.teacher else None
+        trains_student = "student" in structure.trained
+        self.student = network(student, structure.student, *options) if trains_student else None
 
     def step(self, x: Tensor, target: Outputs | None = None) -> None:
-        """One update of every trained network on images x (N, C, 32, 32) in [-1, 1].
+        """Update every trained network once.
 
         Args:
-            target: a frozen teacher's outputs where they are known; else it is run.
+            x: images (N, C, 32, 32) in [-1, 1].
+            target: outputs of a frozen teacher on x if they are cached; by default it runs.
         """
-        if self.learning_teacher is not None:
-            target = self.learning_teacher.step(x, None)
+        if self.trained_teacher is not None:
+            target = self.trained_teacher.step(x, None)
         elif self.structure.distill and target is None:
             with torch.no_grad():
                 target = self.teacher.generator(x)

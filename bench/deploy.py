@@ -1,10 +1,10 @@
-"""Size on disk and time for one image of teachers and students, in PyTorch and in ONNX Runtime.
+"""Measure file size and scoring time of teachers and students, in PyTorch and ONNX Runtime.
 
     python -m bench.deploy
 
-Weights are fresh and pixels random: neither size nor time depends on them. Every exported graph is
-first checked against PyTorch; then all are timed in turn, again and again, on one thread. What is
-measured is processor time, which on one thread is what a call takes where nothing else runs.
+Weights and pixels are random: neither size nor time depends on them. Every exported model is first
+compared with PyTorch. Then all models score one image in turn, several times, on one thread. The
+measured time is processor time, which on one thread equals the wall time of an idle machine.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from pkd.models.ganomaly import GAN, Architecture
 from pkd.models.paper import PAPER_STUDENTS, TEACHER_WIDTHS
 from pkd.scoring.single import Scorer, score_function
 
-# The paper's students, and its largest on grey images too, each after its teacher.
+# The paper's students, and its largest also for grey images; each group starts with its teacher.
 NETWORKS = [
     (channels, widths)
     for channels, students in (
@@ -40,9 +40,10 @@ BURST_SECONDS = 0.02
 
 
 def build(architecture: Architecture) -> tuple[dict[str, ScoreFunction], int]:
-    """A network in every runtime, and the size of its ONNX file in bytes.
+    """Return a network's score function in every runtime, and the bytes of its ONNX file.
 
-    Exits with a message where ONNX Runtime's scores differ from PyTorch's.
+    Raises:
+        SystemExit: the scores of ONNX Runtime differ from those of PyTorch.
     """
     scorer = Scorer(GAN(architecture, [0]).generator)
     info = DetectorInfo(
@@ -51,18 +52,14 @@ def build(architecture: Architecture) -> tuple[dict[str, ScoreFunction], int]:
     content, in_onnx = to_onnx(scorer, info, torch.uint8)
     images = random_images(architecture, 8)
     in_pytorch = score_function(scorer, flops=cost(architecture).flops)
-    apart = relative_difference(in_onnx, images, in_pytorch(images))
-    if not apart <= TOLERANCE:
-        raise SystemExit(f"{architecture.widths}: ONNX Runtime differs by {apart:.1e}")
-    runtimes = {
-        "PyTorch": in_pytorch,
-        "ONNX Runtime": in_onnx,
-    }
-    return runtimes, len(content)
+    error = relative_difference(in_onnx, images, in_pytorch(images))
+    if not error <= TOLERANCE:
+        raise SystemExit(f"{architecture.widths}: ONNX Runtime differs by {error:.1e}")
+    return {"PyTorch": in_pytorch, "ONNX Runtime": in_onnx}, len(content)
 
 
 def random_images(architecture: Architecture, count: int) -> np.ndarray:
-    """(count, C, H, W) uint8."""
+    """Return images (count, C, H, W) uint8."""
     shape = (count, architecture.channels, architecture.image_size, architecture.image_size)
     return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
@@ -70,7 +67,7 @@ def random_images(architecture: Architecture, count: int) -> np.ndarray:
 def interleaved(
     entries: dict[Hashable, Callable[[], Any]], repeats: int
 ) -> dict[Hashable, list[float]]:
-    """Seconds a call of every entry in every repeat, in a burst of calls."""
+    """Return the seconds per call of every entry in every repeat, in bursts of calls."""
     counts = {
         key: max(1, round(BURST_SECONDS / min(burst(entry, 3) for _ in range(3))))
         for key, entry in entries.items()
@@ -78,13 +75,13 @@ def interleaved(
     times: dict[Hashable, list[float]] = {key: [] for key in entries}
     for _ in range(repeats):
         for key, entry in entries.items():
-            entry()  # the caches hold what ran before
+            entry()  # the caches still hold data of the entry before
             times[key].append(burst(entry, counts[key]))
     return times
 
 
 def burst(entry: Callable[[], Any], count: int) -> float:
-    """Mean seconds of processor time of that many calls."""
+    """Return the mean processor time of that many calls, in seconds."""
     start = time.process_time()
     for _ in range(count):
         entry()
@@ -92,7 +89,7 @@ def burst(entry: Callable[[], Any], count: int) -> float:
 
 
 def measure(repeats: int) -> list[dict[str, Any]]:
-    """A row for each network; `ms` has three quartiles of milliseconds, by runtime."""
+    """Return a row for each network; `ms` has three quartiles in milliseconds by runtime."""
     rows, entries = [], {}
     for number, (channels, widths) in enumerate(NETWORKS):
         architecture = Architecture(channels, widths)
@@ -115,13 +112,13 @@ def measure(repeats: int) -> list[dict[str, Any]]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The rows in Markdown, each student against the teacher above it."""
+    """Format the rows in Markdown; each student is compared with the teacher above it."""
     runtimes = list(rows[0]["ms"])
     lines = [["network", "images", "FLOPs", "ONNX file", *runtimes], ["---"] * (4 + len(runtimes))]
     for row in rows:
         if row["network"] == "teacher":
             teacher = row
-        against = {
+        ratios = {
             "flops": f"1/{teacher['flops'] / row['flops']:.0f}",
             **{name: f"{teacher['ms'][name][1] / row['ms'][name][1]:.1f}x" for name in runtimes},
         }
@@ -129,27 +126,28 @@ def table(rows: list[dict[str, Any]]) -> str:
             [
                 f"{row['network']} {row['widths']}",
                 "grey" if row["channels"] == 1 else "RGB",
-                against["flops"],
+                ratios["flops"],
                 f"{row['bytes'] / 1e6:.2f} MB",
-                *(f"{row['ms'][name][1]:.3f} ms, {against[name]}" for name in runtimes),
+                *(f"{row['ms'][name][1]:.3f} ms, {ratios[name]}" for name in runtimes),
             ]
         )
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def main() -> None:
+    """Measure, print the table, and write --json."""
     parser = argparse.ArgumentParser(
         prog="python -m bench.deploy", description=__doc__.split("\n")[0]
     )
     parser.add_argument("--repeats", type=int, default=50, help="default %(default)s")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was measured here")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    rows, around = measure(args.repeats), environment(torch.device("cpu"))
-    around["versions"]["onnxruntime"] = installed("onnxruntime")
+    rows, machine = measure(args.repeats), environment(torch.device("cpu"))
+    machine["versions"]["onnxruntime"] = installed("onnxruntime")
     print(table(rows))
     if args.json:
-        result = {"repeats": args.repeats, "environment": around, "rows": rows}
+        result = {"repeats": args.repeats, "environment": machine, "rows": rows}
         args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 

@@ -1,11 +1,13 @@
-"""`python -m bench.gpu --out DIR`: GPU tests and every benchmark, as JSON files.
+"""`python -m bench.gpu --out DIR`: run GPU tests and all benchmarks; write JSON files.
 
-It stays under eight minutes: a benchmark that the time no longer allows for is left out, one that
-hangs is ended with what it started, and the tables say "not run". The files are written as results
-come, gpu-NAME.json (tests and ops) and ladder-NAME.json (training steps): copy them into
-bench/results/ and run `python -m bench.report`. What failed is named there and at the end of what
-is printed. The exit code is 1 if a test failed or was not run, a contender disagreed with the
-definition or a rung of the ladder failed; a peer that fails is shown as failed.
+The command takes less than eight minutes. Benchmarks for which no time is left are skipped, and a
+benchmark that hangs is killed with its child processes; the tables show both as "not run". Results
+are written as they are measured, to gpu-NAME.json (tests and ops) and ladder-NAME.json (training
+steps). Copy the files into bench/results/ and run `python -m bench.tables`.
+
+Failed tests are listed in gpu-NAME.json and at the end of the output. The exit code is 1 if a test
+failed or was not run, a contender differed from the reference, or a rung of the ladder failed. A
+peer that fails is shown as failed and does not change the exit code.
 """
 
 import argparse
@@ -18,37 +20,49 @@ import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 import triton
 
-from bench.shared_tests import in_words, results
+from bench.pytest_gpu import Results, describe, read_events, result_log_option, results
 from bench.step import commit
 
 ROOT = Path(__file__).parent.parent
-# Seconds; what the others leave is the ladder's.
+# Time limits in seconds. The ladder takes the rest of TOTAL_S.
 TOTAL_S, TESTS_S, OPS_S, SANITIZER_S = 460, 130, 90, 30
-MARGIN_S = 20  # to begin, and to end by itself
-STOPPED = 124  # exit code of what ran out of time
-PROCESSES, PROCESS_BYTES = 8, 4 * 2**30  # at most; of GPU memory, enough for the largest test
+TEST_S = 60  # of one test
+MARGIN_S = 20  # for the start and the regular end of a command
+STOPPED = 124  # exit code of a command that was killed at its time limit
+MAX_PROCESSES = 8
+PROCESS_BYTES = 4 * 2**30  # GPU memory of one process, enough for the largest test
 PYTEST = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider"]
-PYTEST += ["-p", "bench.shared_tests", "--continue-on-collection-errors"]
+PYTEST += ["-p", "bench.pytest_gpu", "--continue-on-collection-errors"]
 
 
 def run(command: list[str], timeout: float, **environment: str) -> tuple[int, str]:
-    """Exit code and output, which is printed, of a command run at the root.
+    """Run a command at the root of the repository and print its output.
 
-    At the end of its time it is killed, and with it every process that it has started.
+    At the time limit the command and all processes that it started are killed.
+
+    Args:
+        command: program and arguments.
+        timeout: time limit in seconds.
+        environment: additional environment variables.
+
+    Returns:
+        Exit code and output.
     """
+    # pytest's variables, of a test that calls this function, would make pytest a worker of xdist.
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
+    # A process that is killed loses what is in its buffer.
+    inherited["PYTHONUNBUFFERED"] = "1"
     with tempfile.TemporaryFile("w+", errors="replace") as output:
         process = subprocess.Popen(
             command,
             cwd=ROOT,
-            # What a process that is killed has in its buffer is lost.
-            env=os.environ | {"PYTHONUNBUFFERED": "1"} | environment,
+            env=inherited | environment,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -67,105 +81,120 @@ def run(command: list[str], timeout: float, **environment: str) -> tuple[int, st
     return code, text
 
 
-def shared(
-    folder: Path, tests: list[str], processes: int, seconds: float, **environment: str
-) -> dict[str, Any]:
-    """What became of tests that some processes share, see `bench.shared_tests`.
+def run_tests(
+    log: Path, arguments: list[str], seconds: float, workers: int = 0, **environment: str
+) -> Results:
+    """Run tests with pytest and return their results, see `bench.pytest_gpu.results`.
 
-    A process that breaks down, as an illegal access to the GPU's memory makes it do, is replaced by
-    another for the tests that are left, as long as that gets any further.
+    Args:
+        log: file for the results, see `bench.pytest_gpu`.
+        arguments: tests and options of pytest.
+        seconds: time limit.
+        workers: processes of pytest-xdist. Without workers (pytest-benchmark measures nothing in
+            them) pytest starts again after a crash, for the remaining tests.
+        environment: additional environment variables.
     """
-    start, command = time.time(), [*PYTEST, "--share", str(folder), *tests]
-    environment["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // processes))
-
-    def work(_: int) -> None:
-        done = -1
-        while done < (begun := len([*folder.glob("*.jsonl")])):
-            done = begun
-            left = start + seconds - time.time()
-            code, _ = run(command, left, **environment)
-            if code in (0, 1, STOPPED):
-                return
-
-    with ThreadPoolExecutor(processes) as pool:
-        for _ in pool.map(work, range(processes)):
-            pass
-    return results(folder) | {"processes": processes, "seconds": round(time.time() - start)}
+    start = time.time()
+    threads = max(1, len(os.sched_getaffinity(0)) // max(1, workers))
+    command = [*PYTEST, result_log_option(log), "-n", str(workers), *arguments]
+    finished, progress = False, True
+    while not finished and progress:
+        known = len(read_events(log))
+        left = start + seconds - time.time()
+        code, _ = run(command, left, OMP_NUM_THREADS=str(threads), **environment)
+        events = read_events(log)[known:]
+        finished = code == STOPPED or any("finished" in event for event in events)
+        progress = any("started" in event for event in events)
+    return results(log) | {"processes": max(1, workers), "seconds": round(time.time() - start)}
 
 
-def gpu_tests(folder: Path) -> dict[str, Any]:
-    """Results of all GPU tests: on every core one compiles, if the GPU's memory suffices."""
+def gpu_tests(folder: Path) -> Results:
+    """Run all GPU tests; as they mostly compile, on every core for which GPU memory suffices."""
     free, _ = torch.cuda.mem_get_info()
-    processes = min(PROCESSES, len(os.sched_getaffinity(0)), free // PROCESS_BYTES)
-    return shared(folder, ["tests", "-m", "gpu"], max(1, processes), TESTS_S)
+    workers = min(MAX_PROCESSES, len(os.sched_getaffinity(0)), free // PROCESS_BYTES)
+    arguments = ["tests", "-m", "gpu", "--dist", "worksteal", "--max-worker-restart", "1000"]
+    # By a thread: a signal does not interrupt a call that waits for the GPU.
+    arguments += ["--timeout", str(TEST_S), "--timeout-method", "thread"]
+    return run_tests(folder / "tests.jsonl", arguments, TESTS_S, max(1, workers))
 
 
 def sanitized(folder: Path) -> tuple[int, str]:
-    """A few of the GPU tests under compute-sanitizer, where it is installed.
+    """Run a few GPU tests under compute-sanitizer, if it is installed.
 
     Returns:
-        1 if it or a test found an error, else 0; and what there is to say.
+        1 if the tool or a test found an error, else 0; and a summary.
     """
     tool = shutil.which("compute-sanitizer")
     if tool is None:
         return 0, "not installed"
-    few = "cuda and float32 and (every_geometry or equals_definition)"
-    few += " and (not generator_loss or 2-3-35-9 or 5-1-300)"
-    command = [tool, "--error-exitcode", "9", *PYTEST, "--share", str(folder)]
-    # Memory of its own for every tensor: within a cached block the tool sees no overrun.
-    uncached = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    code, text = run([*command, "tests/kernels", "-m", "gpu", "-k", few], SANITIZER_S, **uncached)
-    return sanitizer_says(code, text, results(folder))
+    selection = "cuda and float32 and (every_geometry or equals_definition)"
+    selection += " and (not generator_loss or 2-3-35-9 or 5-1-300)"
+    log = folder / "sanitizer.jsonl"
+    command = [tool, "--error-exitcode", "9", *PYTEST, "-n", "0", result_log_option(log)]
+    command += ["tests/kernels", "-m", "gpu", "-k", selection]
+    # A separate allocation for every tensor: the tool sees no overrun within a cached block.
+    code, text = run(command, SANITIZER_S, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
+    return sanitizer_summary(code, text, results(log))
 
 
-def sanitizer_says(code: int, text: str, found: dict[str, Any]) -> tuple[int, str]:
-    """The like of "stopped after 30 s: 20 passed, 8 not run; no error"."""
-    said = re.findall(r"^={9} (?!COMPUTE-SANITIZER|ERROR SUMMARY: 0)(\w.*[^=\s])\s*$", text, re.M)
-    if not said and code not in (0, STOPPED):
-        said = [f"exit code {code}"]
+def sanitizer_summary(code: int, text: str, counts: Results) -> tuple[int, str]:
+    """Summarise the output of compute-sanitizer.
+
+    Returns:
+        1 or 0 as in `sanitized`; and a text such as
+        "stopped after 30 s: 20 passed, 8 not run; no error".
+    """
+    errors = re.findall(
+        r"^={9} (?!COMPUTE-SANITIZER|ERROR SUMMARY: 0)(\w.*[^=\s])\s*$", text, re.MULTILINE
+    )
+    if not errors and code not in (0, STOPPED):
+        errors = [f"exit code {code}"]
     stopped = f"stopped after {SANITIZER_S} s: " if code == STOPPED else ""
-    error = said[0] if said else "no error"
-    return int(bool(said) or found["failed"] > 0), f"{stopped}{in_words(found)}; {error}"
+    error = errors[0] if errors else "no error"
+    return int(bool(errors) or counts["failed"] > 0), f"{stopped}{describe(counts)}; {error}"
 
 
-def op_rows(folder: Path, seconds: float) -> tuple[dict[str, Any], list[dict]]:
-    """Results of the benchmarks of the ops, and the rows that they have measured in time."""
+def op_rows(folder: Path, seconds: float) -> tuple[Results, list[dict[str, Any]]]:
+    """Run the benchmarks of the ops; return their results as tests, and the measured rows."""
     file = folder / "rows.jsonl"
-    found = shared(
-        folder / "share",
+    counts = run_tests(
+        folder / "ops.jsonl",
         ["bench/test_ops.py"],
-        1,
         seconds,
         PKD_BENCH_DEADLINE=str(time.time() + seconds - MARGIN_S),
         PKD_BENCH_ROWS=str(file),
     )
     lines = file.read_text().splitlines() if file.exists() else []
-    return found, joined([json.loads(line) for line in lines])
+    return counts, joined([json.loads(line) for line in lines])
 
 
-def joined(rows: list[dict]) -> list[dict]:
-    """Times of a call and its launches, which come later, in one row."""
-    calls: dict[tuple, dict] = {}
+def joined(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Join the row of a call's times with the later row of its launches."""
+    calls: dict[tuple, dict[str, Any]] = {}
     for row in rows:
-        about = tuple(row[key] for key in ("op", "direction", "batch", "stack", "contender"))
-        calls.setdefault(about, {}).update(row)
+        labels = tuple(row[key] for key in ("op", "direction", "batch", "stack", "contender"))
+        calls.setdefault(labels, {}).update(row)
     return list(calls.values())
 
 
 def ladder(file: Path, seconds: float) -> int:
-    """Exit code of `python -m bench.step --ladder`; it writes the file anew after every cell."""
+    """Run `python -m bench.step --ladder`, which rewrites `file` after every cell.
+
+    Returns:
+        The exit code; 0 if the command was stopped at its time limit.
+    """
     options = ["--ladder", "--budget", str(seconds - MARGIN_S), "--json", str(file)]
     code, _ = run([sys.executable, "-m", "bench.step", *options], seconds)
     return 0 if code == STOPPED else code
 
 
 def main() -> int:
-    """Run all of it."""
+    """Run tests, ops, compute-sanitizer and the ladder; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     out = parser.parse_args().out.absolute()
     if not torch.cuda.is_available():
-        sys.exit("bench.gpu: no NVIDIA GPU here")
+        sys.exit("bench.gpu: this machine has no NVIDIA GPU")
     end = time.time() + TOTAL_S
     out.mkdir(parents=True, exist_ok=True)
     name = torch.cuda.get_device_name()
@@ -180,28 +209,27 @@ def main() -> int:
         "commit": commit(),
     }
 
-    def add(**found) -> None:
-        result.update(found)
+    def save(**values: Any) -> None:
+        result.update(values)
         path.write_text(json.dumps(result, indent=1) + "\n")
 
-    add(tests=None, op_tests=None, sanitizer="not run", rows=[])
-    with tempfile.TemporaryDirectory() as folder:
-        tests = gpu_tests(Path(folder))
-    add(tests=tests)
-    with tempfile.TemporaryDirectory() as folder:
-        op_tests, rows = op_rows(Path(folder), OPS_S)
-    add(op_tests=op_tests, rows=rows)
-    with tempfile.TemporaryDirectory() as folder:
-        sanitizer_code, sanitizer = sanitized(Path(folder))
-    add(sanitizer=sanitizer)
+    save(tests=None, op_tests=None, sanitizer="not run", rows=[])
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        tests = gpu_tests(folder)
+        save(tests=tests)
+        op_tests, rows = op_rows(folder, OPS_S)
+        save(op_tests=op_tests, rows=rows)
+        sanitizer_code, sanitizer = sanitized(folder)
+        save(sanitizer=sanitizer)
     ladder_code = ladder(out / f"ladder-{slug}.json", end - time.time())
-    for one in tests["failures"] + op_tests["failures"]:
-        print(f"{one['test']}: {one['error']}")
-    print(f"GPU tests: {in_words(tests)}. Benchmarks of ops: {in_words(op_tests)}.")
+    for failure in tests["failures"] + op_tests["failures"]:
+        print(f"{failure['test']}: {failure['error']}")
+    print(f"GPU tests: {describe(tests)}. Benchmarks of ops: {describe(op_tests)}.")
     print(f"compute-sanitizer: {sanitizer}.")
-    print(f"{len(rows)} rows of ops in {path}; the ladder is beside it")
-    fine = tests["passed"] and not (tests["failures"] or tests["not_run"] or op_tests["failed"])
-    return int(not fine or bool(sanitizer_code or ladder_code))
+    print(f"{len(rows)} rows of ops in {path}; the ladder is in the same folder")
+    complete = tests["passed"] and not (tests["failures"] or tests["not_run"])
+    return int(not complete or bool(op_tests["failed"] or sanitizer_code or ladder_code))
 
 
 if __name__ == "__main__":

@@ -1,22 +1,32 @@
-"""What the benchmarks of the ops compute, in the sizes of the 8-16-64 student; graph capture."""
+"""Inputs and PyTorch peers of the op benchmarks, in the sizes of the 8-16-64 student."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from pkd_kernels import reference, unit_upstream
+from pkd_kernels import reference, unit_grad
 from torch import Tensor
 
 IMAGE, LATENT, FEATURE = 3 * 32 * 32, 256, 64 * 16
 
-SHAPES = ((1, 1), (16, 1), (64, 1), (1, 30), (1, 128))  # images, stacked models
+SHAPES = ((1, 1), (16, 1), (64, 1), (1, 30), (1, 128))  # (batch size, stacked models)
 
 
 def plain_generator_loss(
-    x, xh, z1, z2, f_real, f_fake, *, teacher, weights, reduction="mean", stack=1
+    x: Tensor,
+    xh: Tensor,
+    z1: Tensor,
+    z2: Tensor,
+    f_real: Tensor,
+    f_fake: Tensor,
+    *,
+    teacher: tuple[Tensor, Tensor, Tensor],
+    weights: Tensor,
+    reduction: str = "mean",
+    stack: int = 1,
 ) -> tuple[Tensor, Tensor]:
-    """The six terms in as few of PyTorch's operations as we know, all of them on: the peer."""
+    """All six terms of the generator loss in the fewest PyTorch operations known to us."""
     t1, tx, t2 = teacher
 
     def distance(a: Tensor, b: Tensor, elementwise: Callable, order: int) -> Tensor:
@@ -27,7 +37,7 @@ def plain_generator_loss(
             return torch.linalg.vector_norm(rows, order, dim=2).mean(0)
         return elementwise(a, b, reduction="none").view(len(a), stack, -1).mean((0, 2))
 
-    terms = (
+    distances = (
         distance(xh, x, F.l1_loss, 1),
         distance(z1, z2, F.mse_loss, 2),
         distance(f_fake, f_real, F.mse_loss, 2),
@@ -35,12 +45,12 @@ def plain_generator_loss(
         distance(xh, tx, F.l1_loss, 1),
         distance(z2, t2, F.mse_loss, 2),
     )
-    terms = torch.stack(terms, -1).view(stack, len(terms))
+    terms = torch.stack(distances, -1).view(stack, len(distances))
     return terms @ weights, terms.detach()
 
 
 def plain_novelty_score(z1: Tensor, z2: Tensor, *, stack: int = 1) -> Tensor:
-    """The novelty score in two operations of PyTorch: the peer."""
+    """The novelty score in two PyTorch operations."""
     return F.mse_loss(z1, z2, reduction="none").view(len(z1), stack, -1).mean(2)
 
 
@@ -52,21 +62,22 @@ PLAIN = {
 
 
 @dataclass
-class Problem:
-    """One op on given inputs.
+class OpCase:
+    """One op with fixed inputs.
 
     Attributes:
-        loss: makes of an op with the signature of `reference`'s the function of the leaves.
-        leaves: tensors that it is differentiated in.
-        upstream: gradient that arrives at the loss; the unit one for what a step minimises.
+        loss: binds the constant inputs to an op that has the signature of `reference`'s; returns a
+            function of the leaves.
+        leaves: tensors with gradients.
+        grad_output: gradient of the loss; the unit gradient for the losses of a training step.
     """
 
     loss: Callable[[Callable], Callable[..., Tensor]]
     leaves: list[Tensor]
-    upstream: Tensor
+    grad_output: Tensor
 
     def forward(self, op: Callable) -> Callable[[], list[Tensor]]:
-        """Values alone, as in validation."""
+        """Return a call that computes values only, as in validation."""
         loss = self.loss(op)
 
         def run() -> list[Tensor]:
@@ -76,67 +87,61 @@ class Problem:
         return run
 
     def forward_backward(self, op: Callable) -> Callable[[], list[Tensor]]:
-        """Values and gradients, as in a training step."""
+        """Return a call that computes values and gradients, as in a training step."""
         loss = self.loss(op)
 
         def run() -> list[Tensor]:
             value = loss(*self.leaves)
-            return [value.detach(), *torch.autograd.grad(value, self.leaves, self.upstream)]
+            return [value.detach(), *torch.autograd.grad(value, self.leaves, self.grad_output)]
 
         return run
 
 
-def generator_problem(batch: int, stack: int, device: str, reduction: str = "mean") -> Problem:
-    """KDGAN-2's generator loss: all six terms."""
+def generator_case(batch: int, stack: int, device: str, reduction: str = "mean") -> OpCase:
+    """The generator loss of KDGAN-2, with all six terms."""
     x, xh, tx = (torch.randn(batch, stack * IMAGE, device=device) for _ in range(3))
     z1, z2, t1, t2 = (torch.randn(batch, stack * LATENT, device=device) for _ in range(4))
     real, fake = (torch.randn(batch, stack * FEATURE, device=device) for _ in range(2))
     weights = torch.tensor([10.0, 1, 1, 1, 1, 1], device=device)
 
-    def loss(op):
-        def total(xh, z1, z2, fake):
-            return op(
-                x,
-                xh,
-                z1,
-                z2,
-                real,
-                fake,
-                teacher=(t1, tx, t2),
-                weights=weights,
-                reduction=reduction,
-                stack=stack,
-            )[0]
+    options = {"teacher": (t1, tx, t2), "weights": weights, "reduction": reduction, "stack": stack}
 
-        return total
+    def loss(op: Callable) -> Callable[..., Tensor]:
+        return lambda xh, z1, z2, fake: op(x, xh, z1, z2, real, fake, **options)[0]
 
     leaves = [t.requires_grad_() for t in (xh, z1, z2, fake)]
-    return Problem(loss, leaves, unit_upstream(torch.empty(stack, device=device)))
+    return OpCase(loss, leaves, unit_grad(torch.empty(stack, device=device)))
 
 
-def discriminator_problem(batch: int, stack: int, device: str) -> Problem:
-    """One logit an image."""
+def discriminator_case(batch: int, stack: int, device: str) -> OpCase:
+    """The discriminator loss, with one logit for each image and model."""
     leaves = [torch.randn(batch, stack, device=device).requires_grad_() for _ in range(2)]
-    loss = lambda op: lambda real, fake: op(real, fake, stack=stack)  # noqa: E731
-    return Problem(loss, leaves, unit_upstream(torch.empty(stack, device=device)))
+
+    def loss(op: Callable) -> Callable[..., Tensor]:
+        return lambda real, fake: op(real, fake, stack=stack)
+
+    return OpCase(loss, leaves, unit_grad(torch.empty(stack, device=device)))
 
 
-def novelty_problem(batch: int, stack: int, device: str) -> Problem:
-    """Scores of a batch."""
+def novelty_case(batch: int, stack: int, device: str) -> OpCase:
+    """The novelty scores of a batch."""
     leaves = [torch.randn(batch, stack * LATENT, device=device).requires_grad_() for _ in range(2)]
-    loss = lambda op: lambda z1, z2: op(z1, z2, stack=stack)  # noqa: E731
-    return Problem(loss, leaves, torch.rand(batch, stack, device=device))
+
+    def loss(op: Callable) -> Callable[..., Tensor]:
+        return lambda z1, z2: op(z1, z2, stack=stack)
+
+    return OpCase(loss, leaves, torch.rand(batch, stack, device=device))
 
 
-PROBLEMS = {
-    "generator_loss": generator_problem,
-    "discriminator_loss": discriminator_problem,
-    "novelty_score": novelty_problem,
+CASES = {
+    "generator_loss": generator_case,
+    "discriminator_loss": discriminator_case,
+    "novelty_score": novelty_case,
 }
 
 
 def network_shapes(stack: int) -> list[tuple[int, ...]]:
-    """Parameters of the 8-16-64 student for CIFAR-10, M times, and of its discriminator."""
+    """Shapes of the parameters of M stacked 8-16-64 students for CIFAR-10, with discriminators."""
     widths = (3, 8, 16, 64)
     down = list(zip(widths[1:], widths[:-1], strict=True))
     hidden = [(stack * width,) for width in widths[1:] for _ in ("scale", "shift")]
@@ -146,25 +151,3 @@ def network_shapes(stack: int) -> list[tuple[int, ...]]:
     decoder += [(stack * out, of, 4, 4) for out, of in reversed(down)] + hidden
     classifier = [(stack, widths[-1], 4, 4)]
     return (encoder + latent) + decoder + (encoder + latent) + (encoder + classifier)
-
-
-def captured(call: Callable[[], list[Tensor]]) -> Callable[[], list[Tensor]]:
-    """The call as a CUDA graph; its outputs stay where they are and are overwritten."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            call()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
-    try:
-        with torch.cuda.graph(graph):
-            outputs = call()
-    finally:
-        torch.cuda.set_stream(current)  # a capture that breaks off leaves its own behind
-
-    def replay() -> list[Tensor]:
-        graph.replay()
-        return outputs
-
-    return replay

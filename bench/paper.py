@@ -1,8 +1,8 @@
-"""Results of run folders beside the paper's, as Markdown tables.
+"""Print results of runs and of the paper as Markdown tables.
 
     python -m bench.paper RUN_DIR [RUN_DIR ...]
 
-Every figure of ours is read from results.json of a run; the paper's are from its Tables 2 to 4.
+The results of runs are read from their results.json; the paper's are from its Tables 2 to 4.
 """
 
 import argparse
@@ -13,28 +13,30 @@ from typing import Any
 from pkd.models.paper import PAPER_CLASSES, paper_mean
 from pkd.training.structures import PHASE_NAMES
 
-NONE = "–"
+MISSING = "–"
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:
+    """Format a table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
 def auc(value: float | None) -> str:
-    return NONE if value is None else f"{value:.4f}"
+    """Format an AUC."""
+    return MISSING if value is None else f"{value:.4f}"
 
 
-def our_mean(run: dict[str, Any], phase: str) -> str:
-    """Mean over classes, and its spread over seeds where there are several."""
+def mean_auc(run: dict[str, Any], phase: str) -> str:
+    """Format the mean over classes, with its standard deviation over seeds if there are several."""
     spread = f" ± {run['std_auc'][phase]:.4f}" if phase in run.get("std_auc", {}) else ""
     return auc(run["mean_auc"].get(phase)) + spread
 
 
 def summary(runs: list[dict[str, Any]]) -> str:
-    """One row a run: means over its classes, ours and the paper's, and what it took."""
+    """Return one row for each run: mean AUCs of the run and of the paper, time and hardware."""
     header = ["data set", "student", "FLOPs"]
-    header += [f"{phase}{who}" for phase in PHASE_NAMES for who in ("", " (paper)")]
+    header += [f"{phase}{source}" for phase in PHASE_NAMES for source in ("", " (paper)")]
     header += ["minutes", "hardware"]
     rows = []
     for run in runs:
@@ -45,13 +47,13 @@ def summary(runs: list[dict[str, Any]]) -> str:
             f"1/{teacher['flops'] / student['flops']:.0f}",
         ]
         for phase in PHASE_NAMES:
-            row += [our_mean(run, phase), auc(paper_mean(run, phase))]
+            row += [mean_auc(run, phase), auc(paper_mean(run, phase))]
         rows.append([*row, f"{sum(run['seconds'].values()) / 60:.0f}", run["hardware"]])
     return markdown(header, rows)
 
 
 def by_class(run: dict[str, Any]) -> str:
-    """One row a member of a run."""
+    """Return one row for each member of a run."""
     paper = PAPER_CLASSES.get(run["dataset"])
     header = ["class", "seed", *PHASE_NAMES, *(["teacher (paper)"] if paper else [])]
     rows = [
@@ -67,7 +69,7 @@ def by_class(run: dict[str, Any]) -> str:
 
 
 def report(runs: list[dict[str, Any]]) -> str:
-    """All tables."""
+    """Return all tables."""
     parts = [summary(runs)]
     for run in runs:
         parts.append(f"{run['dataset']}, student {run['config']['student_widths']}, by class:")
@@ -76,13 +78,15 @@ def report(runs: list[dict[str, Any]]) -> str:
 
 
 def read_results(folder: Path) -> dict[str, Any]:
+    """Read results.json of a finished run."""
     try:
         return json.loads((folder / "results.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise SystemExit(f"{folder} holds no results of a finished run: {error}") from error
+        raise SystemExit(f"{folder} contains no results of a finished run: {error}") from error
 
 
 def main() -> None:
+    """Print the tables of the runs on the command line."""
     parser = argparse.ArgumentParser(prog="python -m bench.paper", description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR")
     print(report([read_results(folder) for folder in parser.parse_args().runs]))

@@ -1,9 +1,9 @@
-"""What a piece of code launches and moves: for tests and benchmarks.
+"""Count kernel launches and memory traffic, for tests and benchmarks.
 
-Launches are counted on any device: Triton kernels, and operations of PyTorch that compute (views
-and allocations do not). On a GPU the profiler tells what runs there, inside a CUDA graph too.
-Elements that a kernel loads and stores are counted where the interpreter runs it, argument by
-argument, so that "each input is read once" can be checked.
+Launches are counted on any device: Triton kernels, and PyTorch operations that compute (views and
+allocations do not). On a GPU the profiler lists the kernels that run, including those of a CUDA
+graph. Loaded and stored elements are counted for each argument of a kernel where the interpreter
+runs it; this shows, for example, that each input is read once.
 """
 
 import os
@@ -11,19 +11,15 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from importlib import import_module
+from typing import Any
 from unittest import mock
 
 import torch
-from pkd_kernels.aot import kernels_of
+from pkd_kernels.aot.launches import kernels
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-KERNELS = ("generator_loss", "discriminator_loss", "novelty_score", "adam_step", "upstream")
-
-KERNELS += ("gather", "record_step", "conv_layer")  # modules, each with one kernel or some
-
-# Neither is reading a number on the host a kernel.
+# Operations that launch no kernel: allocations, and the transfer of a number to the host.
 _NO_LAUNCH = ("empty", "new_empty", "empty_like", "empty_strided", "detach", "lift_fresh")
 
 _NO_LAUNCH += ("_local_scalar_dense",)
@@ -31,44 +27,47 @@ _NO_LAUNCH += ("_local_scalar_dense",)
 
 @dataclass
 class Traffic:
-    """Counts of what ran inside `measured()`.
+    """Counts from a `measured()` block.
 
     Attributes:
-        launches: names, in order; operations of PyTorch with their prefix aten.
-        loaded, stored: elements by "kernel.argument"; empty where kernels are not interpreted.
-        aten_bytes: of the tensors that operations of PyTorch read and wrote.
+        launches: names in launch order: a kernel's name, or "aten.operation".
+        loaded: loaded elements by "module.argument"; empty if kernels are not interpreted.
+        stored: stored elements, likewise.
+        aten_bytes: bytes of the tensors that PyTorch operations read and wrote.
     """
 
     launches: list[str] = field(default_factory=list)
-    loaded: Counter = field(default_factory=Counter)
-    stored: Counter = field(default_factory=Counter)
+    loaded: Counter[str] = field(default_factory=Counter)
+    stored: Counter[str] = field(default_factory=Counter)
     aten_bytes: int = 0
 
 
-class _Operations(TorchDispatchMode):
+class _OperationCounter(TorchDispatchMode):
     def __init__(self, traffic: Traffic):
         super().__init__()
         self.traffic = traffic
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         result = func(*args, **(kwargs or {}))
         schema = func._schema
         view = any(r.alias_info is not None and not r.alias_info.is_write for r in schema.returns)
         name = func.overloadpacket.__name__
         if func.namespace == "aten" and not view and name not in _NO_LAUNCH:
             self.traffic.launches.append(f"aten.{name}")
-            read = {k: v for k, v in (kwargs or {}).items() if k != "out"}
-            tensors = torch.utils._pytree.tree_leaves((args, read, result))
+            inputs = {k: v for k, v in (kwargs or {}).items() if k != "out"}  # `out` is the result
+            tensors = torch.utils._pytree.tree_leaves((args, inputs, result))
             self.traffic.aten_bytes += sum(t.nbytes for t in tensors if isinstance(t, Tensor))
         return result
 
 
-def gpu_events(call: Callable[[], object]) -> list:
-    """Kernels, copies and fills that a call makes a GPU run; none where the profiler sees none.
+def gpu_events(call: Callable[[], object]) -> list[Any]:
+    """Profile a call; return its GPU events: kernels, copies and fills, if the profiler sees any.
 
-    What runs later in the process may be slower for it: time first, then count.
+    The profiler can leave its process slower: time first, then count.
     """
-    # To detach the profiler's library and attach it again has crashed where there are CUDA graphs.
+    # The profiler library has crashed when it was detached and attached again beside CUDA graphs.
     os.environ.setdefault("TEARDOWN_CUPTI", "0")
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as profile:
@@ -84,24 +83,24 @@ def gpu_events(call: Callable[[], object]) -> list:
 
 @contextmanager
 def measured() -> Iterator[Traffic]:
-    """Count what runs inside, on this thread."""
+    """Count launches and traffic of this thread inside the block."""
     traffic = Traffic()
     with ExitStack() as stack:
-        for name in KERNELS:
-            for kernel in kernels_of(import_module(f"pkd_kernels.{name}")).values():
-                counted = _counting(name, kernel, traffic)
-                stack.enter_context(mock.patch.object(kernel, "run", counted))
-        stack.enter_context(_Operations(traffic))
+        for name, (module, attribute) in kernels().items():
+            kernel = getattr(module, attribute)
+            counting = _counting(name, kernel, traffic)
+            stack.enter_context(mock.patch.object(kernel, "run", counting))
+        stack.enter_context(_OperationCounter(traffic))
         yield traffic
 
 
-def _counting(name: str, kernel, traffic: Traffic):
+def _counting(name: str, kernel: Any, traffic: Traffic) -> Callable[..., Any]:
     run = kernel.run
 
-    def counted(*args, **kwargs):
+    def counting(*args: Any, **kwargs: Any) -> Any:
         traffic.launches.append(name)
         with torch.utils._python_dispatch._disable_current_modes():
-            if hasattr(kernel, "rewrite"):
+            if hasattr(kernel, "rewrite"):  # an interpreted kernel
                 tensors = {
                     argument: t
                     for argument, t in zip(kernel.arg_names, args, strict=False)
@@ -111,17 +110,17 @@ def _counting(name: str, kernel, traffic: Traffic):
                     return run(*args, **kwargs)
             return run(*args, **kwargs)
 
-    return counted
+    return counting
 
 
 @contextmanager
-def _memory_counted(name: str, tensors: dict[str, Tensor], traffic: Traffic) -> Iterator[None]:
+def _memory_counted(module: str, tensors: dict[str, Tensor], traffic: Traffic) -> Iterator[None]:
     from triton.runtime.interpreter import InterpreterBuilder
 
-    # An argument that is not used repeats a tensor that came before it.
-    starts = {t.data_ptr(): f"{name}.{argument}" for argument, t in reversed(tensors.items())}
+    # An unused argument repeats an earlier tensor: reversed, so that the earlier name wins.
+    starts = {t.data_ptr(): f"{module}.{argument}" for argument, t in reversed(tensors.items())}
 
-    def count(counter: Counter, pointers, mask) -> None:
+    def count(counter: Counter[str], pointers: Any, mask: Any) -> None:
         addresses = pointers.data[mask.data.astype(bool)]
         if addresses.size:
             first = int(addresses.min())
@@ -129,11 +128,11 @@ def _memory_counted(name: str, tensors: dict[str, Tensor], traffic: Traffic) -> 
 
     load, store = InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
 
-    def counting_load(self, pointers, mask, *rest):
+    def counting_load(self: Any, pointers: Any, mask: Any, *rest: Any) -> Any:
         count(traffic.loaded, pointers, mask)
         return load(self, pointers, mask, *rest)
 
-    def counting_store(self, pointers, value, mask, *rest):
+    def counting_store(self: Any, pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
         count(traffic.stored, pointers, mask)
         return store(self, pointers, value, mask, *rest)
 

@@ -1,8 +1,8 @@
-"""NumPy arrays to a detector: learn what a handwritten zero is, then find everything else.
+"""Train a detector on NumPy arrays: handwritten zeros are normal, all other digits are novel.
 
     python examples/detect_digits.py
 
-Some ten seconds on a CPU.
+Takes about ten seconds on a CPU.
 """
 
 import tempfile
@@ -17,27 +17,28 @@ from pkd import Detector
 
 NORMAL = 0
 
-# Any array of images will do: (n, H, W), (n, C, H, W) or (n, H, W, C), uint8 or float.
+# Any array of images works: (n, H, W), (n, C, H, W) or (n, H, W, C), uint8 or float.
 images, labels = load_digits(return_X_y=True)
 images = images.reshape(-1, 8, 8)
 
-# Only normal images are trained on. The rest of them, and all other digits, are for the test.
+# The detector is trained on normal images only. The test set has the remaining normal images and
+# all images of the other digits.
 normal = images[labels == NORMAL]
-train, unseen = np.split(normal, [140])
-test = np.concatenate([unseen, images[labels != NORMAL]])
-is_normal = np.arange(len(test)) < len(unseen)
+train, test_normal = np.split(normal, [140])
+test = np.concatenate([test_normal, images[labels != NORMAL]])
+is_normal = np.arange(len(test)) < len(test_normal)
 
-# For digits of 8x8 pixels 16x16 and a small teacher are plenty; photos take the defaults. A fifth
-# of the training images is held out: the threshold comes from their scores.
+# 16x16 pixels and a small teacher are enough for digits of 8x8 pixels; keep the defaults for
+# photos. The threshold is set on a fifth of the training images, which is held out.
 detector = Detector(image_size=16, teacher_widths=(16, 32, 64), held_out=0.2, random_state=0)
 detector.fit(train)
 
-verdict = detector.predict(test)  # +1 normal, -1 novel
+prediction = detector.predict(test)  # +1 normal, -1 novel
 print(f"AUC {roc_auc_score(is_normal, detector.score_samples(test)):.4f}")
-print(f"novel digits found: {np.mean(verdict[~is_normal] == -1):.1%}")
-print(f"zeros mistaken for novel: {np.mean(verdict[is_normal] == -1):.1%}")
+print(f"recall of novel digits: {np.mean(prediction[~is_normal] == -1):.1%}")
+print(f"false positive rate: {np.mean(prediction[is_normal] == -1):.1%}")
 
-# The teacher was needed for training only: without it the file is small.
+# Only training needs the teacher; without it the file is small.
 del detector.teacher_
 file = Path(tempfile.mkdtemp()) / "zeros.joblib"
 joblib.dump(detector, file)

@@ -1,16 +1,25 @@
-"""Without a GPU the kernels run in Triton's interpreter, with one they run on it; PKD_PTX=90 runs
-what is compiled for a GPU of compute capability 9.0 on the CPU, see `ptx.lane`.
+"""Settings of every test process: threads, kernels, time limits, no process left behind.
 
-TRITON_INTERPRET is read when a kernel is decorated, so it is set before anything imports one. The
-ops still take the reference path on CPU tensors unless PKD_BACKEND (`kernels_on`) says otherwise.
+Without a GPU the kernels run in Triton's interpreter; with a GPU they are compiled and run on it.
+PKD_PTX=90 compiles them for a GPU of compute capability 9.0 and executes the PTX on the CPU, see
+`ptx.lane`. TRITON_INTERPRET is read when a kernel is decorated, so it is set before any import of
+a kernel. The ops take the reference path for CPU tensors unless a test chooses the kernels.
 """
 
 import os
+
+# Read at the import of torch and NumPy. The xdist workers use all cores without more threads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MKL_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 from importlib.metadata import version
 
+import orphans
 import pytest
 import torch
 
+SLOW_TIMEOUT = 600  # seconds; pyproject.toml has the limit of the other tests
 PTX = os.environ.get("PKD_PTX")
 if PTX:
     from ptx import lane
@@ -20,25 +29,30 @@ elif not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 
-def _let_triton_3_6_count_loops_with_numpy_2_4() -> None:
-    """Its interpreter calls int() on arrays of one element, which NumPy refuses since 2.4."""
+def _make_interpreter_of_triton_3_6_accept_numpy_2_4() -> None:
+    """Make an index of a one-element array: int() of it, as Triton does, fails in NumPy 2.4."""
     from triton.runtime import interpreter
 
-    patch = interpreter._patch_lang_tensor
+    original = interpreter._patch_lang_tensor
 
-    def patch_and_mend(tensor, scope):
-        patch(tensor, scope)
+    def patch_lang_tensor(tensor, scope):
+        original(tensor, scope)
         scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
 
-    interpreter._patch_lang_tensor = patch_and_mend
+    interpreter._patch_lang_tensor = patch_lang_tensor
 
 
 if not torch.cuda.is_available() and version("triton").startswith("3.6."):
-    _let_triton_3_6_count_loops_with_numpy_2_4()
+    _make_interpreter_of_triton_3_6_accept_numpy_2_4()
+
+
+def pytest_configure() -> None:
+    orphans.watch()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if not torch.cuda.is_available():
-        for item in items:
-            if item.get_closest_marker("gpu"):
-                item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(SLOW_TIMEOUT))
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))

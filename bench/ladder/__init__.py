@@ -1,1 +1,1 @@
-"""The step ladder: cells, contenders and their timing."""
+"""The ladder: implementations of a training step, compared with the plain loop."""

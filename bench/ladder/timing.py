@@ -1,4 +1,4 @@
-"""How contenders are checked, timed in turn, and counted."""
+"""Compare contenders with the plain loop, time them in turn and count their launches."""
 
 import math
 import time
@@ -10,14 +10,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bench.ladder.contenders import Contender, Plain, Problem
+from bench.ladder.loops import Contender, Plain
+from bench.ladder.training_setup import TrainingSetup
 from bench.profiling import gpu_events, measured
 from pkd.models.stack import Member
 
 CHECK_STEPS = 2
 
-# Of `disagreement`. Seen where the teacher is frozen: up to 4e-6; a missing term 7e-4 and more.
-# Where it learns, many tiny gradients are noise to Adam: up to 5e-3; a missing term 1e-1 and more.
+# Limits of `disagreement`. Measured with a frozen teacher: up to 4e-6; with a missing loss term
+# 7e-4 and more. With a trained teacher, Adam amplifies the rounding of many tiny gradients: up to
+# 5e-3; with a missing loss term 1e-1 and more.
 FROZEN_TOLERANCE, LEARNING_TOLERANCE = 3e-4, 3e-2
 
 PROFILED_STEPS = 8
@@ -25,27 +27,33 @@ PROFILED_STEPS = 8
 COPIED_BYTES = 2**30
 
 
-class Disagreement(Exception):  # noqa: N818 (it says what was found)
-    """A contender does not do the plain loop's work."""
+class DisagreementError(Exception):
+    """The updates of a contender differ from those of the plain loop."""
 
 
 def flat(tensors: Sequence[Tensor]) -> Tensor:
-    """All values in one vector, of float64 so that nothing is lost in comparing."""
+    """Return all values as one float64 vector, so that the comparison adds no rounding."""
     return torch.cat([t.flatten() for t in tensors]).double()
 
 
 class PlainUpdate(NamedTuple):
-    """Of a network in the plain loop's first steps, its parameters in one vector each."""
+    """A network's parameters in the first steps of the plain loop, as vectors.
+
+    Attributes:
+        before: before the steps.
+        after: after the steps.
+        gradient: root mean square of the gradients; 1 for parameters that are not trained.
+    """
 
     before: Tensor
     after: Tensor
-    gradient: Tensor  # root mean square over the steps, 1 where nothing is trained
+    gradient: Tensor
 
 
 @lru_cache(maxsize=4)
-def plain_updates(problem: Problem, member: Member) -> dict[str, PlainUpdate]:
-    """What a contender has to do, for every network that the structure trains."""
-    plain = Plain(problem, [member])
+def plain_updates(setup: TrainingSetup, member: Member) -> dict[str, PlainUpdate]:
+    """Return the expected updates of every network that the structure trains."""
+    plain = Plain(setup, [member])
     before = {name: flat(tensors) for name, tensors in plain.trained(0).items()}
     plain.advance(CHECK_STEPS)
     state = {p: s for adam in plain.optimizers() for p, s in adam.state.items()}
@@ -62,45 +70,56 @@ def plain_updates(problem: Problem, member: Member) -> dict[str, PlainUpdate]:
     }
 
 
-def disagreement(problem: Problem, contender: Contender) -> dict[str, float]:
-    """How far a contender's first `CHECK_STEPS` steps, just made, differ from the plain loop's.
+def disagreement(setup: TrainingSetup, contender: Contender) -> dict[str, float]:
+    """Compare a contender with the plain loop after its first `CHECK_STEPS` steps.
 
-    Adam's first steps are as long for a gradient near zero, whose sign is a matter of rounding, as
-    for any other. So updates u are weighted with the gradients g of the plain loop.
+    Adam's first steps have the same length for all gradients, even for a gradient near zero, whose
+    sign depends on rounding. The updates u are therefore weighted with the gradients g of the plain
+    loop.
 
     Returns:
-        ‖g (u - plain u)‖ / ‖g plain u‖ of the last member, for every network that is trained.
+        ‖g (u - plain u)‖ / ‖g plain u‖ of the last member, for every trained network.
     """
     index = len(contender.members) - 1
-    found = {}
-    for name, plain in plain_updates(problem, contender.members[index]).items():
+    errors = {}
+    for name, plain in plain_updates(setup, contender.members[index]).items():
         error = flat(contender.trained(index)[name]) - plain.after
         update = plain.after - plain.before
-        found[name] = ((plain.gradient * error).norm() / (plain.gradient * update).norm()).item()
-    return found
+        errors[name] = ((plain.gradient * error).norm() / (plain.gradient * update).norm()).item()
+    return errors
 
 
-def check(problem: Problem, contender: Contender, exact: bool = True) -> float:
-    """The largest `disagreement`, or the exception if it is no rounding.
+def check(setup: TrainingSetup, contender: Contender, exact: bool = True) -> float:
+    """Return the largest `disagreement` if rounding can explain it.
 
     Args:
-        exact: it is rounding of float32, not that of TF32.
+        setup: networks and images of the contender.
+        contender: a contender after its first `CHECK_STEPS` steps.
+        exact: the contender rounds to float32, not to TF32.
+
+    Raises:
+        DisagreementError: the updates differ by more than rounding.
     """
-    found = max(disagreement(problem, contender).values())
-    strict = exact and not problem.structure.teacher
-    if not found < (FROZEN_TOLERANCE if strict else LEARNING_TOLERANCE):
-        raise Disagreement(f"updates differ from the plain loop's by {found:.1e} of their size")
-    return found
+    error = max(disagreement(setup, contender).values())
+    strict = exact and not setup.structure.teacher
+    if not error < (FROZEN_TOLERANCE if strict else LEARNING_TOLERANCE):
+        raise DisagreementError(
+            f"updates differ from the plain loop's by {error:.1e} of their size"
+        )
+    return error
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for a GPU."""
+    """Wait until a GPU has finished; do nothing on a CPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def seconds_per_step(contender: Contender, steps: int, device: torch.device) -> float:
-    """Wall time of `steps` steps, with one synchronisation; none may be pending."""
+    """Return the wall time per step of `steps` steps, with one synchronisation at the end.
+
+    No work may be pending on the device.
+    """
     start = time.perf_counter()
     contender.advance(steps)
     synchronize(device)
@@ -108,19 +127,23 @@ def seconds_per_step(contender: Contender, steps: int, device: torch.device) -> 
 
 
 def steps_for(contender: Contender, seconds: float, device: torch.device) -> int:
-    """Warm up for a quarter of `seconds` or more, and find how many steps take about as long."""
+    """Warm up for at least a quarter of `seconds`; return how many steps take about `seconds`."""
     synchronize(device)
-    steps, pace = 1, seconds_per_step(contender, 1, device)
-    while steps * pace < seconds / 4:
+    steps, step_seconds = 1, seconds_per_step(contender, 1, device)
+    while steps * step_seconds < seconds / 4:
         steps *= 2
-        pace = seconds_per_step(contender, steps, device)
-    return max(1, round(seconds / pace))
+        step_seconds = seconds_per_step(contender, steps, device)
+    return max(1, round(seconds / step_seconds))
 
 
 def interleaved(
     entries: dict[str, Contender], steps: dict[str, int], repeats: int, device: torch.device
 ) -> dict[str, list[float]]:
-    """Seconds per step of every contender in every repeat; each repeat begins with another."""
+    """Return the seconds per step of every contender in every repeat.
+
+    Contenders are timed in turn, so that a disturbance of the machine affects all of them. Each
+    repeat begins with another contender.
+    """
     times: dict[str, list[float]] = {name: [math.nan] * repeats for name in entries}
     names = list(entries)
     for repeat in range(repeats):
@@ -133,10 +156,10 @@ def interleaved(
 def statistics(
     entries: dict[str, Contender], times: dict[str, list[float]]
 ) -> list[dict[str, Any]]:
-    """One row a contender.
+    """Return one row for each contender.
 
-    `ratio` is the median over repeats of its images/s by those of the first contender in the same
-    repeat.
+    `ratio` is the contender's images/s divided by those of the first contender in the same repeat;
+    the median over repeats.
     """
     rates = {name: [len(entries[name].members) / t for t in times[name]] for name in entries}
     first = rates[next(iter(rates))]
@@ -153,15 +176,15 @@ def statistics(
     ]
 
 
-def counted(contender: Contender, device: torch.device) -> dict[str, float | None]:
-    """Launches of a step, and on a GPU the time it spends in them.
+def count_launches(contender: Contender, device: torch.device) -> dict[str, float | None]:
+    """Count the launches of a step and, on a GPU, add up their times.
 
-    On a GPU both are the profiler's: kernels, copies and fills, those inside a CUDA graph one by
-    one. Elsewhere they are operations that compute.
+    On a GPU the profiler counts kernels, copies and fills, including each node of a CUDA graph. On
+    a CPU a launch is an operation that computes.
 
     Returns:
-        launches: a step; None where the profiler sees none.
-        gpu_ms: the sum of their times a step; None without a GPU, or as above.
+        launches: launches per step; None if the profiler sees none.
+        gpu_ms: sum of their times per step; None on a CPU, or if the profiler sees none.
     """
     if device.type != "cuda":
         with measured() as traffic:
@@ -178,7 +201,7 @@ def counted(contender: Contender, device: torch.device) -> dict[str, float | Non
 
 
 def copy_bandwidth(device: torch.device) -> float | None:
-    """GB/s that a large copy reads and writes on a GPU, together; None elsewhere."""
+    """Return the GB/s that a large copy on a GPU reads plus writes; None on a CPU."""
     if device.type != "cuda":
         return None
     source = torch.empty(COPIED_BYTES, dtype=torch.uint8, device=device)
@@ -192,5 +215,5 @@ def copy_bandwidth(device: torch.device) -> float | None:
         stop.synchronize()
         times.append(1e-3 * start.elapsed_time(stop))
     del source, target
-    torch.cuda.empty_cache()  # the memory is for what is measured next, in other processes
+    torch.cuda.empty_cache()  # other processes measure next and need the memory
     return 2e-9 * COPIED_BYTES / median(times)

@@ -1,4 +1,4 @@
-"""The ops of P-KDGAN's training step: they know tensors, nothing of GANs, files or loops."""
+"""The ops of P-KDGAN's training step, as functions of tensors: Triton kernels and definitions."""
 
 from pkd_kernels.dispatch import (
     adam_step,
@@ -12,14 +12,14 @@ from pkd_kernels.dispatch import (
     record_step,
 )
 from pkd_kernels.flat_adam import FlatAdam
+from pkd_kernels.losses.grad_outputs import unit_grad
 from pkd_kernels.reference import (
     ACTIVATIONS,
     NORM_EPS,
     TERMS,
     ConvLayer,
-    to_unit,
+    scale_pixels,
 )
-from pkd_kernels.unit_grad import unit_upstream
 
 __all__ = [
     "ACTIVATIONS",
@@ -36,6 +36,6 @@ __all__ = [
     "generator_loss",
     "novelty_score",
     "record_step",
-    "to_unit",
-    "unit_upstream",
+    "scale_pixels",
+    "unit_grad",
 ]

@@ -1,13 +1,15 @@
-"""Which path an op takes: Triton on CUDA, `reference` elsewhere.
+"""The public ops: each runs as a Triton kernel on CUDA tensors and as its definition elsewhere.
 
-PKD_BACKEND=triton or PKD_BACKEND=reference overrides that. Triton takes CPU tensors only through
-its interpreter (TRITON_INTERPRET=1 with PKD_BACKEND=triton), which is for tests.
+The environment variable PKD_BACKEND=triton or PKD_BACKEND=reference, read at import, overrides the
+choice. CPU tensors run in Triton only through its interpreter (TRITON_INTERPRET=1 with
+PKD_BACKEND=triton), for tests.
 """
 
 import os
 from collections.abc import Callable
 from functools import wraps
 from importlib import import_module
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +21,9 @@ try:
 except ImportError:
     triton = None
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 BACKEND = os.environ.get("PKD_BACKEND", "")
 INTERPRETED = triton is not None and triton.knobs.runtime.interpret
 
@@ -27,8 +32,8 @@ def uses_triton(tensor: Tensor) -> bool:
     """Whether an op on this tensor runs in Triton.
 
     Raises:
-        RuntimeError: PKD_BACKEND asks for what this machine or this tensor cannot do, or the
-            tensor is on a GPU that is not the current one.
+        RuntimeError: PKD_BACKEND is invalid or requires Triton where it cannot run, or the tensor
+            is on a GPU other than the current one.
     """
     if BACKEND == "reference" or (BACKEND == "" and (triton is None or not tensor.is_cuda)):
         return False
@@ -53,27 +58,27 @@ def uses_triton(tensor: Tensor) -> bool:
     return True
 
 
-def _dispatched(name: str, module: str = "") -> Callable:
-    definition = getattr(reference, name)
-    # The module is loaded now: later its name would replace the op's in the package.
-    kernel = getattr(import_module(f"pkd_kernels.{module or name}"), name) if triton else None
+def _dispatched(definition: Callable[P, R], module: str) -> Callable[P, R]:
+    """The op of this definition: its kernel in `pkd_kernels.<module>`, or the definition itself."""
+    name = definition.__name__
+    kernel = getattr(import_module(f"pkd_kernels.{module}"), name) if triton else definition
 
     @wraps(definition)
-    def op(*args, **kwargs):
+    def op(*args: P.args, **kwargs: P.kwargs) -> R:
         tensor = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), None)
         if tensor is None:
-            raise TypeError(f"{name} takes tensors, and got none")
+            raise TypeError(f"{name} requires tensors, but received none")
         return (kernel if uses_triton(tensor) else definition)(*args, **kwargs)
 
     return op
 
 
-generator_loss = _dispatched("generator_loss")
-discriminator_loss = _dispatched("discriminator_loss")
-novelty_score = _dispatched("novelty_score")
-adam_step = _dispatched("adam_step")
-conv_chain = _dispatched("conv_chain")
-conv_chain_pair = _dispatched("conv_chain_pair", "conv_chain")
-conv_norm_act = _dispatched("conv_norm_act", "conv_chain")
-gather = _dispatched("gather")
-record_step = _dispatched("record_step")
+generator_loss = _dispatched(reference.generator_loss, "losses.generator")
+discriminator_loss = _dispatched(reference.discriminator_loss, "losses.discriminator")
+novelty_score = _dispatched(reference.novelty_score, "novelty")
+adam_step = _dispatched(reference.adam_step, "adam")
+conv_chain = _dispatched(reference.conv_chain, "conv.autograd")
+conv_chain_pair = _dispatched(reference.conv_chain_pair, "conv.autograd")
+conv_norm_act = _dispatched(reference.conv_norm_act, "conv.autograd")
+gather = _dispatched(reference.gather, "indexing")
+record_step = _dispatched(reference.record_step, "history")

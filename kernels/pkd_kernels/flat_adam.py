@@ -1,6 +1,7 @@
 """Adam over one flat buffer: one update for all parameters of all networks and stacked models."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,23 +12,32 @@ from pkd_kernels.dispatch import adam_step
 class FlatAdam(torch.optim.Optimizer):
     """Adam (Kingma and Ba, 2015) for stacked models, without weight decay.
 
-    The parameters move into one flat buffer `flat` and become views of it; `grad` is the flat
-    buffer of their gradients, and each `p.grad` a view of that, as is `state[p]` of the moments.
-    So it is made after a module got its device and type, cannot be copied, and has one group.
+    The parameters move into one flat buffer `flat` and become views of it. `grad` is the flat
+    buffer of their gradients: each `p.grad` is a view of it, and `state[p]` has views of the flat
+    moments. So create the optimizer after the module has its device and type. It cannot be copied
+    and has one parameter group.
 
     Args:
-        params: parameters of stacked models, each M equal blocks, one a model.
+        params: parameters of stacked models, each M equal blocks, one for each model.
         stack: M.
         lr: learning rate, for all models or one for each. The group's "lr" is a tensor (M,) on
             the device: write into it to change a rate. torch's schedulers do so for M = 1 only.
-        betas, eps: as in torch.optim.Adam.
-        main_grad: set `p.main_grad`, else None, to the view that `p.grad` is. An op that knows it
-            writes the gradient there, over what was there, and returns None to autograd, which then
-            has nothing to copy or to add. For trainers that take each gradient once a step.
+        betas: decay rates of the moments, as in torch.optim.Adam.
+        eps: added to the denominator, as in torch.optim.Adam.
+        main_grad: set `p.main_grad` to the view that `p.grad` is; False sets None. An op that
+            supports it overwrites this view with the gradient and returns None to autograd, which
+            saves a copy. Use it only where each gradient is computed once a step.
 
     Attributes:
+        flat: (P,) parameters.
+        grad: (P,) gradients.
+        exp_avg: (P,) first moments.
+        exp_avg_sq: (P,) second moments.
         active: (M,) bool on the device; an inactive model keeps parameters, moments and step.
-        step_count: (M,) steps each model has taken, "step" in every parameter's state.
+        step_count: (M,) steps that each model has taken, "step" in every parameter's state.
+
+    Raises:
+        ValueError: a parameter cannot be split into M equal blocks.
     """
 
     def __init__(
@@ -43,7 +53,9 @@ class FlatAdam(torch.optim.Optimizer):
         params = list(params)
         for p in params:
             if p.numel() % stack:
-                raise ValueError(f"a parameter of shape {tuple(p.shape)} is not {stack} models")
+                raise ValueError(
+                    f"a parameter of shape {tuple(p.shape)} does not fit {stack} models"
+                )
         device = params[0].device
         rate = torch.as_tensor(lr, dtype=torch.get_default_dtype(), device=device)
         rate = rate.expand(stack).clone()
@@ -60,20 +72,20 @@ class FlatAdam(torch.optim.Optimizer):
         views = (self._views(t) for t in (self.flat, self.exp_avg, self.exp_avg_sq))
         for p, grad, value, avg, avg_sq in zip(params, self._grads, *views, strict=True):
             p.data, p.grad = value, grad
-            p.main_grad = grad if main_grad else None  # an earlier optimizer's would be written to
+            p.main_grad = grad if main_grad else None  # ops read it
             self.state[p] = {"step": self.step_count, "exp_avg": avg, "exp_avg_sq": avg_sq}
         self._addresses = [p.data_ptr() for p in params]
 
-    def add_param_group(self, param_group: dict) -> None:
-        """Refused once there is a group: its parameters would be in no flat buffer."""
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add the only group; a second one raises ValueError, as it has no flat buffer."""
         if self.param_groups:
-            raise ValueError("FlatAdam has one group of parameters: make another FlatAdam")
+            raise ValueError("FlatAdam has one parameter group: create another FlatAdam")
         super().add_param_group(param_group)
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         raise TypeError(
             "FlatAdam cannot be copied or pickled, because its parameters are views of its buffer: "
-            "save its state_dict(), make another FlatAdam and load that"
+            "save its state_dict() and load it into another FlatAdam"
         )
 
     def _views(self, flat: Tensor) -> list[Tensor]:
@@ -84,41 +96,34 @@ class FlatAdam(torch.optim.Optimizer):
     def set_grads(self, grads: Sequence[Tensor | None]) -> None:
         """Copy gradients, in the order of the parameters, into the flat buffer.
 
-        None is a gradient that lies there already, see `main_grad`.
+        None is a gradient that an op has already written to the buffer, see `main_grad`.
         """
-        if all(g is not None for g in grads):
-            torch.cat([g.reshape(-1) for g in grads], out=self.grad)
-            return
         pairs = [(v, g) for v, g in zip(self._grads, grads, strict=True) if g is not None]
-        if pairs:
-            views, given = zip(*pairs, strict=True)
-            torch._foreach_copy_(views, given)
+        if len(pairs) == len(self._grads):
+            torch.cat([g.reshape(-1) for _, g in pairs], out=self.grad)
+        elif pairs:
+            views, values = zip(*pairs, strict=True)
+            torch._foreach_copy_(views, values)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Zero the gradients in place: they stay views of the flat buffer, never None."""
+        """Zero the gradients in place: they remain views of the flat buffer, never None."""
         self.grad.zero_()
 
     @torch.no_grad()
-    def step(self, closure=None):
-        """Take one step with the gradients that lie in the flat buffer.
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Take one step with the gradients in the flat buffer.
 
         Raises:
-            RuntimeError: a `p.grad` or a parameter is no longer a view of its flat buffer. Under
-                torch.compile, which cannot compare addresses, nobody looks.
+            RuntimeError: a `p.grad` or a parameter is no longer a view of its flat buffer.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._check_views()
         group = self.param_groups[0]
-        params, flat = group["params"], self.flat
-        compiling = torch.compiler.is_compiling()
-        if compiling:  # it refuses a graph that reads parameters and writes what they are views of
-            flat = torch.cat([p.reshape(-1) for p in params])
-        else:
-            self._check_views()
         adam_step(
-            flat,
+            self.flat,
             self.grad,
             self.exp_avg,
             self.exp_avg_sq,
@@ -130,8 +135,6 @@ class FlatAdam(torch.optim.Optimizer):
             eps=group["eps"],
             arrivals=self._arrivals,
         )
-        if compiling:
-            torch._foreach_copy_(params, self._views(flat))
         return loss
 
     def _check_views(self) -> None:
@@ -140,22 +143,26 @@ class FlatAdam(torch.optim.Optimizer):
             if p.grad is not grad:
                 raise RuntimeError(
                     "a parameter's grad was replaced (set to None by another zero_grad?): FlatAdam "
-                    "reads only its own buffer; clear gradients with its zero_grad()"
+                    "reads gradients from its flat buffer only; clear them with its zero_grad()"
                 )
             if p.data_ptr() != address:
                 raise RuntimeError(
-                    "a parameter left the flat buffer (its module was converted, say by .to() or "
-                    ".double()?): convert modules first and make FlatAdam then"
+                    "a parameter left the flat buffer (was its module converted, as by .to() or "
+                    ".double()?): convert modules before creating FlatAdam"
                 )
 
-    def load_state_dict(self, state_dict: dict) -> None:
-        """Copy a `state_dict` back, in place; a tensor of another shape raises ValueError."""
-        own, saved = self.state_dict(), state_dict
-        (group,), (saved_group,) = own["param_groups"], saved["param_groups"]
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Copy a `state_dict` back, in place.
+
+        Raises:
+            ValueError: the number of parameters or the shape of a tensor differs.
+        """
+        current, saved = self.state_dict(), state_dict
+        (group,), (saved_group,) = current["param_groups"], saved["param_groups"]
         pairs = {"lr": (group["lr"], saved_group["lr"])}
-        if own["state"].keys() != saved["state"].keys():
-            raise ValueError(f"{len(saved['state'])} parameters saved, not {len(own['state'])}")
-        for i, state in own["state"].items():
+        if current["state"].keys() != saved["state"].keys():
+            raise ValueError(f"{len(saved['state'])} parameters saved, not {len(current['state'])}")
+        for i, state in current["state"].items():
             pairs |= {f"{i}.{name}": (t, saved["state"][i][name]) for name, t in state.items()}
         for name, (tensor, value) in pairs.items():
             if tensor.shape != value.shape:

@@ -1,20 +1,18 @@
 """Every op of this package in plain PyTorch: the definition, the CPU path, the oracle of the tests.
 
-Stacking. M independent models run as one. Activations are laid out model-major, (N, M*C, H, W) or
-(N, M*D), parameters likewise, (M*Co, Ci, 4, 4): the layout of a grouped convolution, so that M = 1
-is an ordinary network. Nothing here mixes two models, and nothing mixes two images.
+Stacking: M independent models run as one. Activations are model-major, (N, M*C, H, W) or (N, M*D),
+and so are parameters, (M*Co, Ci, 4, 4). This is the layout of a grouped convolution, so M = 1 is an
+ordinary network. No op mixes two models or two images.
 """
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from pkd_kernels.custom_op import opaque
 
 TERMS = ("con", "enc", "adv", "k1", "kx", "k2")
 NORM_EPS = 1e-5
@@ -53,12 +51,16 @@ def conv_norm_act(
     """4x4 convolution, per-image normalisation, activation, for a stack of M models.
 
     Args:
-        x: (N, M*Ci, H, W), or (N, Ci, H, W) where every model looks at the same images.
+        x: (N, M*Ci, H, W), or (N, Ci, H, W) where all models share the images.
         weight: (M*Co, Ci, 4, 4); for a transposed convolution (M*Ci, Co, 4, 4).
-        gamma, beta: (M*Co,) scale and shift of the normalisation; None leaves it out. Mean and
-            variance are those of one channel of one image (biased, epsilon 1e-5), which is what
-            BatchNorm computes in training mode at batch size 1.
+        gamma: (M*Co,) scale of the normalisation; None omits the normalisation. Mean and variance
+            are those of one channel of one image (biased, epsilon 1e-5), as BatchNorm computes them
+            in training mode at batch size 1.
+        beta: (M*Co,) shift of the normalisation; None with gamma.
         stack: M.
+        stride: 2, or 1 between a 4x4 map and a single pixel.
+        padding: 1 with stride 2, 0 with stride 1.
+        transposed: whether the convolution is transposed.
         activation: a key of `ACTIVATIONS`; LeakyReLU has slope 0.2.
 
     Returns:
@@ -66,13 +68,13 @@ def conv_norm_act(
     """
     y = _convolve(x, weight, stack, stride, padding, transposed)
     if gamma is not None:
-        # One group a channel is instance normalisation, in one op without repeated parameters.
+        # One group per channel is instance normalisation, without repeating the parameters.
         y = F.group_norm(y, y.shape[1], gamma, beta, NORM_EPS)
     return ACTIVATIONS[activation].function(y)
 
 
 class ConvLayer(NamedTuple):
-    """One layer of a `conv_chain`: the arguments of `conv_norm_act` but for its input."""
+    """One layer of a `conv_chain`: the arguments of `conv_norm_act` except its input."""
 
     weight: Tensor
     gamma: Tensor | None = None
@@ -86,15 +88,16 @@ class ConvLayer(NamedTuple):
 def conv_chain(
     x: Tensor, layers: Sequence[ConvLayer], *, taps: Sequence[int], stack: int = 1
 ) -> tuple[Tensor, ...]:
-    """Layers one behind the other, as `conv_norm_act` each.
+    """A sequence of layers, each a `conv_norm_act`.
 
     Args:
         x: input of the first layer.
-        taps: ascending indices of the layers whose outputs are wanted.
+        layers: parameters and options of each layer.
+        taps: ascending indices of the layers whose outputs are returned.
         stack: M.
 
     Returns:
-        The output (N, M*Co, Ho, Wo) of every tapped layer, differentiable in x and all parameters.
+        The output (N, M*Co, Ho, Wo) of each tapped layer, differentiable in x and all parameters.
     """
     outputs = []
     for layer in layers:
@@ -116,50 +119,54 @@ def conv_chain(
 def conv_chain_pair(
     real: Tensor, fake: Tensor, layers: Sequence[ConvLayer], *, tap: int, stack: int = 1
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """A chain run once on two batches, for two gradients that are kept apart, as a GAN needs them.
+    """One forward pass of a chain on two batches, for the two separate gradients of a GAN.
 
     Args:
-        real, fake: (N, M*Ci, H, W) each.
+        real: (N, M*Ci, H, W) real images.
+        fake: (N, M*Ci, H, W) generated images.
+        layers: parameters and options of each layer.
         tap: index of a layer, not the last.
+        stack: M.
 
     Returns:
-        y_real, y_fake: the last layer's outputs, to be differentiated in the parameters alone.
-        f_real, f_fake: the tapped layer's; f_fake is to be differentiated in `fake` alone. Other
-            derivatives are no part of this op: here PyTorch has them, the kernels do not.
+        (y_real, y_fake, f_real, f_fake). The y are the last layer's outputs, to be differentiated
+        in the parameters alone; the f are the tapped layer's outputs, f_fake to be differentiated
+        in `fake` alone. Other derivatives are undefined: PyTorch has them here, the kernels do not.
     """
     f, y = conv_chain(torch.cat([real, fake]), layers, taps=(tap, len(layers) - 1), stack=stack)
-    return (*y.chunk(2), *f.chunk(2))
+    (y_real, y_fake), (f_real, f_fake) = y.chunk(2), f.chunk(2)
+    return y_real, y_fake, f_real, f_fake
 
 
-def to_unit(images: Tensor) -> Tensor:
-    """uint8 [0, 255] to [-1, 1] in the default type."""
+def scale_pixels(images: Tensor) -> Tensor:
+    """Scale uint8 pixels [0, 255] to [-1, 1], in the default type."""
     images = images.to(torch.get_default_dtype())
-    # By a tensor, filled on the device: PyTorch on a GPU takes a number's inverse and multiplies.
+    # Divide by a tensor: by a number, PyTorch on a GPU multiplies with the rounded inverse.
     return images.div_(images.new_full((), 127.5)).sub_(1.0)
 
 
 def gather(
     sources: Sequence[tuple[Tensor, Tensor]], order: Tensor, step: Tensor
 ) -> tuple[Tensor, ...]:
-    """What a training step reads: for each model its rows of this step, laid out as a stack.
+    """Gather the inputs of a training step: each model's rows of this step, as a stack.
 
     Args:
-        sources: (rows, first) each: rows (R, C, ...), uint8 images or of a floating type, and
-            first (M,) int64, the row at which each model's own begin.
-        order: (steps, N, M) int64, counted from the model's first row.
-        step: (1,) int64, the step that is looked up.
+        sources: pairs (rows, first): rows (R, C, ...), uint8 images or of a floating type, and
+            first (M,) int64, the index of each model's first row.
+        order: (steps, N, M) int64 row indices, relative to the model's first row.
+        step: (1,) int64, the number of the step.
 
     Returns:
-        (N, M*C, ...) for each source: rows[first + order[step]], images scaled by `to_unit`.
+        (N, M*C, ...) for each source: rows[first + order[step]], images after `scale_pixels`.
     """
     local = order.index_select(0, step)[0]  # [N, M]
     n, m = local.shape
-    found = []
+    outputs = []
     for rows, first in sources:
-        taken = rows.index_select(0, (local + first).flatten())
-        taken = to_unit(taken) if taken.dtype == torch.uint8 else taken
-        found.append(taken.view(n, m * rows.shape[1], *rows.shape[2:]))
-    return tuple(found)
+        batch = rows.index_select(0, (local + first).flatten())
+        batch = scale_pixels(batch) if batch.dtype == torch.uint8 else batch
+        outputs.append(batch.view(n, m * rows.shape[1], *rows.shape[2:]))
+    return tuple(outputs)
 
 
 def record_step(
@@ -172,20 +179,19 @@ def record_step(
     rate: Tensor,
     active: Tensor,
 ) -> None:
-    """Write down a training step's losses, say how Adam takes the step, and count it, in place.
+    """Record a step's losses, set Adam's rates and active models, and increment the step, in place.
 
-    It is called once a step, between what looks the step up by its number and Adam.
+    Call it once a step, after everything that looks the step up by its number and before Adam.
 
     Args:
-        losses: of one network or of two, each (M,) of its generator, (M,) of its discriminator and
+        losses: for one or two networks each: (M,) generator losses, (M,) discriminator losses and
             (M, 6) terms, in the type of the history.
         rates: (steps, M) learning rates, in the type of `rate`.
-        steps: (M,) int64, how many steps each model takes.
-        history: (steps, M, networks, 8), contiguous; the losses of this step are put side by side
-            into row `counter`.
-        counter: (1,) int64, the number of this step, 0 for the first; 1 is added.
-        rate: (M,) learning rates of this step, looked up.
-        active: (M,) bool, whether this is one of a model's steps.
+        steps: (M,) int64, the number of steps that each model takes.
+        history: (steps, M, networks, 8), contiguous; row `counter` receives the step's losses.
+        counter: (1,) int64, the number of this step, from 0; incremented.
+        rate: (M,) receives the learning rates of this step.
+        active: (M,) bool, receives whether each model takes this step.
     """
     torch.lt(counter, steps, out=active)
     torch.index_select(rates, 0, counter, out=rate[None])
@@ -212,11 +218,12 @@ def _convolve(
 
 
 class _PointProduct(torch.autograd.Function):
-    """Between a 4x4 map (B channels) and a pixel (S) a convolution is one matrix W a model.
+    """A convolution between a 4x4 map (B channels) and a pixel (S channels): one matrix per model.
 
-    On a CPU a batched product is faster there than a grouped convolution. It is a Function for the
-    gradient to W alone: autograd's would be laid out unlike the weight and copied, and of these
-    matrices, nearly all of a small network's parameters, a `main_grad` spares a copy more.
+    On a CPU a batched matrix product is faster here than a grouped convolution. This is an autograd
+    function because of the weight gradient: autograd's has another layout than the weight and is
+    copied. These matrices are nearly all parameters of a small network; `main_grad` saves another
+    copy.
 
     rows [M, N, B*16] or, up, [M, N, S]; weight [M*S, B, 4, 4] -> [M, N, S] or, up, [M, N, B*16].
     """
@@ -229,13 +236,13 @@ class _PointProduct(torch.autograd.Function):
         return torch.bmm(rows, matrix if up else matrix.transpose(1, 2))
 
     @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, bool], output: Tensor) -> None:
         rows, weight, ctx.up = inputs
         ctx.save_for_backward(rows, weight)
         ctx.buffer = getattr(weight, "main_grad", None)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         rows, weight = ctx.saved_tensors
         rows_grad = weight_grad = None
         if ctx.needs_input_grad[0]:
@@ -243,7 +250,7 @@ class _PointProduct(torch.autograd.Function):
             rows_grad = torch.bmm(grad, matrix.transpose(1, 2) if ctx.up else matrix)
         if ctx.needs_input_grad[1]:
             small, big = (rows, grad) if ctx.up else (grad, rows)
-            # An outer product has nothing to sum, and a multiplication is faster than bmm there.
+            # With one image the product has nothing to sum: a multiplication is faster than bmm.
             outer = torch.mul if rows.shape[1] == 1 else torch.bmm
             if ctx.buffer is None:
                 weight_grad = outer(small.transpose(1, 2), big).view(weight.shape)
@@ -268,7 +275,7 @@ def generator_loss(
 ) -> tuple[Tensor, Tensor]:
     """The paper's Eqs. 2-6: reconstruction, latent, adversarial and distillation terms, weighted.
 
-    term   paper                  "mean" (over a model's elements)    "norm" (the paper's letter)
+    term   paper                  "mean" (over a model's elements)    "norm" (as in the paper)
     con    Eq. 2  ‖x - xh‖_1          mean |x - xh|                    per-image L1, mean of images
     enc    Eq. 3  ‖z1 - z2‖_2         mean (z1 - z2)²                  per-image L2, mean of images
     adv    Eq. 4  ‖f(x) - f(xh)‖_2    mean (f_real - f_fake)²          per-image L2, mean of images
@@ -277,21 +284,23 @@ def generator_loss(
     k2     Eq. 6  z2 against t2       mean (z2 - t2)²                  per-image L2, mean of images
 
     Args:
-        x, xh: (N, M*C, H, W) images and their reconstructions. Without `x` (and so without f_real
-            and f_fake) the generator's own terms con, enc and adv are absent: KDGAN-1 and -3.
-        z1, z2: (N, M*D) latents of the image and of its reconstruction.
-        f_real, f_fake: discriminator features of x and xh, any shape (N, M*F, ...), or None.
-            f_real is a constant here.
-        teacher: (t1, tx, t2), shapes of (z1, xh, z2); None leaves out k1, kx and k2.
+        x: (N, M*C, H, W) images. None (then also f_real and f_fake) omits the GANomaly terms con,
+            enc and adv: KDGAN-1 and -3.
+        xh: (N, M*C, H, W) reconstructions.
+        z1: (N, M*D) latents of the images.
+        z2: (N, M*D) latents of the reconstructions.
+        f_real: discriminator features of x, any shape (N, M*F, ...), or None; a constant.
+        f_fake: discriminator features of xh, or None.
+        teacher: (t1, tx, t2), shaped as (z1, xh, z2); None omits k1, kx and k2.
         weights: (6,) or, for each model, (M, 6), in the order of `TERMS`; constants. Weight 0
-            switches a term off: it is neither computed nor shown.
+            disables a term: it is not computed and its value is 0.
         reduction: "mean" or "norm". |.| has gradient 0 at ties, the L2 norm gradient 0 at zero.
         stack: M.
 
     Returns:
-        total: (M,) weighted sums, differentiable in xh, z1, z2 and f_fake alone. Both results are
-            float64 for float64 inputs and float32 otherwise.
-        terms: (M, 6) unweighted terms for display, 0 where absent; not differentiable.
+        (total, terms), float64 for float64 inputs and float32 otherwise. total (M,) are weighted
+        sums, differentiable in xh, z1, z2 and f_fake alone. terms (M, 6) are unweighted, for
+        display, 0 where absent; not differentiable.
 
     Raises:
         ValueError: the teacher's outputs require grad (the distillation loss must not train the
@@ -313,38 +322,40 @@ def generator_loss(
     absent = weights.new_zeros(stack)
     terms = torch.stack(
         [
-            absent if b is None else _distance(a.to(acc), b.to(acc), order, reduction, on)
-            for (order, a, b), on in zip(pairs, weights.T != 0, strict=True)
+            absent
+            if a is None or b is None
+            else _distance(a.to(acc), b.to(acc), order, reduction, enabled)
+            for (order, a, b), enabled in zip(pairs, weights.T != 0, strict=True)
         ],
         dim=1,
     )
     return (weights * terms).sum(1), terms.detach()
 
 
-def _distance(a: Tensor, b: Tensor, order: int, reduction: str, on: Tensor) -> Tensor:
-    """(M,) distance of two (N, M*F, ...) tensors: L1 for order 1, squared or plain L2 for 2.
+def _distance(a: Tensor, b: Tensor, order: int, reduction: str, enabled: Tensor) -> Tensor:
+    """(M,) distances of two (N, M*F, ...) tensors: L1 for order 1, squared or plain L2 for 2.
 
-    0, in value and gradient, for a model that is not `on` (M,), whatever the tensors hold.
+    Value and gradient are 0 for a model that is not `enabled` (M,), even where inputs are NaN.
     """
-    difference = (a - b).reshape(a.shape[0], len(on), -1)  # [N, M, F]
-    difference = torch.where(on[:, None], difference, 0)
+    difference = (a - b).reshape(a.shape[0], len(enabled), -1)  # [N, M, F]
+    difference = torch.where(enabled[:, None], difference, 0)
     if reduction == "mean":
         return (difference.abs() if order == 1 else difference * difference).mean((0, 2))
     return torch.linalg.vector_norm(difference, order, dim=2).mean(0)
 
 
 def accumulator(*tensors: Tensor | None) -> torch.dtype:
-    """The type that these tensors are summed in, and losses returned in; None is no tensor."""
+    """The type in which these tensors are summed and losses are returned; None is ignored."""
     wide = any(t is not None and t.dtype == torch.float64 for t in tensors)
     return torch.float64 if wide else torch.float32
 
 
 def check_pair(a: Tensor, b: Tensor, stack: int) -> None:
-    """ValueError unless a and b are of one shape, (N, M*F, ...), N and F at least 1."""
+    """Raise ValueError unless a and b have one shape (N, M*F, ...) with N and F at least 1."""
     if a.shape != b.shape:
         raise ValueError(f"shapes differ: {tuple(a.shape)} and {tuple(b.shape)}")
     if a.dim() < 2 or a.numel() == 0 or a.shape[1] % stack:
-        raise ValueError(f"shape {tuple(a.shape)} is not that of {stack} models, (N, M*F, ...)")
+        raise ValueError(f"shape {tuple(a.shape)} does not fit {stack} models, (N, M*F, ...)")
 
 
 def check_generator_inputs(
@@ -359,38 +370,40 @@ def check_generator_inputs(
     reduction: str,
     stack: int,
 ) -> None:
-    """Refuse, with a ValueError that says why, what `generator_loss` cannot take."""
+    """Raise ValueError where the inputs of `generator_loss` do not fit."""
     if reduction not in ("mean", "norm"):
         raise ValueError(f"reduction must be 'mean' or 'norm', not {reduction!r}")
     if weights.shape not in ((len(TERMS),), (stack, len(TERMS))):
         raise ValueError(f"weights have shape {tuple(weights.shape)}, not (6,) or ({stack}, 6)")
     if (f_real is None) != (f_fake is None) or (x is None and f_real is not None):
-        raise ValueError("f_real and f_fake come together, and only with x")
+        raise ValueError("f_real and f_fake must be given together, and only with x")
     pairs = [(z1, z2)]
     if x is not None:
         pairs.append((xh, x))
-    if f_fake is not None:
+    if f_fake is not None and f_real is not None:
         pairs.append((f_fake, f_real))
     if teacher is not None:
         if any(t.requires_grad for t in teacher):
             raise ValueError(
                 "a teacher output requires grad, but the distillation loss must not train the "
-                "teacher: detach() its outputs first"
+                "teacher: detach() the outputs first"
             )
         pairs += zip((z1, xh, z2), teacher, strict=True)
     for a, b in pairs:
         check_pair(a, b, stack)
         if a.shape[0] != xh.shape[0]:
-            raise ValueError(f"{a.shape[0]} images beside {xh.shape[0]}")
+            raise ValueError(f"batch sizes differ: {a.shape[0]} and {xh.shape[0]} images")
 
 
 def discriminator_loss(logits_real: Tensor, logits_fake: Tensor, *, stack: int = 1) -> Tensor:
-    """Binary cross-entropy of D, from logits: BCE(D(x), 1) + BCE(D(xh), 0), averaged over images.
+    """Binary cross-entropy of D from logits, BCE(D(x), 1) + BCE(D(xh), 0), averaged over images.
 
     -log σ(r) = softplus(-r) and -log(1 - σ(f)) = softplus(f), which do not overflow.
 
     Args:
-        logits_real, logits_fake: (N, M) or any (N, M*F, ...).
+        logits_real: (N, M) or any (N, M*F, ...), logits of real images.
+        logits_fake: the same of generated images.
+        stack: M.
 
     Returns:
         (M,) losses, float64 for float64 inputs and float32 otherwise.
@@ -408,10 +421,12 @@ def novelty_score(z1: Tensor, z2: Tensor, *, stack: int = 1) -> Tensor:
     """Mean square of z1 - z2 for each image and model: Eq. 3's novelty score, squared.
 
     Args:
-        z1, z2: (N, M*D).
+        z1: (N, M*D) latents of the images.
+        z2: (N, M*D) latents of the reconstructions.
+        stack: M.
 
     Returns:
-        (N, M) scores, at least 0; higher is more novel. float64 for float64 inputs and float32
+        (N, M) scores, at least 0; higher means more novel. float64 for float64 inputs and float32
         otherwise.
     """
     check_pair(z1, z2, stack)
@@ -427,12 +442,16 @@ def check_adam_inputs(
     step: Tensor,
     sizes: Sequence[int],
 ) -> None:
-    """Refuse, with a ValueError that says why, what `adam_step` cannot take."""
+    """Raise ValueError where the inputs of `adam_step` do not fit."""
     flat = (param, grad, exp_avg, exp_avg_sq)
     if not all(t.dim() == 1 and t.is_contiguous() and t.shape == param.shape for t in flat):
-        raise ValueError("param, grad, exp_avg and exp_avg_sq must be flat, contiguous, one size")
+        raise ValueError(
+            "param, grad, exp_avg and exp_avg_sq must be flat, contiguous and of one size"
+        )
     if param.numel() != step.numel() * sum(sizes):
-        raise ValueError(f"{param.numel()} elements are not {step.numel()} models of {sum(sizes)}")
+        raise ValueError(
+            f"{param.numel()} elements do not fit {step.numel()} models of {sum(sizes)} elements"
+        )
 
 
 @torch.no_grad()
@@ -452,57 +471,49 @@ def adam_step(
 ) -> None:
     """One Adam step, in place, on one flat buffer with the parameters of M models.
 
-    Every parameter of a stack is M equal blocks, one a model; the buffer is those parameters one
-    behind the other.
+    Every parameter of a stack is M equal blocks, one for each model; the buffer is the
+    concatenation of the parameters.
 
     Args:
-        param, grad, exp_avg, exp_avg_sq: (P,) flat buffers.
-        step: (M,) float32, steps each model has taken; counted up here.
+        param: (P,) flat parameters, updated.
+        grad: (P,) flat gradients.
+        exp_avg: (P,) flat first moments, updated.
+        exp_avg_sq: (P,) flat second moments, updated.
+        step: (M,) float32, the steps that each model has taken; incremented.
         lr: (M,) float32 learning rates.
-        active: (M,) bool. An inactive model keeps parameters, moments and step as they are.
+        active: (M,) bool. An inactive model keeps parameters, moments and step.
         sizes: elements of one model in each parameter; P = M * sum(sizes).
-        arrivals: (1,) int32, 0: what the kernel counts its programs in, and leaves at 0. It
-            belongs to one optimizer; None makes one for this call. Not used here.
+        betas: decay rates of the moments.
+        eps: added to the denominator.
+        arrivals: (1,) int32, 0: the kernel's counter of finished programs, 0 again afterwards. It
+            belongs to one optimizer; None allocates one for this call. Not used here.
     """
     check_adam_inputs(param, grad, exp_avg, exp_avg_sq, step, sizes)
-    update(param, grad, exp_avg, exp_avg_sq, step, lr, active, list(sizes), *betas, eps)
-
-
-@opaque(fake=lambda *args: None, mutates=("param", "exp_avg", "exp_avg_sq", "step"))
-def update(
-    param: Tensor,
-    grad: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    step: Tensor,
-    lr: Tensor,
-    active: Tensor,
-    sizes: list[int],
-    beta1: float,
-    beta2: float,
-    eps: float,
-) -> None:
-    """What `adam_step` does; torch.compile could not trace that rates and counts are read."""
-    # Neighbours that share everything go together: nearly always all of them at once.
+    # Neighbouring models with equal activity, rate and step are one run: usually all models.
     models = zip(active.tolist(), lr.tolist(), step.tolist(), strict=True)
     runs = [(key, len(list(run))) for key, run in groupby(models)]
-    lengths = _lengths(tuple(sizes), tuple(length for _, length in runs))
+    lengths = _run_lengths(tuple(sizes), tuple(length for _, length in runs))
     counts = [step.new_tensor(count + 1) for (_, _, count), _ in runs]
     pieces = [t.split(lengths) for t in (param, grad, exp_avg, exp_avg_sq)]
     pieces.append(counts * (len(lengths) // len(runs)))  # by parameter, then by run
     by_rate: dict[float, list[int]] = {}
-    for i, ((on, rate, _), _) in enumerate(runs):
-        if on:
+    for i, ((enabled, rate, _), _) in enumerate(runs):
+        if enabled:
             by_rate.setdefault(rate, []).append(i)
-    for rate, own in by_rate.items():
-        *flat, after = ([t for i in own for t in split[i :: len(runs)]] for split in pieces)
+    for rate, chosen in by_rate.items():
+        params, grads, avgs, avg_sqs, counted = (
+            [t for i in chosen for t in split[i :: len(runs)]] for split in pieces
+        )
         torch._fused_adam_(
-            *flat,
+            params,
+            grads,
+            avgs,
+            avg_sqs,
             max_exp_avg_sqs=[],
-            state_steps=after,
+            state_steps=counted,
             lr=rate,
-            beta1=beta1,
-            beta2=beta2,
+            beta1=betas[0],
+            beta2=betas[1],
             weight_decay=0.0,
             eps=eps,
             amsgrad=False,
@@ -512,8 +523,8 @@ def update(
 
 
 @lru_cache(maxsize=1024)
-def _lengths(sizes: tuple[int, ...], runs: tuple[int, ...]) -> list[int]:
-    """Lengths of the stretches of the flat buffer that hold one parameter of one run of models."""
+def _run_lengths(sizes: tuple[int, ...], runs: tuple[int, ...]) -> list[int]:
+    """Lengths of the pieces of the flat buffer that hold one parameter of one run of models."""
     if len(runs) == 1:
         return [runs[0] * sum(sizes)]
     return [size * run for size in sizes for run in runs]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from pkd_kernels import to_unit
+from pkd_kernels import scale_pixels
 from torch import Tensor
 
 from pkd.models.ganomaly import Generator
@@ -83,7 +83,7 @@ def reconstructions(generator: Generator, images: Tensor, members: Sequence[int]
     stack = generator.encoder[0].stack
     everyone = images.new_zeros(len(images), stack, *shape[2:])
     everyone[:, members] = images
-    made = generator(to_unit(everyone.flatten(1, 2))).xh.view(everyone.shape)[:, members]
+    made = generator(scale_pixels(everyone.flatten(1, 2))).xh.view(everyone.shape)[:, members]
     return ((made + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from pkd_kernels import novelty_score, to_unit
+from pkd_kernels import novelty_score, scale_pixels
 from torch import Tensor
 
 from pkd.models.ganomaly import Generator
@@ -78,7 +78,7 @@ def _score_batches(
     with _evaluation_mode(generator):
         for batch in batches:
             on_batch()
-            outputs = generator(to_unit(batch.to(weight.device)).to(weight.dtype))
+            outputs = generator(scale_pixels(batch.to(weight.device)).to(weight.dtype))
             scores.append(novelty_score(outputs.z1, outputs.z2, stack=stack))
     return torch.cat(scores).cpu().numpy()
 

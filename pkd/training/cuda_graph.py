@@ -1,98 +1,122 @@
-"""A call captured as one CUDA graph, for the host to replay instead of launching kernel by kernel.
+"""Capture a call as one CUDA graph, which the host replays instead of launching each kernel.
 
-Before its capture a call has to run a few times, so that kernels are compiled and libraries set up.
-Here those runs leave no trace: whatever the call changes is put back in place.
+A call must run a few times before its capture, so that kernels are compiled and libraries are
+initialised. `capture` undoes the effects of these runs and checks that the replay works;
+`capture_call` leaves both to the caller.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-WARM_UP = 3
+WARM_UP_CALLS = 3
+
+Outputs = TypeVar("Outputs")
 
 
-class NoGraph(Exception):  # noqa: N818 (the call still runs, without one)
-    """The call cannot be captured here; the message says why."""
+class GraphCaptureError(Exception):
+    """The call cannot be captured on this machine; it still runs eagerly."""
 
 
 def available(device: torch.device) -> bool:
-    """Whether there are graphs on this device at all."""
+    """Whether this type of device supports CUDA graphs."""
     return device.type == "cuda"
 
 
-def captured(
-    call: Callable[[], None], changes: Sequence[Tensor], counter: Tensor
+def capture(
+    call: Callable[[], None], state: Sequence[Tensor], counter: Tensor
 ) -> Callable[[], None]:
-    """Capture `call` as a CUDA graph, on the current device.
+    """Capture `call` on the current device and leave its state unchanged.
 
     Args:
-        call: reads and writes tensors that stay where they are, and never waits for the device.
-        changes: all that it changes and that a later call reads, `counter` among them.
-        counter: what every call moves, and what tells which data it reads.
+        call: reads and writes tensors at fixed addresses and never synchronises with the device.
+        state: all tensors that a call changes and a later call reads, including `counter`.
+        counter: tensor that every call changes. It selects the data that a call reads, so each
+            warm-up call starts from its present value.
 
     Returns:
-        The graph's replay, which does what `call` does.
+        The replay of the graph, with the effects of `call`.
 
     Raises:
-        NoGraph: the driver refuses, or the replay does nothing.
+        GraphCaptureError: the driver refuses the capture, or the replay has no effect.
+        torch.OutOfMemoryError: the graph does not fit into the memory of the device.
     """
-    with restored(changes):
+    with restored(state):
         start = counter.clone()
 
-        def from_start() -> None:
+        def call_from_start() -> None:
             counter.copy_(start)
             call()
 
-        _warm_up(from_start)
+        _warm_up(call_from_start)
         counter.copy_(start)
-        # The call has just worked: what fails from here on is the capture, or memory.
+        # The warm-up succeeded: an error from here on is an error of the capture, or of memory.
         try:
             replay = _record(call)
             replay()
-            moved = not torch.equal(counter, start)
+            has_effect = not torch.equal(counter, start)
         except RuntimeError as error:
-            reason = error.__context__ or error  # leaving a broken capture raises again
-            if isinstance(reason, torch.OutOfMemoryError):
-                raise reason from None
-            raise NoGraph(str(reason).partition("\n")[0]) from error
-    if not moved:
-        raise NoGraph("its replay does nothing")
+            cause = error.__context__ or error  # leaving a broken capture raises a second error
+            if isinstance(cause, torch.OutOfMemoryError):
+                raise cause from None
+            raise GraphCaptureError(str(cause).partition("\n")[0]) from error
+    if not has_effect:
+        # A driver can record an empty graph without an error: training would stop silently.
+        raise GraphCaptureError("the replay of the graph has no effect")
     return replay
+
+
+def capture_call(call: Callable[[], Outputs]) -> Callable[[], Outputs]:
+    """Capture `call` on the current device after `WARM_UP_CALLS` calls, whose effects remain.
+
+    Returns:
+        The replay of the graph. Every replay returns the tensors that the captured call returned,
+        overwritten with new values.
+    """
+    _warm_up(call)
+    return _record(call)
 
 
 @contextmanager
 def restored(tensors: Sequence[Tensor]) -> Iterator[None]:
-    """Undo, in place, what happens inside to `tensors` and to PyTorch's random state.
+    """Restore `tensors`, in place, and PyTorch's random state at exit.
 
-    The copies lie in host memory, so that the device needs no more of it than for a step.
+    The copies are in host memory, so that a capture needs no more device memory than a step.
     """
-    before = [t.detach().to("cpu", copy=True) for t in tensors]
+    copies = [t.detach().to("cpu", copy=True) for t in tensors]
     with torch.random.fork_rng({t.device.index for t in tensors if t.is_cuda}):
         try:
             yield
         finally:
             with torch.no_grad():
-                for tensor, old in zip(tensors, before, strict=True):
-                    tensor.copy_(old)
+                for tensor, copy in zip(tensors, copies, strict=True):
+                    tensor.copy_(copy)
 
 
-def _warm_up(call: Callable[[], None]) -> None:
+def _warm_up(call: Callable[[], object]) -> None:
+    """Call on a side stream, as CUDA requires before a capture."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        for _ in range(WARM_UP):
+        for _ in range(WARM_UP_CALLS):
             call()
     torch.cuda.current_stream().wait_stream(stream)
-    torch.cuda.synchronize()  # an error of the call itself is raised here
+    torch.cuda.synchronize()  # an error of the call itself is raised here, not in the capture
 
 
-def _record(call: Callable[[], None]) -> Callable[[], None]:
+def _record(call: Callable[[], Outputs]) -> Callable[[], Outputs]:
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
     try:
         with torch.cuda.graph(graph):
-            call()
+            outputs = call()
     finally:
-        torch.cuda.set_stream(stream)  # a capture that breaks off leaves its own behind
-    return graph.replay
+        torch.cuda.set_stream(stream)  # a failed capture leaves its own stream selected
+
+    def replay() -> Outputs:
+        graph.replay()
+        return outputs
+
+    return replay

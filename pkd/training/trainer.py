@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 
 import torch
-from pkd_kernels import FlatAdam, gather, record_step, unit_upstream
+from pkd_kernels import FlatAdam, gather, record_step, unit_grad
 from torch import Tensor, nn
 
 from pkd.models.cost import cost
@@ -181,7 +181,7 @@ class Trainer:
         def gradients(
             totals: list[Tensor], params: list[nn.Parameter], last: bool
         ) -> tuple[Tensor | None, ...]:
-            ones = [unit_upstream(total) for total in totals]
+            ones = [unit_grad(total) for total in totals]
             # None: an op has written this gradient into the optimizer's buffer (main_grad).
             return torch.autograd.grad(
                 totals, params, ones, retain_graph=not last, allow_unused=True
@@ -235,8 +235,8 @@ class Trainer:
         if not (self.use_graph and cuda_graph.available(self.counter.device)):
             return None
         try:
-            return cuda_graph.captured(self.step, self._state_of_a_step(), self.counter)
-        except cuda_graph.NoGraph as reason:
+            return cuda_graph.capture(self.step, self._state_of_a_step(), self.counter)
+        except cuda_graph.GraphCaptureError as reason:
             self.on_graph_failure(str(reason))
             return None
 

@@ -1,7 +1,7 @@
-"""Training with `pkd` ends with the weights of the loop a user would write by hand.
+"""`Trainer` reaches the weights of the plain loop, for all structures and for stacks.
 
-In float64: Adam divides by the size of a gradient, so where that is nearly zero it turns rounding
-into steps, and float32 weights drift apart without anything being wrong.
+In float64: Adam divides a gradient by its size, so it amplifies the rounding of gradients near
+zero. Correct float32 weights would therefore drift apart.
 """
 
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from pkd_kernels import to_unit
+from pkd_kernels import scale_pixels
 from torch import Tensor
 
 from bench.baseline import (
@@ -29,7 +29,7 @@ from pkd.training.structures import KDGAN, TEACHER, Structure
 from pkd.training.train_set import TrainSet
 from pkd.training.trainer import Trainer
 
-# Rounding in float64 is 1e-16; up to 80 steps of Adam have been seen to make 5e-12 of it.
+# Rounding of float64 is 1e-16; 80 steps of Adam amplified it to at most 5e-12.
 TOLERANCE = 1e-10
 WEIGHTS = (10.0, 1.0, 2.0, 0.5, 1.5, 0.7)
 MEMBERS = (Member(0, 5), Member(3, 1), Member(1, 5))
@@ -49,12 +49,12 @@ def train_set(members: tuple[Member, ...], channels: int) -> TrainSet:
     generator = torch.Generator().manual_seed(1)
     shape = (len(labels), channels, 32, 32)
     images = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
-    images[:, :, :4, :4] = 255  # ties with what tanh can reach
+    images[:, :, :4, :4] = 255  # ties: tanh can reach these pixels exactly
     return TrainSet(images, labels, members)
 
 
 class Pair:
-    """The same trainings twice: a stack in a Trainer, and member by member in plain loops."""
+    """The same trainings twice: as a stack in a Trainer, and as plain loops of single members."""
 
     def __init__(
         self,
@@ -70,18 +70,18 @@ class Pair:
     ):
         self.members, self.batch_size = members, batch_size
         self.data = train_set(members, channels)
-        rest = (8, norm, norm_first)
-        plain_rest = (8, plain_norm or norm, norm_first)
+        options = (8, norm, norm_first)
+        plain_options = (8, plain_norm or norm, norm_first)
         self.stacked, self.plain = {}, {}
         for role, widths in enumerate([(2, 4, 8), (1, 2, 4)]):
             seeds = [member.first_weights(role) for member in members]
-            stacked = GAN(Architecture(channels, widths, *rest), seeds)
+            stacked = GAN(Architecture(channels, widths, *options), seeds)
             self.stacked[role] = stacked
             for m in range(len(members)):
-                plain = PlainGAN(channels, widths, *plain_rest)
+                plain = PlainGAN(channels, widths, *plain_options)
                 copy_parameters(plain, member_parameters(stacked, m, len(members)))
                 self.plain[role, m] = plain
-        self.before = {k: parameters_as_one(v) for k, v in self.plain.items()}
+        self.before = {k: parameter_vector(v) for k, v in self.plain.items()}
         self.trainer = Trainer(
             structure,
             *self.stacked.values(),
@@ -106,15 +106,15 @@ class Pair:
                 order = torch.from_numpy(member.order(size, 0, epoch)) + self.data.first[m]
                 for step in range(size // n):
                     rows = order[step * n : (step + 1) * n]
-                    loop.step(to_unit(self.data.images[rows]))
+                    loop.step(scale_pixels(self.data.images[rows]))
         return self
 
     def difference(self, role: int, member: int) -> float:
         values = member_parameters(self.stacked[role], member, len(self.members))
         return largest_difference(self.plain[role, member], values)
 
-    def moved(self, role: int, member: int) -> float:
-        after = parameters_as_one(self.plain[role, member])
+    def change(self, role: int, member: int) -> float:
+        after = parameter_vector(self.plain[role, member])
         return (after - self.before[role, member]).abs().max().item()
 
     def assert_same(self) -> None:
@@ -122,48 +122,57 @@ class Pair:
             assert self.difference(role, member) < TOLERANCE, (role, member)
 
 
-def parameters_as_one(network: torch.nn.Module) -> Tensor:
+def parameter_vector(network: torch.nn.Module) -> Tensor:
     return torch.cat([p.detach().flatten() for p in network.parameters()])
 
 
 STRUCTURES = {"teacher": TEACHER} | {f"KDGAN-{k}": v for k, v in KDGAN.items()}
 
 
-@pytest.mark.parametrize("structure", STRUCTURES.values(), ids=STRUCTURES)
-def test_every_structure_trains_as_the_plain_loop(structure):
+SLOW = ("KDGAN-3",)  # its losses are a part of those of KDGAN-4
+
+
+@pytest.mark.parametrize(
+    "structure",
+    [
+        pytest.param(value, id=name, marks=[pytest.mark.slow] if name in SLOW else [])
+        for name, value in STRUCTURES.items()
+    ],
+)
+def test_every_structure_equals_the_plain_loop(structure):
     pair = Pair(structure).train()
     pair.assert_same()
-    moved = [pair.moved(role, 0) > 0.01 for role in (0, 1)]
-    assert moved == [name in structure.trained for name in ("teacher", "student")]
+    changed = [pair.change(role, 0) > 0.01 for role in (0, 1)]
+    assert changed == [name in structure.trained for name in ("teacher", "student")]
 
 
-@pytest.mark.parametrize("number", [2, 4])
-def test_every_member_of_a_stack_trains_as_its_own_plain_loop(number):
-    """Classes, seeds and class sizes differ, so the smaller classes idle at each epoch's end."""
+@pytest.mark.parametrize("number", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_every_member_of_a_stack_equals_a_plain_loop(number):
+    """Classes, seeds and class sizes differ, so small classes idle at the end of an epoch."""
     pair = Pair(KDGAN[number], MEMBERS).train()
     pair.assert_same()
-    assert all(pair.moved(1, m) > 0.01 for m in range(len(MEMBERS)))
+    assert all(pair.change(1, m) > 0.01 for m in range(len(MEMBERS)))
 
 
 def test_instance_norm_is_batch_norm_in_training_mode_at_batch_size_1():
-    """GANomaly's published code normalises over the batch; with one image the two are one."""
+    """GANomaly's published code normalises over the batch; with one image the two are equal."""
     Pair(KDGAN[4], plain_norm="batch").train().assert_same()
 
 
-@pytest.mark.parametrize("norm", ["instance", "batch"])
-def test_batches(norm):
-    """Real and fake are normalised apart, by statistics of the image or of the batch."""
+@pytest.mark.parametrize("norm", [pytest.param("instance", marks=pytest.mark.slow), "batch"])
+def test_batches_of_several_images_equal_the_plain_loop(norm):
+    """Real and fake images are normalised separately, per image or per batch."""
     Pair(KDGAN[4], MEMBERS, norm=norm, batch_size=4).train().assert_same()
 
 
-def test_colour_images_first_layer_not_normalised_and_the_papers_norms():
+def test_colour_images_without_first_norm_and_with_the_norm_reduction_equal_the_plain_loop():
     Pair(
         KDGAN[2], MEMBERS[1:], channels=3, norm_first=False, reduction="norm"
     ).train().assert_same()
 
 
-def test_the_comparison_sees_a_wrong_loss():
-    """With another weight for one term the two must part, by far more than the tolerance."""
+def test_the_comparison_detects_a_wrong_loss_weight():
+    """An error of 0.1 % in one weight exceeds the tolerance by far."""
     pair = Pair(KDGAN[2])
     network = pair.loops[0].student
     network.weights = (*WEIGHTS[:5], WEIGHTS[5] * 1.001)
@@ -171,7 +180,7 @@ def test_the_comparison_sees_a_wrong_loss():
     assert pair.difference(1, 0) > 1e4 * TOLERANCE
 
 
-def test_a_copy_of_another_shape_is_refused():
+def test_copying_parameters_of_another_shape_is_an_error():
     stacked = GAN(Architecture(1, (1, 2, 4), 8), [0])
     with pytest.raises(ValueError, match="shape"):
         copy_parameters(PlainGAN(1, (2, 4, 8), 8), member_parameters(stacked, 0, 1))
@@ -186,17 +195,17 @@ def test_distances_against_numpy(reduction):
         "norm": (np.abs(d).sum(1).mean(), np.sqrt((d**2).sum(1)).mean()),
     }
     tensors = torch.from_numpy(a), torch.from_numpy(b), reduction
-    found = l1(*tensors).item(), l2(*tensors).item()
-    assert found == pytest.approx(expected[reduction], rel=1e-12)
+    distances = l1(*tensors).item(), l2(*tensors).item()
+    assert distances == pytest.approx(expected[reduction], rel=1e-12)
 
 
-def test_the_plain_discriminator_learns_from_reconstructions_of_before_the_step():
-    """Its gradient is that of L_d alone, taken on the fakes that the generator made first."""
+def test_the_plain_discriminator_learns_from_reconstructions_before_the_generators_update():
+    """Its gradient is that of L_d alone, without the gradient of the adversarial loss."""
     loop = Pair(KDGAN[2]).loops[0].student
     x = torch.rand(1, 1, 32, 32) * 2 - 1
-    made: Outputs = loop.gan.generator(x)
+    outputs: Outputs = loop.gan.generator(x)
     parameters = list(loop.gan.discriminator.parameters())
-    expected = torch.autograd.grad(loop.discriminator_loss(x, made.xh.detach()), parameters)
-    loop.step(x, made)
+    expected = torch.autograd.grad(loop.discriminator_loss(x, outputs.xh.detach()), parameters)
+    loop.step(x, outputs)
     for p, grad in zip(parameters, expected, strict=True):
         torch.testing.assert_close(p.grad, grad)

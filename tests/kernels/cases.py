@@ -1,13 +1,14 @@
-"""Inputs for the ops, runs of them, and the one table of tolerances."""
+"""Inputs of the ops, their results, and the table of tolerances."""
 
 from typing import NamedTuple
 
+import pytest
 import torch
 from torch import Tensor
 
-# Largest error over the largest expected value, the definition in float64 being what is expected.
-# Values of 16-bit inputs are float32 and judged as such; their gradients may be wrong by one unit
-# in the last place, which the interpreter needs: it truncates where a GPU rounds.
+# Largest error divided by the largest expected value, computed by the definition in float64.
+# Values of 16-bit inputs are float32 and are compared as such; their gradients may err by one unit
+# in the last place, because the interpreter truncates where a GPU rounds.
 TOLERANCE = {
     torch.float64: 1e-12,
     torch.float32: 1e-6,
@@ -15,10 +16,17 @@ TOLERANCE = {
     torch.float16: 2**-10,
 }
 DTYPES = tuple(TOLERANCE)
+FLOAT32_FIRST = [
+    torch.float32,
+    *(pytest.param(d, marks=pytest.mark.slow) for d in DTYPES if d != torch.float32),
+]
+FAST_MODE = pytest.mark.parametrize(
+    "fast_mode", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["fast", "full"]
+)
 
 
 def accumulator(dtype: torch.dtype) -> torch.dtype:
-    """The type that values of this type are summed in."""
+    """The type in which values of this type are summed."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
@@ -48,7 +56,7 @@ class Inputs(NamedTuple):
 
 
 def make_inputs(sizes: Sizes, dtype: torch.dtype, device: str = "cpu", seed: int = 0) -> Inputs:
-    """Random inputs; weights per model, upstream gradients far from one and of both signs."""
+    """Random inputs: weights for each model, upstream gradients of both signs, none of them 1."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -70,7 +78,7 @@ def make_inputs(sizes: Sizes, dtype: torch.dtype, device: str = "cpu", seed: int
 def generator_results(
     op, inputs: Inputs, *, reduction: str = "mean", own=True, features=True, taught=True
 ) -> list[Tensor]:
-    """Total, terms and the gradients to xh, z1, z2 (and f_fake), u·total going backward."""
+    """Total, terms and the gradients of xh, z1, z2 (and f_fake) for an upstream gradient."""
     features = features and own
     leaves = [t.detach().clone().requires_grad_() for t in inputs[1:4]]
     if features:
@@ -93,10 +101,13 @@ def generator_results(
 def assert_close(
     results: list[Tensor], expected: list[Tensor], dtype: torch.dtype, roundings: int = 1
 ) -> None:
-    """Every result within the tolerance of its own type, and of the expectation's shape.
+    """Assert that every result has the expected shape, and a value within its type's tolerance.
 
     Args:
-        roundings: of values one behind the other: what was stored on the way, and itself.
+        results: computed values.
+        expected: values in float64.
+        dtype: of the inputs.
+        roundings: consecutive roundings: of stored intermediate values, and of the result.
     """
     for result, expectation in zip(results, expected, strict=True):
         tolerance = TOLERANCE[result.dtype] * roundings

@@ -1,7 +1,10 @@
-"""What every kernel test shares: the device, the backend, one table of tolerances."""
+"""Fixtures of all kernel tests: the device, and the ways to sum a layer."""
+
+from collections.abc import Iterator
 
 import pytest
 import torch
+from conv_cases import summed
 from pkd_kernels import dispatch
 
 INTERPRETED_ONLY = pytest.mark.skipif(
@@ -15,7 +18,14 @@ INTERPRETED_ONLY = pytest.mark.skipif(
         pytest.param("cuda", marks=pytest.mark.gpu),
     ]
 )
-def device(request, monkeypatch) -> str:
-    """Where the kernels run; the ops are made to take the Triton path there."""
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The device of the test; its ops run in Triton there."""
     monkeypatch.setattr(dispatch, "BACKEND", "triton")
     return request.param
+
+
+@pytest.fixture(params=["matrix", "spread"])
+def each_tiling(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Sum layers by matrix products wherever possible, then nowhere."""
+    with summed(request.param):
+        yield

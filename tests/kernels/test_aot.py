@@ -1,74 +1,137 @@
-"""Every kernel compiles for every architecture, without a GPU and without a spill."""
+"""Ahead-of-time compilation: every kernel compiles for every architecture and does not spill."""
 
 import itertools
-import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from pkd_kernels.aot import sums_over_linear_layout
+import subprocesses
+from pkd_kernels.aot.compiler import sums_over_linear_layout
+from pkd_kernels.aot.launches import kernels
 
 ARCHITECTURES = (75, 80, 90, 100)
+# Compiles one launch of every kernel for sm_90, then all others until it is killed.
+SAMPLE = """
+from pkd_kernels.aot.compiler import all_usages
+from pkd_kernels.aot.launches import recorded_launches
+
+if __name__ == "__main__":
+    launches = recorded_launches()
+    first = list({launch.kernel: launch for launch in reversed(launches)}.values())
+    results = all_usages(first + launches, [90])
+    for launch, (usage,) in zip(first, results):
+        print(launch.kernel, usage.registers, usage.stack, usage.linear_sums, flush=True)
+    print("end", flush=True)
+    list(results)
+"""
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory) -> Iterator[tuple[subprocess.Popen, list[list[str]]]]:
+    """A running process, and the rows that it has printed."""
+    script = tmp_path_factory.mktemp("aot") / "sample.py"
+    script.write_text(SAMPLE)
+    process = subprocesses.start([str(script)], {})
+    yield process, [line.split() for line in iter(process.stdout.readline, "end\n") if line]
+    process.kill()
+    process.communicate()
+
+
+def test_one_launch_of_every_kernel_compiles(sample):
+    _, rows = sample
+    assert sorted(row[0] for row in rows) == sorted(kernels())
+    for _, registers, stack, linear_sums in rows:
+        assert 0 < int(registers) <= 255
+        assert (stack, linear_sums) == ("0", "False")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_workers_end_with_their_killed_parent(sample):
+    process, _ = sample
+    workers = descendants(process.pid)
+    assert len(workers) >= 2
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    deadline = time.monotonic() + 10
+    while remaining := [pid for pid in workers if is_running(pid)]:
+        assert time.monotonic() < deadline, remaining
+        time.sleep(0.05)
+
+
+def descendants(pid: int) -> list[int]:
+    """Processes that a process has started, and those that they have started."""
+    children = [
+        int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    ]
+    return [*children, *itertools.chain.from_iterable(map(descendants, children))]
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process exists and is no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 @pytest.fixture(scope="module")
 def rows() -> list[list[str]]:
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    process = subprocess.run(
-        [sys.executable, "-m", "pkd_kernels.aot"],
-        env=environment | {"PYTHONPATH": ":".join(sys.path)},
-        capture_output=True,
-        text=True,
-    )
-    assert process.returncode == 0, process.stdout + process.stderr
+    """The table of all launches on all architectures."""
+    process = subprocesses.run(["-m", "pkd_kernels.aot"])
+    assert process.returncode == 0, process.stdout
     return [line.split() for line in process.stdout.splitlines()[1:]]
 
 
+@pytest.mark.slow
 def test_no_kernel_spills(rows):
     assert all(row[-1] == "0" for row in rows)
 
 
-def test_every_kernel_type_and_architecture_is_there(rows):
-    kernels = ("generator_loss", "discriminator_loss", "novelty_score", "adam_step", "gather")
-    for kernel in kernels:
-        for dtype in ("*fp32", "*fp64", "*bf16", "*fp16"):
-            mine = [row for row in rows if row[:2] == [kernel, dtype]]
-            compiled = {(int(row[-6]), int(row[-4])) for row in mine}
-            assert compiled == set(itertools.product((1, 16), ARCHITECTURES))
-    for kernel in ("conv_layer_forward", "conv_layer_backward", "conv_layer_output"):
-        for dtype in ("*fp32", "*fp64", "*bf16", "*fp16"):
-            mine = [row for row in rows if row[:2] == [kernel, dtype]]
-            compiled = {(int(row[-6]), int(row[-4])) for row in mine}
-            alignments = (1, 16) if dtype == "*fp32" else (16,)
-            assert compiled == set(itertools.product(alignments, ARCHITECTURES))
-    directions = {word for row in rows for word in row if word.startswith("UP=")}
-    assert directions == {"UP=False", "UP=True"}
-    sides = {word for row in rows for word in row if word.startswith("SIDE=")}
-    assert sides == {"SIDE=1", "SIDE=4", "SIDE=8", "SIDE=16"}
-    for kernel in ("upstream", "record_step"):  # in the type that losses have
-        assert {row[1] for row in rows if row[0] == kernel} == {"*fp32", "*fp64"}
-    recorded = {word for row in rows if row[0] == "record_step" for word in row if "NETW" in word}
-    assert recorded == {"NETWORKS=1", "NETWORKS=2"}
-    assert "*u8" in {row[1] for row in rows if row[0] == "gather"}
-    norms = {word for row in rows if row[0] == "generator_loss" for word in row if "NORM" in word}
-    assert norms == {"NORM=False", "NORM=True"}
-    blocks = {word for row in rows if row[0] == "generator_loss" for word in row if "BLOCK" in word}
-    assert blocks == {"BLOCK=256", "BLOCK=1024", "BLOCK=2048"}
+@pytest.mark.slow
+def test_every_kernel_type_and_architecture_is_compiled(rows):
+    compiled = {(row[0], row[1]): set() for row in rows}
+    for row in rows:
+        compiled[row[0], row[1]].add((int(row[-6]), int(row[-4])))
+    ops = ("generator_loss", "discriminator_loss", "novelty_score", "adam_step", "gather")
+    for kernel, dtype in itertools.product(ops, ("*fp32", "*fp64", "*bf16", "*fp16")):
+        assert compiled[kernel, dtype] == set(itertools.product((1, 16), ARCHITECTURES))
+    layers = ("conv_forward", "conv_backward", "conv_output_gradient")
+    for kernel, dtype in itertools.product(layers, ("*fp32", "*fp64", "*bf16", "*fp16")):
+        alignments = (1, 16) if dtype == "*fp32" else (16,)
+        assert compiled[kernel, dtype] == set(itertools.product(alignments, ARCHITECTURES))
+    for kernel in ("scale_gradients", "record_step"):  # in the types of losses
+        assert {t for name, t in compiled if name == kernel} == {"*fp32", "*fp64"}
+    assert ("gather", "*u8") in compiled
 
 
-def test_refuses_to_run_under_the_interpreter():
-    process = subprocess.run(
-        [sys.executable, "-m", "pkd_kernels.aot"],
-        env=os.environ | {"PYTHONPATH": ":".join(sys.path), "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-    )
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kernels", "constant", "values"),
+    [
+        (("conv_forward", "conv_backward"), "UP", ("False", "True")),
+        (("conv_forward", "conv_backward"), "SIDE", ("1", "4", "8", "16")),
+        (("record_step",), "NETWORKS", ("1", "2")),
+        (("generator_loss",), "NORM", ("False", "True")),
+        (("generator_loss",), "BLOCK", ("256", "1024", "2048")),
+    ],
+)
+def test_every_constant_is_compiled(rows, kernels, constant, values):
+    words = {word for row in rows if row[0] in kernels for word in row}
+    assert {w for w in words if w.startswith(f"{constant}=")} == {f"{constant}={v}" for v in values}
+
+
+def test_interpreter_raises():
+    process = subprocesses.run(["-m", "pkd_kernels.aot"], TRITON_INTERPRET="1")
     assert process.returncode == 1
-    assert "unset TRITON_INTERPRET" in process.stderr
+    assert "unset TRITON_INTERPRET" in process.stdout
 
 
-@pytest.mark.parametrize(("layout", "found"), [("#linear1", True), ("#blocked", False)])
-def test_finds_sums_that_triton_3_6_gets_wrong(layout, found):
+@pytest.mark.parametrize(("layout", "wrong"), [("#linear1", True), ("#blocked", False)])
+def test_sums_over_a_linear_layout_are_recognised(layout, wrong):
     ttgir = f"""
     %x = tt.reshape %y : tensor<2x4x4xf32, #blocked> -> tensor<2x16xf32, #linear1>
     %sum = "tt.reduce"(%x) <{{axis = 1 : i32}}> ({{
@@ -77,4 +140,4 @@ def test_finds_sums_that_triton_3_6_gets_wrong(layout, found):
       tt.reduce.return %c : f32 loc(#loc2)
     }}) : (tensor<2x16xf32, {layout}>) -> tensor<2xf32, #ttg.slice<{{dim = 1, parent = {layout}}}>>
     """
-    assert sums_over_linear_layout(ttgir) == found
+    assert sums_over_linear_layout(ttgir) == wrong

@@ -3,13 +3,13 @@
 import pytest
 import torch
 from cases import Sizes, make_inputs
-from pkd_kernels import FlatAdam, discriminator_loss, dispatch, generator_loss, unit_upstream
+from pkd_kernels import FlatAdam, discriminator_loss, dispatch, generator_loss, unit_grad
 
-from bench.op_inputs import captured
+from pkd.training.cuda_graph import capture_call
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("upstream", [torch.ones_like, unit_upstream])
+@pytest.mark.parametrize("upstream", [torch.ones_like, unit_grad])
 @pytest.mark.parametrize("reduction", ["mean", "norm"])
 @pytest.mark.parametrize(
     "sizes", [Sizes(1, 1, 3072, 256, 1024), Sizes(2, 30, 1024, 256, 64)], ids=str
@@ -48,12 +48,10 @@ def test_replays_equal_eager(monkeypatch, sizes, reduction, upstream):
         return optimizer, step
 
     eager, eager_step = trainer()
-    history = []
-    for _ in range(103):
-        history.append([t.clone() for t in eager_step()])
+    history = [[t.clone() for t in eager_step()] for _ in range(103)]
 
     graphed, step = trainer()
-    replay = captured(step)  # after three steps of warming up
+    replay = capture_call(step)  # after three steps of warming up
     for expected in history[3:]:
         assert all(torch.equal(a, b) for a, b in zip(replay(), expected, strict=True))
     assert graphed.step_count.tolist() == [103.0] * sizes.stack

@@ -1,4 +1,4 @@
-"""Which path runs, and that importing the package needs neither a GPU, a driver nor triton."""
+"""The choice of kernel or definition; import without GPU, driver or triton."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ Z = torch.zeros(2, 4)
 
 
 def run(code: str, **environment: str) -> str:
-    """Output of a fresh interpreter that sees this environment beside the paths of this one."""
+    """Output of a new Python process with this environment and the import paths of this one."""
     paths = ":".join(sys.path)
     process = subprocess.run(
         [sys.executable, "-c", code],
@@ -42,7 +42,7 @@ def test_triton_on_cuda(monkeypatch):
     assert not dispatch.uses_triton(Z.cuda())
 
 
-def test_says_why_triton_cannot(monkeypatch):
+def test_errors_explain_why_triton_cannot_run(monkeypatch):
     monkeypatch.setattr(dispatch, "BACKEND", "triton")
     monkeypatch.setattr(dispatch, "INTERPRETED", False)
     with pytest.raises(RuntimeError, match="are on cpu: Triton needs CUDA"):
@@ -55,34 +55,42 @@ def test_says_why_triton_cannot(monkeypatch):
         novelty_score(Z, Z)
 
 
-def test_refuses_a_call_without_tensors():
-    with pytest.raises(TypeError, match="novelty_score takes tensors"):
+def test_call_without_tensors_raises():
+    with pytest.raises(TypeError, match="novelty_score requires tensors"):
         novelty_score([1.0], [2.0])
 
 
-def test_refuses_tensors_of_another_gpu(monkeypatch):
+def test_tensors_of_another_gpu_raise(monkeypatch):
     monkeypatch.setattr(dispatch, "BACKEND", "triton")
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    there = SimpleNamespace(is_cuda=True, device=torch.device("cuda:1"))
+    tensor = SimpleNamespace(is_cuda=True, device=torch.device("cuda:1"))
     with pytest.raises(RuntimeError, match="are on cuda:1, but the current device is 0"):
-        dispatch.uses_triton(there)
+        dispatch.uses_triton(tensor)
 
 
-def test_environment_variable():
+@pytest.mark.parametrize(
+    ("environment", "output"),
+    [
+        ({"PKD_BACKEND": "triton"}, "Triton needs CUDA"),
+        pytest.param({"PKD_BACKEND": "reference"}, "tensor([[0.]])\n", marks=pytest.mark.slow),
+        pytest.param(
+            {"PKD_BACKEND": "triton", "TRITON_INTERPRET": "1"},
+            "tensor([[0.]])\n",
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=["triton", "reference", "interpreter"],
+)
+def test_environment_variable(environment, output):
     code = "import torch, pkd_kernels as k; z = torch.zeros(1, 4); print(k.novelty_score(z, z))"
-    assert run(code, PKD_BACKEND="reference") == "tensor([[0.]])\n"
-    assert "Triton needs CUDA" in run(code, PKD_BACKEND="triton")
-    code = (
-        "import torch; from pkd_kernels import dispatch; print(dispatch.uses_triton(torch.ones(1)))"
-    )
-    assert run(code, PKD_BACKEND="triton", TRITON_INTERPRET="1") == "True\n"
+    assert output in run(code, **environment)
 
 
 def test_works_without_triton():
     code = (
         "import sys; sys.modules['triton'] = None\n"
         "import torch, pkd_kernels as k; z = torch.zeros(1, 4); print(k.novelty_score(z, z))\n"
-        "print(k.unit_upstream(z))"
+        "print(k.unit_grad(z))"
     )
     assert run(code) == "tensor([[0.]])\ntensor([[1., 1., 1., 1.]])\n"
 

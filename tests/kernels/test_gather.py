@@ -1,9 +1,9 @@
-"""What a step reads: the kernel equals the definition in every bit."""
+"""The inputs of a step: the kernel equals the definition in every bit."""
 
 import pytest
 import torch
 from pkd_kernels import gather, reference
-from pkd_kernels.gather import SOURCES
+from pkd_kernels.indexing import SOURCES
 from torch import Tensor
 
 from bench.profiling import measured
@@ -67,15 +67,16 @@ def test_every_grey_level_has_the_default_type(device, default):
     order = torch.arange(4).view(1, 4, 1)
     sources = [(levels, torch.tensor([0]))]
     (found,) = gather(*to(device, sources, order, torch.tensor([0])))
-    assert found.dtype == default and found.min() == -1 and found.max() == 1
+    assert found.dtype == default
+    assert (found.min(), found.max()) == (-1, 1)
     assert_equals_definition(device, sources, order, torch.tensor([0]))
 
 
 @pytest.mark.parametrize(
     "dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str
 )
-def test_images_and_a_teachers_answers_at_once(device, dtype):
-    """Of sizes of their own, each from its own first row; answers keep their type."""
+def test_images_and_teacher_outputs_together(device, dtype):
+    """Sources of different sizes and first rows; the outputs of a teacher keep their type."""
     image, latent = (3, 9, 11), (37,)
     tables = [rows(ROWS, *image, dtype=torch.uint8)]
     tables += [rows(ROWS, *shape, dtype=dtype) for shape in (latent, image, latent)]
@@ -84,7 +85,7 @@ def test_images_and_a_teachers_answers_at_once(device, dtype):
 
 @pytest.mark.parametrize("count", range(1, SOURCES + 1))
 @pytest.mark.parametrize(("batch", "stack"), [(1, 1), (1, 30), (16, 3)])
-def test_one_launch_whatever_the_number(device, count, batch, stack):
+def test_one_launch_for_any_number_of_sources(device, count, batch, stack):
     tables = [rows(ROWS, 5 + k) for k in range(count)]
     sources, order, step = to(device, *case(*tables, batch=batch, first=(0,) * stack))
     with measured() as traffic:
@@ -109,7 +110,7 @@ def test_the_step_is_read_on_the_device(device, at):
 
 
 def test_members_of_one_class_share_its_rows(device):
-    """Same first row and same order: the same images for both, and not the others'."""
+    """Equal first row and order: equal images, different from the others'."""
     sources, order, step = case(rows(ROWS, 3, 4, 4, dtype=torch.uint8))
     order[:, :, 2] = order[:, :, 0]
     (found,) = gather(*to(device, sources, order, step))
@@ -118,7 +119,7 @@ def test_members_of_one_class_share_its_rows(device):
     assert not torch.equal(members[:, 0], members[:, 1])
 
 
-def test_every_output_is_written_inputs_are_not_and_runs_agree(device, monkeypatch):
+def test_outputs_are_written_inputs_unchanged_runs_equal(device, monkeypatch):
     tables = rows(ROWS, 3, 5, 7, dtype=torch.uint8), rows(ROWS, 37)
     sources, order, step = to(device, *case(*tables))
     inputs = [*(t for source in sources for t in source), order, step]
@@ -134,7 +135,7 @@ def test_every_output_is_written_inputs_are_not_and_runs_agree(device, monkeypat
 
 
 @pytest.mark.gpu
-def test_rows_beyond_what_32_bits_count():
+def test_rows_beyond_2_to_the_31_elements():
     """The last image of a data set of more than 2**31 pixels."""
     table = torch.zeros(2**31 // 3072 + 2, 3, 32, 32, dtype=torch.uint8, device="cuda")
     table[-1] = 255
@@ -161,15 +162,15 @@ def test_compiles_into_one_graph(device):
     sources, order, step = to(device, *case(rows(ROWS, 3, 4, 4, dtype=torch.uint8), rows(ROWS, 5)))
 
     def read(order, step):
-        images, answers = gather(sources, order, step)
-        return images * 2, answers + 1
+        images, latents = gather(sources, order, step)
+        return images * 2, latents + 1
 
     compiled = torch.compile(read, fullgraph=True, backend="aot_eager")
     for a, b in zip(compiled(order, step), read(order, step), strict=True):
         assert torch.equal(a, b)
 
 
-def test_refuses_with_a_reason(device):
+def test_invalid_inputs_raise_value_error(device):
     sources, order, step = to(device, *case(rows(ROWS, 6, 4)))
     ((table, first),) = sources
     with pytest.raises(ValueError, match="1 to 4 sources, not 5"):
@@ -178,7 +179,7 @@ def test_refuses_with_a_reason(device):
         gather(sources, order, step[0])
     with pytest.raises(ValueError, match=r"first has shape \(3,\), not \(4,\)"):
         gather([(table, first[:3])], order, step)
-    with pytest.raises(ValueError, match="contiguous: they are read where they lie"):
+    with pytest.raises(ValueError, match="contiguous: the kernel reads them in place"):
         gather([(table.transpose(1, 2), first)], order, step)
     with pytest.raises(ValueError, match="must be int64"):
         gather(sources, order.int(), step)

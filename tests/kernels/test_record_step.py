@@ -1,9 +1,9 @@
-"""What a step leaves behind: the kernel equals the definition in every bit."""
+"""The record of a step: the kernel equals the definition in every bit."""
 
 import pytest
 import torch
 from pkd_kernels import TERMS, dispatch, record_step, reference
-from pkd_kernels.record_step import MODELS
+from pkd_kernels.history import MODELS
 from torch import Tensor
 
 from bench.profiling import measured
@@ -16,7 +16,7 @@ NETWORKS = pytest.mark.parametrize("networks", [1, 2])
 def case(
     networks: int = 2, stack: int = 3, dtype: torch.dtype = torch.float32, device: str = "cpu"
 ) -> dict:
-    """Arguments before step 0; models end at different steps. The same whatever the device."""
+    """Arguments before step 0; models end at different steps. Equal on every device."""
     generator = torch.Generator().manual_seed(0)
 
     def drawn(*shape: int) -> Tensor:
@@ -43,7 +43,7 @@ def assert_equal(found: dict, expected: dict) -> None:
 @NETWORKS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_equals_definition_at_every_step(device, networks, stack, dtype):
-    """Also at the last, behind which there is nothing to look up; other rows stay as they are."""
+    """Also at the last step; other rows of the history are unchanged."""
     found, expected = (case(networks, stack, dtype, d) for d in (device, "cpu"))
     for _ in range(LENGTH):
         record_step(**found)
@@ -51,8 +51,8 @@ def test_equals_definition_at_every_step(device, networks, stack, dtype):
         assert_equal(found, expected)
 
 
-def test_definition_is_what_it_says():
-    """By hand: two models of one network, in the last step of the first."""
+def test_definition_by_hand():
+    """Two models of one network, in the last step of the first."""
     generator, discriminator = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])
     terms, history = torch.arange(12.0).view(2, 6), torch.full((3, 2, 1, 8), -1.0)
     counter, rate, active = torch.tensor([1]), torch.zeros(2), torch.zeros(2, dtype=torch.bool)
@@ -69,7 +69,7 @@ def test_definition_is_what_it_says():
 
 @NETWORKS
 def test_terms_of_any_stride(device, networks):
-    """As `generator_loss` gives them: a view of what its kernel lays out by term."""
+    """`generator_loss` returns a view, laid out by term."""
     found, expected = (case(networks, device=d) for d in (device, "cpu"))
     found["losses"] = [(g, d, terms.T.contiguous().T) for g, d, terms in found["losses"]]
     record_step(**found)
@@ -78,7 +78,7 @@ def test_terms_of_any_stride(device, networks):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_what_is_not_finite_stays_where_it_is(device, value):
+def test_values_that_are_not_finite_stay_separate(device, value):
     found = case(device=device)
     expected = torch.stack(
         [torch.cat([g[:, None], d[:, None], t], 1) for g, d, t in found["losses"]]
@@ -92,7 +92,7 @@ def test_what_is_not_finite_stays_where_it_is(device, value):
 
 @STACKS
 @NETWORKS
-def test_one_launch_and_each_number_once(device, networks, stack):
+def test_one_launch_reads_and_writes_each_value_once(device, networks, stack):
     arguments = case(networks, stack, device=device)
     with measured() as traffic:
         record_step(**arguments)
@@ -107,7 +107,7 @@ def test_one_launch_and_each_number_once(device, networks, stack):
             assert counts == {f"record_step.{k}_ptr": n for k, n in expected.items()}
 
 
-def test_inputs_are_not_written_and_losses_that_want_a_gradient_are_taken(device):
+def test_inputs_are_unchanged_and_losses_may_require_grad(device):
     arguments = case(device=device)
     arguments["losses"] = [[t.requires_grad_() for t in parts] for parts in arguments["losses"]]
     inputs = [arguments["rates"], arguments["steps"], *(t for p in arguments["losses"] for t in p)]
@@ -142,7 +142,7 @@ def test_compiles_into_one_graph(device):
     assert_equal(found, expected)
 
 
-def test_refuses_with_a_reason(device):
+def test_invalid_inputs_raise_value_error(device):
     arguments = case(device=device)
 
     def refused(match: str, **others) -> None:
@@ -157,6 +157,6 @@ def test_refuses_with_a_reason(device):
     )
     refused(r"rate has shape \(2,\), not \(3,\)", rate=arguments["rate"][1:])
     refused(r"counter has shape \(\), not \(1,\)", counter=arguments["counter"][0])
-    refused("contiguous: they are used where they lie", rates=arguments["rates"].T.contiguous().T)
+    refused("contiguous: the kernel uses them in place", rates=arguments["rates"].T.contiguous().T)
     refused("must be int64", counter=arguments["counter"].int())
     refused("active must be bool", active=arguments["active"].int())

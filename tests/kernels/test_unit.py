@@ -1,9 +1,9 @@
-"""The unit upstream gradient: no launch, the same bits, and nothing that a retained graph loses."""
+"""The upstream gradient `unit_grad`: no launch, the same bits, retained graphs."""
 
 import pytest
 import torch
 from cases import Inputs, Sizes, accumulator, make_inputs
-from pkd_kernels import discriminator_loss, generator_loss, unit_upstream
+from pkd_kernels import discriminator_loss, generator_loss, unit_grad
 from torch import Tensor
 
 from bench.profiling import measured
@@ -23,7 +23,7 @@ def generator(i: Inputs, leaves: list[Tensor]) -> Tensor:
 
 
 def discriminator(i: Inputs, leaves: list[Tensor]) -> Tensor:
-    """Both logits are used, so that two leaves are written by one op."""
+    """Both logits are leaves, so one op writes two gradients."""
     return discriminator_loss(leaves[1], leaves[2], stack=SIZES.stack)
 
 
@@ -46,14 +46,15 @@ def gradients(loss, dtype: torch.dtype, device: str, upstream=torch.ones_like) -
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_it_is_ones_and_always_the_same_tensor(dtype):
+def test_ones_and_always_the_same_tensor(dtype):
     loss = torch.zeros(4, dtype=dtype)
-    unit = unit_upstream(loss)
-    assert unit is unit_upstream(loss + 1)
-    assert unit.dtype == dtype and torch.equal(unit, torch.ones_like(loss))
-    assert unit is not unit_upstream(loss[:2])
+    unit = unit_grad(loss)
+    assert unit is unit_grad(loss + 1)
+    assert unit.dtype == dtype
+    assert torch.equal(unit, torch.ones_like(loss))
+    assert unit is not unit_grad(loss[:2])
     with torch.inference_mode():
-        assert not unit_upstream(torch.zeros(7)).is_inference()
+        assert not unit_grad(torch.zeros(7)).is_inference()
 
 
 @LOSSES
@@ -61,10 +62,12 @@ def test_it_is_ones_and_always_the_same_tensor(dtype):
 def test_backward_launches_nothing_and_gives_the_same_bits(device, loss, dtype):
     expected = gradients(loss, dtype, device)
     value, leaves = case(loss, dtype, device)
-    unit = unit_upstream(value)
+    unit = unit_grad(value)
     with measured() as traffic:
         found = torch.autograd.grad(value, leaves, unit)
-    assert traffic.launches == [] and not traffic.loaded and not traffic.stored
+    assert traffic.launches == []
+    assert not traffic.loaded
+    assert not traffic.stored
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
@@ -74,10 +77,10 @@ def test_gradients_of_16_bit_leaves_are_converted_by_one_launch(device, loss, dt
     expected = gradients(loss, dtype, device)
     value, leaves = case(loss, dtype, device)
     assert value.dtype == accumulator(dtype)
-    unit = unit_upstream(value)
+    unit = unit_grad(value)
     with measured() as traffic:
         found = torch.autograd.grad(value, leaves, unit)
-    assert traffic.launches == ["upstream"]
+    assert traffic.launches == ["scale_gradients"]
     assert all(t.dtype == dtype for t in found)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
@@ -85,11 +88,11 @@ def test_gradients_of_16_bit_leaves_are_converted_by_one_launch(device, loss, dt
 @LOSSES
 @pytest.mark.parametrize("change", [lambda t: 3 * t, lambda t: t.sum() * 3], ids=["times", "sum"])
 def test_a_loss_changed_before_backward_is_scaled(device, loss, change):
-    """What then arrives at the op is another tensor; so are expanded ones."""
+    """The op then receives another tensor; so do expanded ones."""
     expected = [3 * g for g in gradients(loss, torch.float64, device)]
     value, leaves = case(loss, torch.float64, device)
     value = change(value)
-    found = torch.autograd.grad(value, leaves, unit_upstream(value))
+    found = torch.autograd.grad(value, leaves, unit_grad(value))
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b)
 
@@ -99,7 +102,7 @@ def test_ones_that_are_another_tensor_are_read(device, loss):
     """Expanded ones with stride 0; and twos of the unit's shape."""
     ones, twos = (lambda t, k=k: t.new_full((1,), k).expand(SIZES.stack) for k in (1.0, 2.0))
     once, twice = (gradients(loss, torch.float64, device, u) for u in (ones, twos))
-    unit = gradients(loss, torch.float64, device, unit_upstream)
+    unit = gradients(loss, torch.float64, device, unit_grad)
     assert all(torch.equal(a, b) for a, b in zip(once, unit, strict=True))
     assert all(torch.equal(a, 2 * b) for a, b in zip(twice, unit, strict=True))
 
@@ -107,12 +110,14 @@ def test_ones_that_are_another_tensor_are_read(device, loss):
 @LOSSES
 @DTYPES
 def test_a_retained_graph_keeps_its_gradients(device, loss, dtype):
-    """Leaves that also get gradients from another op, backward after backward: autograd adds in
-    place where it may, into `grad` and on the way there, but never into what the graph keeps."""
+    """Repeated backward passes, with gradients from another op too.
+
+    Autograd may add in place into `grad` and on the way there, but not into saved gradients.
+    """
     expected = gradients(loss, dtype, device)
     value, leaves = case(loss, dtype, device)
     other = sum((2 * t).sum() for t in leaves)
-    unit = unit_upstream(value)
+    unit = unit_grad(value)
     for backwards in range(1, 5):
         torch.autograd.backward([value, other], [unit, None], retain_graph=backwards < 4)
         for leaf, g in zip(leaves, expected, strict=True):
@@ -121,12 +126,12 @@ def test_a_retained_graph_keeps_its_gradients(device, loss, dtype):
 
 @LOSSES
 @DTYPES
-def test_grad_of_a_leaf_is_its_own_while_the_graph_is_kept(device, loss, dtype):
+def test_grad_of_a_leaf_is_separate_from_the_retained_graph(device, loss, dtype):
     """Clipping or zeroing `grad` must not reach the next backward."""
     expected = gradients(loss, dtype, device)
     value, leaves = case(loss, dtype, device)
     for retained in (True, True, False):
-        value.backward(unit_upstream(value), retain_graph=retained)
+        value.backward(unit_grad(value), retain_graph=retained)
         assert all(torch.equal(t.grad, g) for t, g in zip(leaves, expected, strict=True))
         for t in leaves:
             t.grad.zero_()
@@ -134,29 +139,29 @@ def test_grad_of_a_leaf_is_its_own_while_the_graph_is_kept(device, loss, dtype):
 
 @LOSSES
 def test_a_gradient_written_into_stops_the_next_backward(device, loss):
-    """`torch.autograd.grad` hands out what the graph keeps; torch sees who changed it."""
+    """`torch.autograd.grad` returns saved tensors; torch detects that one was changed."""
     value, leaves = case(loss, torch.float32, device)
-    found = torch.autograd.grad(value, leaves, unit_upstream(value), retain_graph=True)
-    again = torch.autograd.grad(value, leaves, unit_upstream(value), retain_graph=True)
+    found = torch.autograd.grad(value, leaves, unit_grad(value), retain_graph=True)
+    again = torch.autograd.grad(value, leaves, unit_grad(value), retain_graph=True)
     assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
     found[0].mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        torch.autograd.grad(value, leaves, unit_upstream(value))
+        torch.autograd.grad(value, leaves, unit_grad(value))
 
 
 @LOSSES
 def test_no_second_derivative(device, loss):
     value, leaves = case(loss, torch.float64, device)
     with pytest.raises(RuntimeError, match="differentiated once"):
-        torch.autograd.grad(value, leaves, unit_upstream(value), create_graph=True)
+        torch.autograd.grad(value, leaves, unit_grad(value), create_graph=True)
 
 
 def test_a_compiled_backward_is_scaled(device):
-    """torch.compile cannot know the address, and need not: it gets the same numbers."""
+    """A compiled graph cannot depend on the identity of a tensor; its results are equal."""
     inputs = make_inputs(SIZES, torch.float32, device)
     leaves = leaves_of(inputs)
     compiled = torch.compile(lambda *t: generator(inputs, list(t)), backend="aot_eager")
     value = compiled(*leaves)
-    found = torch.autograd.grad(value, leaves, unit_upstream(value))
+    found = torch.autograd.grad(value, leaves, unit_grad(value))
     expected = gradients(generator, torch.float32, device)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))

@@ -1,40 +1,49 @@
-"""Kernels compiled for a GPU and executed on a CPU: the lane of proof that sees what Triton made.
+"""Run kernels as PTX, compiled for a GPU and executed on a CPU, instead of in the interpreter.
 
     PKD_PTX=90 pytest tests/kernels        # compute capability 9.0
 
-runs the kernel tests so, in place of Triton's interpreter; tests that count loads and stores, which
-the interpreter alone can, are skipped. What ptxas makes of PTX, and races within a block, it does
-not see.
+This proves what Triton compiles. Tests that count loads and stores need the interpreter and are
+skipped. It does not cover ptxas, nor races within a block.
 """
 
 import contextlib
-from importlib import import_module
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
-from pkd_kernels import aot, dispatch
+import triton
+from pkd_kernels import dispatch
+from pkd_kernels.aot.compiler import compiled
+from pkd_kernels.aot.launches import Launch, kernels, launch_of
 from ptx.machine import run
 from ptx.program import Program
 
-from bench import profiling as counting
+from bench import profiling
 
 
 class CompiledKernel:
-    """Stands in for a kernel of `pkd_kernels`: compiles it as it is launched, and executes it."""
+    """Replaces a kernel: compiles it at its launch, and executes the PTX.
 
-    def __init__(self, op: str, name: str, kernel, architecture: int):
-        self.op, self.name, self.kernel, self.architecture = op, name, kernel, architecture
-        self.compiled: dict[aot.Launch, tuple] = {}
+    Args:
+        name: of the kernel, a key of `kernels()`.
+        kernel: the Triton function.
+        architecture: compute capability times 10.
+    """
 
-    def __getitem__(self, grid: tuple[int, ...]):
-        def launch(*args, **keywords) -> None:
+    def __init__(self, name: str, kernel: Any, architecture: int):
+        self.name, self.kernel, self.architecture = name, kernel, architecture
+        self.programs: dict[Launch, tuple[Program, Any]] = {}
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        def launch(*args: Any, **keywords: Any) -> None:
             pointers = [a.data_ptr() for a in args if isinstance(a, torch.Tensor)]
             aligned = all(pointer % 16 == 0 for pointer in pointers)
-            key = aot.launch_of(self.op, self.name, self.kernel, args, keywords, aligned)
-            if key not in self.compiled:
-                made = aot.compiled(self.kernel, key, self.architecture)
-                self.compiled[key] = Program(made.asm["ptx"]), made.metadata
-            program, metadata = self.compiled[key]
+            key = launch_of(self.name, self.kernel, args, keywords, aligned)
+            if key not in self.programs:
+                binary = compiled(self.kernel, key, self.architecture)
+                self.programs[key] = Program(binary.asm["ptx"]), binary.metadata
+            program, metadata = self.programs[key]
             passed = {name for name, kind in key.signature if kind != "constexpr"}
             names = [parameter.name for parameter in self.kernel.params]
             run(
@@ -49,16 +58,15 @@ class CompiledKernel:
 
 
 @contextlib.contextmanager
-def _not_measured():
+def _skip_measurements() -> Iterator[None]:
     pytest.skip("loads and stores are counted in the interpreter")
     yield
 
 
 def install(architecture: int) -> None:
-    """Let all kernels be executed so from now on, on CPU tensors."""
+    """Execute all kernels as PTX from now on, on CPU tensors."""
     dispatch.INTERPRETED = True
-    counting.measured = _not_measured
-    for op in aot.MODULES:
-        module = import_module(f"pkd_kernels.{op}")
-        for name, kernel in aot.kernels_of(module).items():
-            setattr(module, name, CompiledKernel(op, name, kernel, architecture))
+    profiling.measured = _skip_measurements
+    triton.knobs.compilation.disable_line_info = True  # compiles faster
+    for name, (module, attribute) in kernels().items():
+        setattr(module, attribute, CompiledKernel(name, getattr(module, attribute), architecture))

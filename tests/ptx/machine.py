@@ -1,9 +1,9 @@
-"""Executes a PTX kernel on a CPU, instruction by instruction, all threads of all blocks at once.
+"""Execute a PTX kernel on a CPU, instruction by instruction, all threads of all blocks at once.
 
-Registers are arrays over threads, holding bits. Where threads part at a branch, those that are
-behind go first until all meet again. Sections are those of NVIDIA's "PTX ISA" 8.7, which also says
-by how much approximate instructions may be wrong: here they are, by a figure drawn from the bits of
-the result, so that what a GPU may compute is no better than what is tested.
+Registers are arrays of bits over threads. After a divergent branch, the threads with the lowest
+instruction run first until all threads reconverge. Sections refer to NVIDIA's "PTX ISA" 8.7, which
+also specifies the error of approximate instructions: here results have errors of up to that size,
+derived from their bits, so that a GPU is at least as accurate as the machine of the tests.
 """
 
 import ctypes
@@ -14,9 +14,16 @@ import torch
 from ptx.program import SPECIAL, Address, Instruction, Operand, Program
 
 WARP = 32
-LANES = 2**14  # threads that are executed at once, or one block
-POISON = 0xDB  # bytes of shared memory and registers that nobody wrote
-UNITS = {"ex2": 2, "div": 2, "rcp": 1, "sqrt": 1, "rsqrt": 2, "lg2": 2}  # wrong in the last place
+LANES = 2**14  # threads that are executed at once, at least one block
+POISON = 0xDB  # bytes of unwritten shared memory and registers
+UNITS = {
+    "ex2": 2,
+    "div": 2,
+    "rcp": 1,
+    "sqrt": 1,
+    "rsqrt": 2,
+    "lg2": 2,
+}  # error in units in the last place
 _IGNORED = {"fence", "griddepcontrol"}
 
 
@@ -27,12 +34,19 @@ def run(
     shared_bytes: int,
     arguments: Sequence[torch.Tensor | int],
 ) -> None:
-    """Run a kernel; tensors lie on the CPU, anything beyond their storage is an IndexError.
+    """Run a kernel on CPU tensors.
 
     Args:
+        program: the kernel.
         grid: blocks along x, y and z.
         threads: of a block.
-        arguments: tensors, whose addresses are passed, and integers; those missing are 0.
+        shared_bytes: bytes of shared memory of a block.
+        arguments: tensors, whose addresses are passed, and integers; missing ones are 0.
+
+    Raises:
+        IndexError: an address is outside of all tensors or shared memory, or is not aligned.
+        RuntimeError: blocks race, a barrier is not reached by all threads, or a thread traps.
+        NotImplementedError: the machine does not implement an instruction.
     """
     memory = Memory([a for a in arguments if isinstance(a, torch.Tensor)])
     values = [a.data_ptr() if isinstance(a, torch.Tensor) else a for a in arguments]
@@ -45,7 +59,7 @@ def run(
 
 
 class _Touched:
-    """Which blocks, counted from 1, read and wrote each value of a stretch in a launch."""
+    """The blocks, counted from 1, that read and wrote each value of a storage in a launch."""
 
     def __init__(self, count: int):
         self.writer = np.zeros(count, np.int64)
@@ -55,7 +69,7 @@ class _Touched:
     def read(self, at: np.ndarray, blocks: np.ndarray) -> None:
         writers = self.writer[at]
         if ((writers != 0) & (writers != blocks)).any():
-            raise RuntimeError("a block reads what another writes")
+            raise RuntimeError("a block reads data that another writes")
         np.minimum.at(self.first_reader, at, blocks)
         np.maximum.at(self.last_reader, at, blocks)
 
@@ -65,15 +79,17 @@ class _Touched:
         foreign |= (self.first_reader[at] < blocks) | (self.last_reader[at] > blocks)
         self.writer[at] = blocks
         if foreign.any() or (self.writer[at] != blocks).any():  # the latter in one instruction
-            raise RuntimeError("a block writes what another reads or writes")
+            raise RuntimeError("a block writes data that another reads or writes")
 
 
 class Memory:
-    """Stretches of bytes by their addresses. Blocks run in any order, or at once: no value may be
-    written by one and touched by another, but after an atomic operation, which may order them.
+    """Global memory: the storages of tensors.
+
+    Blocks run in any order, or at once: no value may be written by one block and accessed by
+    another, except after an atomic operation, which may order the blocks.
 
     Args:
-        tensors: whose storages they are.
+        tensors: all tensors that a kernel may access.
     """
 
     def __init__(self, tensors: Sequence[torch.Tensor]):
@@ -87,10 +103,12 @@ class Memory:
         self.touched: dict[tuple[int, int], _Touched] = {}
 
     def load(self, addresses: np.ndarray, size: int, blocks: np.ndarray) -> np.ndarray:
-        """Values of `size` bytes at addresses (n,), as bits.
+        """Values at addresses, as bits.
 
         Args:
-            blocks: (n,) which block reads, from 1; 0 is one that an atomic operation put in order.
+            addresses: (n,).
+            size: bytes of a value.
+            blocks: (n,) reading blocks, from 1; 0 is a block ordered by an atomic operation.
         """
         found = np.empty(len(addresses), f"u{size}")
         for own, stretch, at, touched in self._places(addresses, size):
@@ -109,9 +127,11 @@ class Memory:
         which = np.searchsorted(self.begins, addresses, side="right") - 1
         outside = (which < 0) | (addresses + np.uint64(size) > self.ends[which])
         if outside.any():
-            raise IndexError(f"{size} bytes at {addresses[outside][0]:#x} are of no tensor")
+            raise IndexError(
+                f"{size} bytes at {addresses[outside][0]:#x} are outside of all tensors"
+            )
         if (addresses % np.uint64(size)).any():
-            raise IndexError(f"an address is no multiple of {size}")
+            raise IndexError(f"an address is not a multiple of {size}")
         for index in np.unique(which):
             own = which == index
             stretch = self.stretches[index]
@@ -123,7 +143,7 @@ class Memory:
 
 
 class _Blocks:
-    """Blocks of a launch that are executed in step."""
+    """Blocks of a launch that are executed in lockstep."""
 
     def __init__(
         self,
@@ -204,7 +224,7 @@ class _Blocks:
             elif opcode in ELEMENTWISE:
                 self._elementwise(instruction, mask)
             else:
-                raise NotImplementedError("this instruction is not built")
+                raise NotImplementedError("the machine does not implement this instruction")
         return None
 
     def read(self, operand: Operand, kind: str) -> np.ndarray:
@@ -241,7 +261,7 @@ class _Blocks:
         self.registers[register] = np.where(mask, bits, self._bits(register))
 
     def _bits(self, register: str) -> np.ndarray:
-        """What a register holds, of all threads."""
+        """Bits of a register, of all threads."""
         if register not in self.registers:
             size = self.program.width(register) // 8
             poison = np.full(max(1, size), POISON, np.uint8)
@@ -267,7 +287,7 @@ class _Blocks:
         return self.write(to, result, kind, mask)
 
     def _mul(self, instruction: Instruction, mask: np.ndarray | None) -> None:
-        """mul and mad of integers: the low half of the product, the high one, or both."""
+        """Mul and mad of integers: the low half of the product, the high one, or both."""
         modifiers, (to, *sources) = instruction[1:3]
         kind, part = modifiers[-1], modifiers[0]
         if kind[0] == "f":
@@ -389,7 +409,7 @@ class _Blocks:
         to, value, by, clamp, _ = instruction.operands
         value, by = (np.broadcast_to(self.read(v, "b32"), self.block.shape) for v in (value, by))
         if (self.read(clamp, "b32") != 31).any():
-            raise NotImplementedError("parts of a warp are not built")
+            raise NotImplementedError("the machine does not implement parts of a warp")
         lane = np.arange(len(value)) % WARP
         other = {"bfly": lane ^ by, "idx": by % WARP}[instruction.modifiers[1]]
         self.write(to, value[np.arange(len(value)) // WARP * WARP + other], "b32", mask)
@@ -399,7 +419,7 @@ class _Blocks:
             return
         waiting = (mask | self.gone).reshape(self.count, -1)
         if (waiting.any(1) != waiting.all(1)).any():
-            raise RuntimeError("a barrier that not all threads of a block reach")
+            raise RuntimeError("a barrier is not reached by all threads of a block")
 
     def _ld(self, instruction: Instruction, mask: np.ndarray | None) -> None:
         (space, *_, kind), (targets, place) = instruction.modifiers, instruction.operands
@@ -437,7 +457,7 @@ class _Blocks:
             len(lanes) % WARP
             or (lanes.reshape(-1, WARP) // WARP != lanes[::WARP, None] // WARP).any()
         ):
-            raise RuntimeError("not all threads of a warp are here")
+            raise RuntimeError("not all threads of a warp are active")
         return lanes.reshape(-1, WARP)
 
     def _of(self, lanes: np.ndarray, operand: Operand, kind: str) -> np.ndarray:
@@ -462,7 +482,7 @@ class _Blocks:
         addresses = self._of(lanes, place.base, "u64" if space == "global" else "u32")
         addresses = addresses.astype(np.uint64) + np.uint64(place.offset % 2**64)
         if (addresses % np.uint64(size)).any():
-            raise IndexError(f"an address is no multiple of {size}")
+            raise IndexError(f"an address is not a multiple of {size}")
         if space == "global":
             return addresses
         length = self.shared.shape[1]
@@ -534,7 +554,7 @@ class _Blocks:
         warps = self._warps(mask)
         _, _, shape, *_, kind_of_d, kind, _, _ = instruction.modifiers
         if (kind_of_d, kind) not in (("f64", "f64"), ("f32", "tf32")):
-            raise NotImplementedError("this instruction is not built")
+            raise NotImplementedError("the machine does not implement this instruction")
         rows, inner = (int(n) for n in shape.lstrip("m").replace("n8k", " ").split())
         lane = np.arange(WARP)
         group, member = lane // 4, lane % 4
@@ -562,7 +582,7 @@ class _Blocks:
 
     def _atom(self, instruction: Instruction, mask: np.ndarray | None) -> None:
         if instruction.modifiers[-2:] != ("add", "u32"):
-            raise NotImplementedError("this instruction is not built")
+            raise NotImplementedError("the machine does not implement this instruction")
         to, place, value = instruction.operands
         lanes = self._lanes(mask)
         before, added = np.zeros(len(lanes), np.uint32), self._of(lanes, value, "u32")
@@ -640,13 +660,13 @@ def _divided(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _fused(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
-    """a b + c, in float32 with one rounding."""
+    """A b + c, in float32 with one rounding."""
     wide = np.float64 if a.dtype == np.float32 else np.longdouble
     return (a.astype(wide) * b + c).astype(a.dtype)
 
 
 def _extreme(numbers, poisoned):
-    """min or max: of a number and NaN the number, unless they are integers."""
+    """Min or max: of a number and NaN the number, unless they are integers."""
     return lambda a, b: (numbers if a.dtype.kind == "f" else poisoned)(a, b)
 
 

@@ -1,6 +1,6 @@
-"""The text of a PTX kernel as a list of instructions.
+"""Parse the text of a PTX kernel into a list of instructions.
 
-Opcodes and operands are those of NVIDIA's "PTX ISA"; what an instruction does is in `machine`.
+Opcodes and operands are those of NVIDIA's "PTX ISA"; `machine` executes them.
 """
 
 import re
@@ -21,7 +21,7 @@ Operand = str | int | tuple | Address
 
 
 class Instruction(NamedTuple):
-    """`@guard opcode.modifier.modifier operand, operand;`"""
+    """An instruction: `@guard opcode.modifier.modifier operand, operand;`."""
 
     opcode: str
     modifiers: tuple[str, ...]
@@ -35,7 +35,7 @@ class Instruction(NamedTuple):
 
 
 class Program:
-    """A kernel that has been read.
+    """A parsed kernel.
 
     Attributes:
         name: of the kernel.

@@ -193,10 +193,10 @@ def test_where_no_graph_can_be_had_a_run_says_so_once_and_trains(
     asked, tmp_path, monkeypatch, capsys
 ):
     def refuse(*_):
-        raise graph.NoGraph("driver too old")
+        raise graph.GraphCaptureError("driver too old")
 
     monkeypatch.setattr(graph, "available", lambda device: True)
-    monkeypatch.setattr(graph, "captured", refuse)
+    monkeypatch.setattr(graph, "capture", refuse)
     asking = () if asked else ("--no-graph",)
     assert main(["train", *TINY, *asking, "--out", str(tmp_path / "run")]) == 0
     assert capsys.readouterr().out.count("no CUDA graph (driver too old)") == asked

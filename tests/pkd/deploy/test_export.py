@@ -10,7 +10,7 @@ import onnx
 import pytest
 import torch
 from image_helpers import product_photos
-from pkd_kernels import novelty_score, to_unit
+from pkd_kernels import novelty_score, scale_pixels
 
 from pkd.cli.main import main
 from pkd.data.arrays import resize
@@ -49,7 +49,7 @@ def random_images(count: int, architecture: Architecture) -> np.ndarray:
 
 
 def scores_of_member(generator: Generator, images: np.ndarray, member: int) -> np.ndarray:
-    outputs = generator(to_unit(torch.from_numpy(images)))
+    outputs = generator(scale_pixels(torch.from_numpy(images)))
     return novelty_score(outputs.z1, outputs.z2, stack=3)[:, member].numpy()
 
 
@@ -128,7 +128,7 @@ def test_exported_teacher_has_the_weights_of_the_last_phase_that_evaluated_it(sm
         {k.removeprefix("teacher.generator."): v for k, v in checkpoint.items()}
     )
     images = resize(load("digits").test_images[:5], 32)
-    outputs = generator(to_unit(images))
+    outputs = generator(scale_pixels(images))
     expected = novelty_score(outputs.z1, outputs.z2, stack=4)[:, 0].numpy()
     np.testing.assert_allclose(score(images.numpy()), expected, rtol=1e-4)
 

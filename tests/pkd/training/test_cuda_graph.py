@@ -1,4 +1,4 @@
-"""A training step as one CUDA graph: imitated on the CPU, and captured in the tests marked gpu."""
+"""CUDA graphs of a training step. On a CPU a fake records a graph; the last tests need a GPU."""
 
 import copy
 import gc
@@ -20,7 +20,7 @@ from stack_helpers import (
 
 import pkd.training.trainer
 from bench.profiling import measured
-from pkd.training import cuda_graph as graph
+from pkd.training import cuda_graph
 from pkd.training.structures import KDGAN, TEACHER
 from pkd.training.trainer import Trainer
 
@@ -28,7 +28,7 @@ FAST_PAIRS = {("KDGAN-2", "batch"), ("KDGAN-4", "instance")}
 
 
 def full_state(trainer: Trainer) -> dict[str, torch.Tensor]:
-    """Copies of everything that a step may change and the next one reads, and the random state."""
+    """Copies of all tensors that a step may change and the next one reads, and the random state."""
     adam = trainer.optimizer
     state = tensors_of(trainer) | trainer.state(len(trainer.history.values))
     state |= {"active": adam.active, "lr": adam.param_groups[0]["lr"], "counter": trainer.counter}
@@ -41,29 +41,29 @@ def differing(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]
 
 
 @pytest.fixture
-def imitation(monkeypatch) -> list[str]:
-    """Graphs on the CPU, whose replay runs the call again. Lists the warm-ups and recordings."""
-    done = []
+def fake_graphs(monkeypatch) -> list[str]:
+    """Graphs on the CPU, whose replay is a call. Returns a list of the operations, in order."""
+    operations = []
 
     def warm_up(call):
-        for _ in range(graph.WARM_UP):
+        for _ in range(cuda_graph.WARM_UP_CALLS):
             call()
-        done.append("warm-up")
+        operations.append("warm-up")
 
     def record(call):
-        done.append("record")
+        operations.append("record")
         return call
 
-    monkeypatch.setattr(graph, "available", lambda device: True)
-    monkeypatch.setattr(graph, "_warm_up", warm_up)
-    monkeypatch.setattr(graph, "_record", record)
-    return done
+    monkeypatch.setattr(cuda_graph, "available", lambda device: True)
+    monkeypatch.setattr(cuda_graph, "_warm_up", warm_up)
+    monkeypatch.setattr(cuda_graph, "_record", record)
+    return operations
 
 
 def test_restored_undoes_changes_in_place():
     weights, count = torch.randn(3, requires_grad=True), torch.arange(2)
     before, random, address = weights.clone(), torch.get_rng_state(), weights.data_ptr()
-    with graph.restored([weights, count]):
+    with cuda_graph.restored([weights, count]):
         with torch.no_grad():
             weights.uniform_()
         count += 5
@@ -73,11 +73,16 @@ def test_restored_undoes_changes_in_place():
     assert torch.equal(torch.get_rng_state(), random)
 
 
-def test_restored_undoes_changes_after_an_error():
+def test_restored_undoes_changes_before_an_error():
     count = torch.zeros(1)
-    with pytest.raises(KeyError), graph.restored([count]):
-        count += 1
-        raise KeyError
+
+    def fail_after_a_change():
+        with cuda_graph.restored([count]):
+            count.add_(1)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail_after_a_change()
     assert count.item() == 0
 
 
@@ -85,8 +90,8 @@ def test_restored_undoes_changes_after_an_error():
 @pytest.mark.parametrize(
     "start", [pytest.param(0, marks=pytest.mark.slow), 15, pytest.param(19, marks=pytest.mark.slow)]
 )
-def test_a_capture_changes_no_state(structure, norm, start, imitation):
-    """Also within an epoch, where a member is idle, and before the last step."""
+def test_capture_leaves_the_training_state_unchanged(structure, norm, start, fake_graphs):
+    """Also in the middle of an epoch, while a member idles, and before the last step."""
     trainer = make_trainer(structure, norm=norm)
     train(trainer, 1)
     fresh = make_trainer(structure, norm=norm, networks=copied_networks(trainer))
@@ -94,12 +99,12 @@ def test_a_capture_changes_no_state(structure, norm, start, imitation):
     fresh.begin_epoch(1, start)
     before = full_state(fresh)
     assert fresh._replay is not None
-    assert imitation == ["warm-up", "record"] * 2
+    assert fake_graphs == ["warm-up", "record"] * 2
     assert differing(full_state(fresh), before) == []
 
 
 def copied_networks(trainer: Trainer) -> dict:
-    """Copies of the networks of a trainer, which are no views of its flat buffer."""
+    """Copies of a trainer's networks, with parameters outside of its flat buffer."""
     networks = make_networks(norm=trainer.student.architecture.norm)
     for name, gan in networks.items():
         gan.load_state_dict(copy.deepcopy(getattr(trainer, name).state_dict()))
@@ -107,16 +112,16 @@ def copied_networks(trainer: Trainer) -> dict:
 
 
 @each_structure_and_norm(FAST_PAIRS)
-def test_training_with_replays_ends_with_the_bits_of_eager_steps(structure, norm, imitation):
+def test_replays_train_to_the_same_bits_as_eager_steps(structure, norm, fake_graphs):
     eager = train(make_trainer(structure, norm=norm, use_graph=False), 2)
-    assert imitation == []
+    assert fake_graphs == []
     replayed = train(make_trainer(structure, norm=norm), 2)
-    assert imitation == ["warm-up", "record"]
+    assert fake_graphs == ["warm-up", "record"]
     assert differing(full_state(replayed), full_state(eager)) == []
 
 
-def test_nothing_is_captured_without_a_gpu(monkeypatch):
-    monkeypatch.delattr(graph, "captured")
+def test_without_a_gpu_nothing_is_captured(monkeypatch):
+    monkeypatch.delattr(cuda_graph, "capture")
     reasons = []
     train(make_trainer(KDGAN[2], on_graph_failure=reasons.append), 1)
     assert reasons == []
@@ -129,8 +134,8 @@ def fail(error: Exception):
     return failing
 
 
-def refuse_within_a_capture(call):
-    """As torch does: first the reason, then the error of ending the broken capture."""
+def fail_within_a_capture(call):
+    """Raise as torch does: first the cause, then an error from the end of the broken capture."""
     try:
         raise RuntimeError("operation not permitted when stream is capturing\nCompile with ...")
     finally:
@@ -141,14 +146,14 @@ def refuse_within_a_capture(call):
     ("record", "reason"),
     [
         (fail(RuntimeError("driver too old")), "driver too old"),
-        (refuse_within_a_capture, "operation not permitted when stream is capturing"),
-        (lambda call: lambda: None, "its replay does nothing"),
+        (fail_within_a_capture, "operation not permitted when stream is capturing"),
+        (lambda call: lambda: None, "the replay of the graph has no effect"),
     ],
 )
-def test_a_failed_capture_is_reported_once_and_steps_run_eagerly(
-    record, reason, imitation, monkeypatch
+def test_steps_run_eagerly_after_a_failed_capture_and_the_reason_is_reported_once(
+    record, reason, fake_graphs, monkeypatch
 ):
-    monkeypatch.setattr(graph, "_record", record)
+    monkeypatch.setattr(cuda_graph, "_record", record)
     reasons = []
     trainer = train(make_trainer(KDGAN[2], on_graph_failure=reasons.append), 2)
     assert reasons == [reason]
@@ -173,10 +178,10 @@ def out_of_memory_within_a_capture(call):
         ("_record", fail(TypeError("a bug")), "a bug"),
     ],
 )
-def test_errors_that_eager_steps_would_raise_too_are_not_hidden(
-    part, action, error, imitation, monkeypatch
+def test_errors_that_eager_steps_would_also_raise_are_not_hidden(
+    part, action, error, fake_graphs, monkeypatch
 ):
-    monkeypatch.setattr(graph, part, action)
+    monkeypatch.setattr(cuda_graph, part, action)
     with pytest.raises((RuntimeError, TypeError), match=error) as raised:
         train(make_trainer(KDGAN[2], on_graph_failure=pytest.fail), 1)
     assert isinstance(raised.value, torch.OutOfMemoryError) == (error == "out of memory")
@@ -243,7 +248,7 @@ def test_a_trainer_is_freed_at_once(device):
     trainer.begin_epoch(0)
     trainer.advance()
     objects = (trainer, trainer.optimizer.exp_avg, trainer.sources[1][0])
-    references = [weakref.ref(x) for x in objects]
+    references = [*map(weakref.ref, objects)]
     del trainer, objects
     assert [reference() for reference in references] == [None] * len(references)
 

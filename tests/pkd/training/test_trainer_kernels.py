@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from pkd_kernels import dispatch, unit_upstream
+from pkd_kernels import dispatch, unit_grad
 from stack_helpers import MEMBERS, STRUCTURES, WIDTHS, make_trainer, tensors_of, train_set
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -80,7 +80,9 @@ def test_training_with_kernels_equals_training_with_the_reference(
     backward = GENERATOR_LAYERS + 2 * DISCRIMINATOR_LAYERS
     assert kernels == {
         "gather": 1,
-        "conv_layer": networks * (forward + backward),
+        "conv_forward": networks * forward,
+        "conv_backward": networks * (backward - 1),  # without D's tapped layer
+        "conv_output_gradient": networks,
         "generator_loss": networks,
         "discriminator_loss": networks,
         "record_step": 1,
@@ -96,7 +98,7 @@ def test_a_step_of_kdgan_2_is_43_launches(monkeypatch, members):
     networks = {name: GAN(architecture, seeds) for name in WIDTHS}
     trainer = small_trainer("KDGAN-2", members, images=1, networks=networks)
     trainer.begin_epoch(0)
-    unit_upstream(trainer.rates[0])  # computed once, then cached
+    unit_grad(trainer.rates[0])  # computed once, then cached
     with measured() as traffic:
         trainer.step()
     assert len(traffic.launches) == 43

@@ -1,13 +1,13 @@
 """One Adam step on one flat buffer that holds every parameter of M models, in one launch.
 
-One program owns a piece of the buffer that belongs to one model m. With t = step_m + 1,
+One program owns a piece of the buffer, which belongs to one model m. With t = step_m + 1,
 
     a = β1 a + (1 - β1) g        v = β2 v + (1 - β2) g²
     p = p - lr_m / (1 - β1ᵗ) · a / (√v / √(1 - β2ᵗ) + ε)
 
 βᵗ is computed in float64, because 1 - βᵗ cancels where t is small. All programs of a model read
-step_m, so it is counted up by the program that arrives last, which an integer counter tells: by
-then every program has read it. An inactive model's programs load and store nothing else.
+step_m, so the program that finishes last increments it. An integer counter of finished programs
+identifies that program. The programs of an inactive model load and store no elements.
 """
 
 import math
@@ -20,15 +20,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pkd_kernels.custom_op import opaque
 from pkd_kernels.reference import check_adam_inputs
 
 BLOCK, NUM_WARPS = 1024, 4
-STEPS = 128  # a range of its own: a shared one would spread the body's loads over memory
+STEPS = 128  # steps incremented at once; sharing BLOCK's range would spread the body's loads
 
 
 @triton.jit(do_not_specialize=["stack"])
-def _kernel(
+def adam_step_kernel(
     param_ptr,
     grad_ptr,
     exp_avg_ptr,
@@ -47,6 +46,7 @@ def _kernel(
     BLOCK: tl.constexpr,
     STEPS: tl.constexpr,
 ):
+    """Update one piece; the last program increments the steps of the active models."""
     acc: tl.constexpr = tl.float64 if param_ptr.dtype.element_ty == tl.float64 else tl.float32
     piece = tl.program_id(0)
     begin = tl.load(pieces_ptr + 3 * piece)
@@ -70,7 +70,7 @@ def _kernel(
     tl.store(exp_avg_ptr + i, b_avg, mask=i < end)
     tl.store(exp_avg_sq_ptr + i, b_sq, mask=i < end)
 
-    tl.debug_barrier()  # this program's threads have read their step before it arrives
+    tl.debug_barrier()  # all threads have read the step before the program is counted
     if tl.atomic_add(arrivals_ptr, 1) == tl.num_programs(0) - 1:
         for first in range(0, stack, STEPS):
             j = first + tl.arange(0, STEPS)  # [STEPS]
@@ -82,7 +82,7 @@ def _kernel(
 
 @cache
 def _pieces(sizes: tuple[int, ...], stack: int, device: torch.device) -> Tensor:
-    """(programs, 3): begin, end and model of each; what lies side by side of one model is one."""
+    """(programs, 3): begin, end and model of each; neighbouring pieces of one model are merged."""
     ranges: list[list[int]] = []
     offset = 0
     for size in sizes:
@@ -97,51 +97,12 @@ def _pieces(sizes: tuple[int, ...], stack: int, device: torch.device) -> Tensor:
         for start, stop, m in ranges
         for begin in range(start, stop, BLOCK)
     ]
-    return torch.tensor(pieces, device=device)  # int64: a stack may pass 2**31 parameters
+    return torch.tensor(pieces, device=device)  # int64: a stack may exceed 2**31 parameters
 
 
 def _log2(beta: float) -> float:
-    return math.log2(max(beta, sys.float_info.min))  # 2 to the power of that is 0 beside 1
-
-
-@opaque(fake=lambda *args: None, mutates=("param", "exp_avg", "exp_avg_sq", "step", "arrivals"))
-def launch(
-    param: Tensor,
-    grad: Tensor,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    step: Tensor,
-    lr: Tensor,
-    active: Tensor,
-    arrivals: Tensor,
-    sizes: list[int],
-    beta1: float,
-    beta2: float,
-    eps: float,
-) -> None:
-    """Update param, exp_avg, exp_avg_sq and step in place."""
-    pieces = _pieces(tuple(sizes), step.numel(), param.device)
-    _kernel[(len(pieces),)](
-        param,
-        grad,
-        exp_avg,
-        exp_avg_sq,
-        step,
-        lr,
-        active,
-        pieces,
-        arrivals,
-        step.numel(),
-        BETA1=beta1,
-        BETA2=beta2,
-        LOG2_BETA1=_log2(beta1),
-        LOG2_BETA2=_log2(beta2),
-        EPS=eps,
-        BLOCK=BLOCK,
-        STEPS=STEPS,
-        num_warps=NUM_WARPS,
-        enable_fp_fusion=True,
-    )
+    # For beta = 0 the smallest float: its powers vanish beside 1.
+    return math.log2(max(beta, sys.float_info.min))
 
 
 def adam_step(
@@ -162,5 +123,25 @@ def adam_step(
     check_adam_inputs(param, grad, exp_avg, exp_avg_sq, step, sizes)
     if arrivals is None:
         arrivals = torch.zeros(1, dtype=torch.int32, device=param.device)
-    flat = (param, grad, exp_avg, exp_avg_sq)
-    launch(*flat, step, lr, active, arrivals, list(sizes), *betas, eps)
+    pieces = _pieces(tuple(sizes), step.numel(), param.device)
+    adam_step_kernel[(len(pieces),)](
+        param,
+        grad,
+        exp_avg,
+        exp_avg_sq,
+        step,
+        lr,
+        active,
+        pieces,
+        arrivals,
+        step.numel(),
+        BETA1=betas[0],
+        BETA2=betas[1],
+        LOG2_BETA1=_log2(betas[0]),
+        LOG2_BETA2=_log2(betas[1]),
+        EPS=eps,
+        BLOCK=BLOCK,
+        STEPS=STEPS,
+        num_warps=NUM_WARPS,
+        enable_fp_fusion=True,
+    )

@@ -10,32 +10,36 @@ One program owns image n of model m: P pixels, D latents and F features. With B 
     "norm"   term = con, ... and √enc, ...    d term / d xh = sign(xh - x)
                                               d term / d z1 = (z1 - z2) / √enc, 0 where √enc = 0
 
-and every gradient times weight / B. A term of weight 0 loads nothing; an absent term has weight 0.
-The terms of the images are averaged by a second launch, which one image does not need.
+Every gradient is multiplied by weight / B. A term of weight 0 loads nothing; an absent term has
+weight 0. A second launch averages the terms over images; a single image needs none.
 """
+
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from pkd_kernels.custom_op import once_differentiable, opaque
-from pkd_kernels.grad_output import gradients, save_gradients
+from pkd_kernels.losses.saved_gradients import save_gradients, scaled_gradients
+from pkd_kernels.operators import custom_operator, once_differentiable
 from pkd_kernels.reference import TERMS, accumulator, check_generator_inputs
 
-VALUES = len(TERMS) + 1  # and their weighted total
-# Elements of a model's largest tensor up to: (elements in a block, warps of a program).
+VALUES = len(TERMS) + 1  # the terms and their weighted total
+# Elements of a model's largest tensor, up to -> (elements of a block, warps of a program).
 LAUNCH = {256: (256, 2), 1024: (1024, 8), 2**31: (2048, 16)}
-MAX_REGISTERS = 128  # of 16 warps; where it is not said, the assembler spills to use fewer
+MAX_REGISTERS = 128  # all that 16 warps can have; without a limit ptxas spills to use fewer
 
 
 @triton.jit
 def _sign(d):
+    """1, 0 or -1."""
     return (d > 0).to(d.dtype) - (d < 0).to(d.dtype)
 
 
 @triton.jit
 def _differences(z1_ptr, z2_ptr, t1_ptr, t2_ptr, i, enc_size, k1_size, k2_size, acc: tl.constexpr):
+    """Differences of the latents for enc, k1 and k2; 0, and not loaded, where a size is 0."""
     b_z1 = tl.load(z1_ptr + i, mask=i < tl.maximum(enc_size, k1_size), other=0).to(acc)
     b_z2 = tl.load(z2_ptr + i, mask=i < tl.maximum(enc_size, k2_size), other=0).to(acc)
     b_t1 = tl.load(t1_ptr + i, mask=i < k1_size, other=0).to(acc)
@@ -48,12 +52,13 @@ def _differences(z1_ptr, z2_ptr, t1_ptr, t2_ptr, i, enc_size, k1_size, k2_size, 
 
 @triton.jit
 def _over_norm(weight, square_sum):
+    """The weight divided by the norm √square_sum; 0 where the norm is 0."""
     norm = tl.sqrt(square_sum)
     return tl.where(norm > 0, weight / tl.where(norm > 0, norm, 1), 0)
 
 
-@triton.jit(do_not_specialize=["stride_w", "own", "taught"])
-def _kernel(
+@triton.jit(do_not_specialize=["stride_w", "has_x", "has_teacher"])
+def generator_loss_kernel(
     x_ptr,
     xh_ptr,
     z1_ptr,
@@ -70,11 +75,12 @@ def _kernel(
     latent,
     feature,
     stride_w,
-    own,
-    taught,
+    has_x,
+    has_teacher,
     NORM: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    """Terms and total of one image and model, and the gradients of xh, z1, z2 and f_fake."""
     n = tl.program_id(0).to(tl.int64)
     m = tl.program_id(1)
     stack = tl.num_programs(1)
@@ -85,12 +91,12 @@ def _kernel(
 
     values_ptr += n * 7 * stack + m  # [N, 7, M]
     weights_ptr += m * stride_w
-    w_con = tl.load(weights_ptr, mask=own != 0, other=0).to(acc)
-    w_enc = tl.load(weights_ptr + 1, mask=own != 0, other=0).to(acc)
-    w_adv = tl.load(weights_ptr + 2, mask=own != 0, other=0).to(acc)
-    w_k1 = tl.load(weights_ptr + 3, mask=taught != 0, other=0).to(acc)
-    w_kx = tl.load(weights_ptr + 4, mask=taught != 0, other=0).to(acc)
-    w_k2 = tl.load(weights_ptr + 5, mask=taught != 0, other=0).to(acc)
+    w_con = tl.load(weights_ptr, mask=has_x != 0, other=0).to(acc)
+    w_enc = tl.load(weights_ptr + 1, mask=has_x != 0, other=0).to(acc)
+    w_adv = tl.load(weights_ptr + 2, mask=has_x != 0, other=0).to(acc)
+    w_k1 = tl.load(weights_ptr + 3, mask=has_teacher != 0, other=0).to(acc)
+    w_kx = tl.load(weights_ptr + 4, mask=has_teacher != 0, other=0).to(acc)
+    w_k2 = tl.load(weights_ptr + 5, mask=has_teacher != 0, other=0).to(acc)
 
     # Images: xh is read once for both terms, and their gradients need no norm.
     con_size = tl.where(w_con != 0, image, 0)
@@ -122,7 +128,7 @@ def _kernel(
     tl.store(values_ptr + 4 * stack, kx)
     total = w_con * con + w_kx * kx
 
-    # Latents: z1 and z2 are read once for three terms; the norms need a sweep of their own.
+    # Latents: z1 and z2 are read once for three terms; norms need a sweep before the gradients.
     enc_size = tl.where(w_enc != 0, latent, 0)
     k1_size = tl.where(w_k1 != 0, latent, 0)
     k2_size = tl.where(w_k2 != 0, latent, 0)
@@ -208,14 +214,27 @@ def _kernel(
     tl.store(values_ptr + 6 * stack, total + w_adv * adv)
 
 
-def _fake(x, xh, z1, z2, f_real, f_fake, t1, tx, t2, weights, norm, stack):
+def _empty_outputs(
+    x: Tensor | None,
+    xh: Tensor,
+    z1: Tensor,
+    z2: Tensor,
+    f_real: Tensor | None,
+    f_fake: Tensor | None,
+    t1: Tensor | None,
+    tx: Tensor | None,
+    t2: Tensor | None,
+    weights: Tensor,
+    norm: bool,
+    stack: int,
+) -> tuple[Tensor, Tensor]:
     dtype, device = accumulator(xh, z1, z2, f_fake), xh.device
     count = xh.numel() + 2 * z1.numel() + (0 if f_fake is None else f_fake.numel())
     values = torch.empty(VALUES, stack, dtype=dtype, device=device)
     return values, torch.empty(count, dtype=dtype, device=device)
 
 
-@opaque(fake=_fake)
+@custom_operator("generator_loss", fake=_empty_outputs)
 def launch(
     x: Tensor | None,
     xh: Tensor,
@@ -230,19 +249,19 @@ def launch(
     norm: bool,
     stack: int,
 ) -> tuple[Tensor, Tensor]:
-    """Values (7, M), the six terms and their total; the flat gradients [xh | z1 | z2 | f_fake]."""
+    """Values (7, M), the six terms and their total; flat gradients [xh | z1 | z2 | f_fake]."""
     batch = xh.shape[0]
     image, latent = (t.numel() // (batch * stack) for t in (xh, z1))
     feature = 0 if f_fake is None else f_fake.numel() // (batch * stack)
     largest = max(image, latent, feature)
     block, warps = next(entry for limit, entry in LAUNCH.items() if largest <= limit)
-    values, grads = _fake(x, xh, z1, z2, f_real, f_fake, t1, tx, t2, weights, norm, stack)
+    inputs = (x, xh, z1, z2, f_real, f_fake, t1, tx, t2)
+    values, grads = _empty_outputs(*inputs, weights, norm, stack)
     by_image = values
     if batch > 1:
         by_image = torch.empty(batch, VALUES, stack, dtype=values.dtype, device=values.device)
-    _kernel[(batch, stack)](
-        *((xh if t is None else t.contiguous()) for t in (x, xh, z1, z2, f_real, f_fake)),
-        *((xh if t is None else t.contiguous()) for t in (t1, tx, t2)),
+    generator_loss_kernel[(batch, stack)](
+        *((xh if t is None else t.contiguous()) for t in inputs),
         weights.contiguous(),
         by_image,
         grads,
@@ -265,14 +284,28 @@ def launch(
 
 class _GeneratorLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, xh, z1, z2, f_real, f_fake, t1, tx, t2, weights, norm, stack):
+    def forward(
+        ctx: Any,
+        x: Tensor | None,
+        xh: Tensor,
+        z1: Tensor,
+        z2: Tensor,
+        f_real: Tensor | None,
+        f_fake: Tensor | None,
+        t1: Tensor | None,
+        tx: Tensor | None,
+        t2: Tensor | None,
+        weights: Tensor,
+        norm: bool,
+        stack: int,
+    ) -> tuple[Tensor, Tensor]:
         values, grads = launch(x, xh, z1, z2, f_real, f_fake, t1, tx, t2, weights, norm, stack)
         leaves = [t for t in (xh, z1, z2, f_fake) if t is not None]
         rows = xh.shape[0] * stack
         feature = 0 if f_fake is None else f_fake.numel() // rows
         segments = [rows, xh.numel() // rows, 2 * rows, z1.numel() // rows, rows, feature]
         save_gradients(ctx, grads, leaves, segments, stack)
-        # Detached, so that autograd does not take them for views, which refuse `total += other`.
+        # Detached: autograd forbids `total += other` on views that a function returns.
         total, terms = values[-1].detach(), values[:-1].T.detach()
         ctx.mark_non_differentiable(terms)
         ctx.set_materialize_grads(False)
@@ -280,10 +313,10 @@ class _GeneratorLoss(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, upstream, _):
+    def backward(ctx: Any, upstream: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
         if upstream is None:
             return (None,) * 12
-        xh, z1, z2, *features = gradients(ctx, upstream)
+        xh, z1, z2, *features = scaled_gradients(ctx, upstream)
         f_fake = features[0] if features else None
         return None, xh, z1, z2, None, f_fake, None, None, None, None, None, None
 
@@ -301,7 +334,7 @@ def generator_loss(
     reduction: str = "mean",
     stack: int = 1,
 ) -> tuple[Tensor, Tensor]:
-    """`reference.generator_loss` in one kernel; the terms are in the accumulators' type."""
+    """`reference.generator_loss` in one launch, or two for several images."""
     check_generator_inputs(x, xh, z1, z2, f_real, f_fake, teacher, weights, reduction, stack)
     t1, tx, t2 = teacher if teacher is not None else (None, None, None)
     norm = reduction == "norm"

@@ -1,12 +1,12 @@
-"""What a training step leaves to the host and to Adam, and on to the next step: one launch.
+"""Record a training step on the device: its losses, learning rates and active models, one launch.
 
 With t the number of the step, on the device, for every model m
 
     history[t, m] = its losses        rate_m = rates[t, m]        active_m = t < steps_m
 
-and then t = t + 1. All of it is a few numbers a model, so one program does it: t has one writer,
-and a barrier is enough for all to have read it before. Whether step t exists is not checked: that
-would make the host wait.
+and then t = t + 1. This is a few numbers for each model, so one program does all of it: t has one
+writer, and a barrier separates the reads from the write. The kernel does not check that step t
+exists: that would make the host wait.
 """
 
 from collections.abc import Sequence
@@ -16,22 +16,23 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pkd_kernels.custom_op import opaque
+from pkd_kernels.operators import custom_operator
 from pkd_kernels.reference import TERMS
 
 MODELS, NUM_WARPS = 32, 4
-COLUMNS = 2 + len(TERMS)  # of a network in the history
+COLUMNS = 2 + len(TERMS)  # of the history, for one network
 
 
 @triton.jit
-def _store(row_ptr, b_generator, b_discriminator, b_terms, k, inside, shown):
-    tl.store(row_ptr, b_generator, mask=inside)
-    tl.store(row_ptr + 1, b_discriminator, mask=inside)
-    tl.store(row_ptr[:, None] + 2 + k, b_terms, mask=shown)
+def _store(row_ptr, b_generator, b_discriminator, b_terms, k, mask, terms_mask):
+    """Store the losses of one network."""
+    tl.store(row_ptr, b_generator, mask=mask)
+    tl.store(row_ptr + 1, b_discriminator, mask=mask)
+    tl.store(row_ptr[:, None] + 2 + k, b_terms, mask=terms_mask)
 
 
 @triton.jit(do_not_specialize=["stride0_m", "stride0_k", "stride1_m", "stride1_k", "stack"])
-def _kernel(
+def record_step_kernel(
     history_ptr,
     counter_ptr,
     rate_ptr,
@@ -53,34 +54,39 @@ def _kernel(
     TERMS: tl.constexpr,
     MODELS: tl.constexpr,
 ):
+    """Record the losses of one or two networks of all models, and increment the step."""
     step = tl.load(counter_ptr)
     k = tl.arange(0, 8)[None, :]  # [1, 8]
     for first in range(0, stack, MODELS):
         m = first + tl.arange(0, MODELS)  # [MODELS]
-        inside = m < stack
-        shown = inside[:, None] & (k < TERMS)  # [MODELS, 8]
-        # All loads stand before the first store, which waits for what it stores.
-        b_generator0 = tl.load(generator0_ptr + m, mask=inside)
-        b_discriminator0 = tl.load(discriminator0_ptr + m, mask=inside)
-        b_terms0 = tl.load(terms0_ptr + m[:, None] * stride0_m + k * stride0_k, mask=shown)
+        mask = m < stack
+        terms_mask = mask[:, None] & (k < TERMS)  # [MODELS, 8]
+        # All loads come before the first store: no load waits for a store.
+        b_generator0 = tl.load(generator0_ptr + m, mask=mask)
+        b_discriminator0 = tl.load(discriminator0_ptr + m, mask=mask)
+        b_terms0 = tl.load(terms0_ptr + m[:, None] * stride0_m + k * stride0_k, mask=terms_mask)
         if NETWORKS == 2:
-            b_generator1 = tl.load(generator1_ptr + m, mask=inside)
-            b_discriminator1 = tl.load(discriminator1_ptr + m, mask=inside)
-            b_terms1 = tl.load(terms1_ptr + m[:, None] * stride1_m + k * stride1_k, mask=shown)
-        b_steps = tl.load(steps_ptr + m, mask=inside)
-        b_rate = tl.load(rates_ptr + step * stack + m, mask=inside)
+            b_generator1 = tl.load(generator1_ptr + m, mask=mask)
+            b_discriminator1 = tl.load(discriminator1_ptr + m, mask=mask)
+            b_terms1 = tl.load(terms1_ptr + m[:, None] * stride1_m + k * stride1_k, mask=terms_mask)
+        b_steps = tl.load(steps_ptr + m, mask=mask)
+        b_rate = tl.load(rates_ptr + step * stack + m, mask=mask)
         row_ptr = history_ptr + (step * stack + m) * NETWORKS * (2 + TERMS)  # [MODELS]
-        _store(row_ptr, b_generator0, b_discriminator0, b_terms0, k, inside, shown)
+        _store(row_ptr, b_generator0, b_discriminator0, b_terms0, k, mask, terms_mask)
         if NETWORKS == 2:
             row_ptr += 2 + TERMS
-            _store(row_ptr, b_generator1, b_discriminator1, b_terms1, k, inside, shown)
-        tl.store(active_ptr + m, step < b_steps, mask=inside)
-        tl.store(rate_ptr + m, b_rate, mask=inside)
+            _store(row_ptr, b_generator1, b_discriminator1, b_terms1, k, mask, terms_mask)
+        tl.store(active_ptr + m, step < b_steps, mask=mask)
+        tl.store(rate_ptr + m, b_rate, mask=mask)
     tl.debug_barrier()  # every thread has read the step
     tl.store(counter_ptr, step + 1)
 
 
-@opaque(fake=lambda *args: None, mutates=("history", "counter", "rate", "active"))
+@custom_operator(
+    "record_step",
+    fake=lambda *args: None,
+    mutates=("history", "counter", "rate", "active"),
+)
 def launch(
     losses: list[Tensor],
     rates: Tensor,
@@ -90,10 +96,10 @@ def launch(
     rate: Tensor,
     active: Tensor,
 ) -> None:
-    """Three losses a network, one network behind the other; the last four are written in place."""
+    """Write the last four arguments in place; `losses` has three tensors for each network."""
     networks = len(losses) // 3
-    first, last = losses[:3], losses[-3:]  # of one network the same; the kernel leaves `last` alone
-    _kernel[(1,)](
+    first, last = losses[:3], losses[-3:]  # the same for one network, which ignores `last`
+    record_step_kernel[(1,)](
         history,
         counter,
         rate,
@@ -127,16 +133,19 @@ def _check(
     length, m = rates.shape
     shapes = {"history": (length, m, len(losses), COLUMNS), "counter": (1,)}
     shapes |= dict.fromkeys(("steps", "rate", "active"), (m,))
-    found = {"history": history, "counter": counter, "steps": steps, "rate": rate, "active": active}
+    tensors = {"history": history, "counter": counter, "steps": steps}
+    tensors |= {"rate": rate, "active": active}
     for name, shape in shapes.items():
-        if found[name].shape != shape:
-            raise ValueError(f"{name} has shape {tuple(found[name].shape)}, not {shape}")
+        if tensors[name].shape != shape:
+            raise ValueError(f"{name} has shape {tuple(tensors[name].shape)}, not {shape}")
     for parts in losses:
         if [t.shape for t in parts] != [(m,), (m,), (m, len(TERMS))]:
             raise ValueError(f"losses have shapes {[tuple(t.shape) for t in parts]} for M = {m}")
-    plain = (rates, *found.values(), *(t for parts in losses for t in parts[:2]))
-    if not all(t.is_contiguous() for t in plain):
-        raise ValueError("all but the terms must be contiguous: they are used where they lie")
+    contiguous = (rates, *tensors.values(), *(t for parts in losses for t in parts[:2]))
+    if not all(t.is_contiguous() for t in contiguous):
+        raise ValueError(
+            "all tensors but the terms must be contiguous: the kernel uses them in place"
+        )
     if counter.dtype != torch.int64 or steps.dtype != torch.int64 or active.dtype != torch.bool:
         raise ValueError("counter and steps must be int64, active must be bool")
 
@@ -151,10 +160,10 @@ def record_step(
     rate: Tensor,
     active: Tensor,
 ) -> None:
-    """`reference.record_step` in one launch; whether the step exists is not checked.
+    """`reference.record_step` in one launch; does not check that the step exists.
 
     Raises:
-        ValueError: a tensor is not contiguous, or not of the shape and type that is asked for.
+        ValueError: a tensor is not contiguous, or has another shape or type than required.
     """
     _check(losses, rates, steps, history, counter, rate, active)
     launch([t for parts in losses for t in parts], rates, steps, history, counter, rate, active)

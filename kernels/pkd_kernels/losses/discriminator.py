@@ -1,22 +1,24 @@
-"""The discriminator's loss, BCE(D(x), 1) + BCE(D(xh), 0) from logits, and its gradients.
+"""The discriminator loss BCE(D(x), 1) + BCE(D(xh), 0) from logits, and its gradients.
 
-One program owns a model: K logits of all its images, r of the real ones and f of the fakes.
+One program owns one model: K logits of all its images, r of the real and f of the fake ones.
 
     L = Σ softplus(-r) / K + Σ softplus(f) / K        softplus(t) = max(t, 0) + log(1 + exp(-|t|))
     dL/dr = -σ(-r) / K        dL/df = σ(f) / K        σ(t) = 1 / (1 + exp(-t))
 
-exp never sees a positive number, so nothing overflows. With e = exp(-|t|) and s = e / (2 + e),
-log(1 + e) = 2 artanh(s) = 2 (s + s³/3 + s⁵/5 + ...), s <= 1/3: 17 terms leave an error below 2⁻⁵³
-also where e is so small that 1 + e is 1.
+The argument of exp is never positive, so nothing overflows. With e = exp(-|t|) and s = e / (2 + e),
+log(1 + e) = 2 artanh(s) = 2 (s + s³/3 + s⁵/5 + ...), s <= 1/3: 17 terms leave an error below 2⁻⁵³,
+also where e is so small that 1 + e rounds to 1.
 """
+
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from pkd_kernels.custom_op import once_differentiable, opaque
-from pkd_kernels.grad_output import gradients, save_gradients
+from pkd_kernels.losses.saved_gradients import save_gradients, scaled_gradients
+from pkd_kernels.operators import custom_operator, once_differentiable
 from pkd_kernels.reference import accumulator, check_pair
 
 BLOCK, NUM_WARPS = 256, 4
@@ -24,6 +26,7 @@ BLOCK, NUM_WARPS = 256, 4
 
 @triton.jit
 def _softplus_and_sigmoid(t):
+    """softplus(t) and σ(t) of a block."""
     e = tl.exp(-tl.abs(t))
     s = e / (2 + e)
     series = tl.zeros_like(t)
@@ -42,7 +45,7 @@ def _softplus_and_sigmoid(t):
         "stride_fc",
     ]
 )
-def _kernel(
+def discriminator_loss_kernel(
     real_ptr,
     fake_ptr,
     loss_ptr,
@@ -55,6 +58,7 @@ def _kernel(
     stride_fc,
     BLOCK: tl.constexpr,
 ):
+    """The loss of one model, and the gradients of all its logits."""
     m = tl.program_id(0)
     stack = tl.num_programs(0)
     acc: tl.constexpr = grad_ptr.dtype.element_ty
@@ -63,33 +67,33 @@ def _kernel(
     b_loss = tl.zeros([BLOCK], acc)
     for start in range(0, count, BLOCK):
         i = start + tl.arange(0, BLOCK)  # [BLOCK]
-        inside = i < count
+        mask = i < count
         n = (i // size).to(tl.int64)
         c = m * size + i % size
-        b_real = tl.load(real_ptr + n * stride_rn + c * stride_rc, mask=inside, other=0).to(acc)
-        b_fake = tl.load(fake_ptr + n * stride_fn + c * stride_fc, mask=inside, other=0).to(acc)
+        b_real = tl.load(real_ptr + n * stride_rn + c * stride_rc, mask=mask, other=0).to(acc)
+        b_fake = tl.load(fake_ptr + n * stride_fn + c * stride_fc, mask=mask, other=0).to(acc)
         b_loss_real, b_sigmoid_real = _softplus_and_sigmoid(-b_real)
         b_loss_fake, b_sigmoid_fake = _softplus_and_sigmoid(b_fake)
-        b_loss += tl.where(inside, b_loss_real + b_loss_fake, 0)
-        at = n * stack * size + c
-        tl.store(grad_ptr + at, -b_sigmoid_real * per_logit, mask=inside)
-        tl.store(grad_ptr + count * stack + at, b_sigmoid_fake * per_logit, mask=inside)
+        b_loss += tl.where(mask, b_loss_real + b_loss_fake, 0)
+        offset = n * stack * size + c
+        tl.store(grad_ptr + offset, -b_sigmoid_real * per_logit, mask=mask)
+        tl.store(grad_ptr + count * stack + offset, b_sigmoid_fake * per_logit, mask=mask)
     tl.store(loss_ptr + m, tl.sum(b_loss) / count.to(acc))
 
 
-def _fake(logits_real, logits_fake, stack):
+def _empty_outputs(logits_real: Tensor, logits_fake: Tensor, stack: int) -> tuple[Tensor, Tensor]:
     dtype, device = accumulator(logits_real, logits_fake), logits_real.device
     loss = torch.empty(stack, dtype=dtype, device=device)
     return loss, torch.empty(2 * logits_real.numel(), dtype=dtype, device=device)
 
 
-@opaque(fake=_fake)
+@custom_operator("discriminator_loss", fake=_empty_outputs)
 def launch(logits_real: Tensor, logits_fake: Tensor, stack: int) -> tuple[Tensor, Tensor]:
     """Losses (M,) and the flat gradients [logits_real | logits_fake]."""
-    loss, grads = _fake(logits_real, logits_fake, stack)
+    loss, grads = _empty_outputs(logits_real, logits_fake, stack)
     batch = logits_real.shape[0]
     real, fake = logits_real.flatten(1), logits_fake.flatten(1)  # views, of any strides
-    _kernel[(stack,)](
+    discriminator_loss_kernel[(stack,)](
         real,
         fake,
         loss,
@@ -107,7 +111,7 @@ def launch(logits_real: Tensor, logits_fake: Tensor, stack: int) -> tuple[Tensor
 
 class _DiscriminatorLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, logits_real, logits_fake, stack):
+    def forward(ctx: Any, logits_real: Tensor, logits_fake: Tensor, stack: int) -> Tensor:
         loss, grads = launch(logits_real, logits_fake, stack)
         rows = logits_real.shape[0] * stack
         segments = [2 * rows, logits_real.numel() // rows, 0, 0, 0, 0]
@@ -116,11 +120,11 @@ class _DiscriminatorLoss(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, upstream):
-        return *gradients(ctx, upstream), None
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        return *scaled_gradients(ctx, upstream), None
 
 
 def discriminator_loss(logits_real: Tensor, logits_fake: Tensor, *, stack: int = 1) -> Tensor:
-    """`reference.discriminator_loss` in one kernel, whatever the number of images."""
+    """`reference.discriminator_loss` in one launch, for any number of images."""
     check_pair(logits_real, logits_fake, stack)
     return _DiscriminatorLoss.apply(logits_real, logits_fake, stack)

@@ -1,11 +1,11 @@
-"""What a training step reads, looked up by its number on the device, in one launch.
+"""Gather the inputs of a training step by the step number on the device, in one launch.
 
 One program owns block p of image n of model m, in every source:
 
     r = first_m + order[step, n, m]        out[n, m] = rows[r], or rows[r] / 127.5 - 1 of uint8
 
-The loads of the sources do not wait for each other, and a model's images and what its teacher made
-of them arrive together. Nothing here checks that a row exists: that would make the host wait.
+All sources are loaded by the same program, so the loads of a model's images and of its teacher's
+outputs overlap. The kernel does not check that a row exists: that would make the host wait.
 """
 
 from collections.abc import Sequence
@@ -15,15 +15,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pkd_kernels.custom_op import opaque
+from pkd_kernels.operators import custom_operator
 
-SOURCES = 4
+SOURCES = 4  # at most
 BLOCK, NUM_WARPS = 512, 4
 
 
 @triton.jit
-def _to_unit(b_image, dtype: tl.constexpr):
-    """With IEEE division, as in PyTorch on a CPU: tl's own is not rounded correctly in float32."""
+def _scale_pixels(b_image, dtype: tl.constexpr):
+    """uint8 [0, 255] to [-1, 1]."""
+    # IEEE division, as PyTorch on a CPU: the operator / is not correctly rounded in float32.
     if dtype == tl.float64:
         b_scaled = b_image.to(tl.float64) / 127.5
     else:
@@ -33,15 +34,16 @@ def _to_unit(b_image, dtype: tl.constexpr):
 
 @triton.jit
 def _copy(rows_ptr, first_ptr, out_ptr, size, local, m, row, i):
+    """Copy elements i of one row of one source."""
     r = tl.load(first_ptr + m) + local
     b_row = tl.load(rows_ptr + r * size + i, mask=i < size, other=0)  # [BLOCK]
     if rows_ptr.dtype.element_ty == tl.uint8:
-        b_row = _to_unit(b_row, out_ptr.dtype.element_ty)
+        b_row = _scale_pixels(b_row, out_ptr.dtype.element_ty)
     tl.store(out_ptr + row * size + i, b_row, mask=i < size)
 
 
 @triton.jit(do_not_specialize=["stack"])
-def _kernel(
+def gather_kernel(
     rows0_ptr,
     rows1_ptr,
     rows2_ptr,
@@ -63,6 +65,7 @@ def _kernel(
     stack,
     BLOCK: tl.constexpr,
 ):
+    """Copy one block of one row of every source; a source of size 0 is masked off."""
     row = tl.program_id(0).to(tl.int64)  # image n of model m is row n * M + m
     m = tl.program_id(0) % stack
     i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
@@ -73,7 +76,13 @@ def _kernel(
     _copy(rows3_ptr, first3_ptr, out3_ptr, size3, local, m, row, i)
 
 
-def _fake(rows, firsts, order, step, image_dtype):
+def _empty_outputs(
+    rows: list[Tensor],
+    firsts: list[Tensor],
+    order: Tensor,
+    step: Tensor,
+    image_dtype: torch.dtype,
+) -> list[Tensor]:
     _, n, m = order.shape
     return [
         torch.empty(
@@ -85,7 +94,7 @@ def _fake(rows, firsts, order, step, image_dtype):
     ]
 
 
-@opaque(fake=_fake)
+@custom_operator("gather", fake=_empty_outputs)
 def launch(
     rows: list[Tensor],
     firsts: list[Tensor],
@@ -93,18 +102,18 @@ def launch(
     step: Tensor,
     image_dtype: torch.dtype,
 ) -> list[Tensor]:
-    """(N, M*C, ...) of each source, images as `image_dtype`."""
-    found = _fake(rows, firsts, order, step, image_dtype)
+    """(N, M*C, ...) for each source; images in `image_dtype`."""
+    outputs = _empty_outputs(rows, firsts, order, step, image_dtype)
     _, n, m = order.shape
     sizes = [t.shape[1:].numel() for t in rows]
-    absent = SOURCES - len(rows)  # of size 0; any pointer will do
-    _kernel[(n * m, -(-max(sizes) // BLOCK))](
+    absent = SOURCES - len(rows)  # of size 0, with any valid pointer
+    gather_kernel[(n * m, -(-max(sizes) // BLOCK))](
         *rows,
         *rows[:1] * absent,
         *firsts,
         *firsts[:1] * absent,
-        *found,
-        *found[:1] * absent,
+        *outputs,
+        *outputs[:1] * absent,
         *sizes,
         *(0,) * absent,
         order,
@@ -114,7 +123,7 @@ def launch(
         num_warps=NUM_WARPS,
         enable_fp_fusion=True,
     )
-    return found
+    return outputs
 
 
 def _check(sources: Sequence[tuple[Tensor, Tensor]], order: Tensor, step: Tensor) -> None:
@@ -128,7 +137,7 @@ def _check(sources: Sequence[tuple[Tensor, Tensor]], order: Tensor, step: Tensor
             raise ValueError(f"first has shape {tuple(first.shape)}, not ({order.shape[2]},)")
         if rows.dim() < 2 or not rows.is_contiguous():
             raise ValueError(
-                "rows must be (R, C, ...) and contiguous: they are read where they lie"
+                "rows must be (R, C, ...) and contiguous: the kernel reads them in place"
             )
     indices = order, step, *(first for _, first in sources)
     if any(t.dtype != torch.int64 or not t.is_contiguous() for t in indices):
@@ -138,10 +147,10 @@ def _check(sources: Sequence[tuple[Tensor, Tensor]], order: Tensor, step: Tensor
 def gather(
     sources: Sequence[tuple[Tensor, Tensor]], order: Tensor, step: Tensor
 ) -> tuple[Tensor, ...]:
-    """`reference.gather` of up to four sources in one launch; whether a row exists is not checked.
+    """`reference.gather` of up to four sources in one launch; does not check that a row exists.
 
     Raises:
-        ValueError: a tensor is not contiguous, or not of the shape and type that is asked for.
+        ValueError: a tensor is not contiguous, or has another shape or type than required.
     """
     _check(sources, order, step)
     rows, firsts = (list(tensors) for tensors in zip(*sources, strict=True))

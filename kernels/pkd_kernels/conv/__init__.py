@@ -1,0 +1,1 @@
+"""Layers of convolution, per-image normalisation and activation as Triton kernels."""
