@@ -2,7 +2,8 @@
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from numbers import Real
 from typing import Any
@@ -24,7 +25,7 @@ from pkd.training.config import CONTAMINATION, TrainConfig
 from pkd.training.factory import make_networks, make_trainer
 from pkd.training.train_set import TrainSet
 from pkd.utils.device import precision
-from pkd.utils.errors import ConfigError, DataError
+from pkd.utils.errors import ConfigError, DataError, PkdError
 
 CHUNK = 1024  # images converted to 8 bits at a time
 # Parameters of Detector that are settings of a training run with the same name and value.
@@ -253,7 +254,7 @@ def _train(config: TrainConfig, images: Tensor, seed: int) -> dict[str, GAN]:
     device = config.training_device()
     data = TrainSet(images, np.zeros(len(images), np.int64), members, device=device)
     networks = make_networks(config, members, images.shape[1], device)
-    with precision(config.precision, device):
+    with precision(config.precision, device), _divergence_as_data_error():
         for number, phase in enumerate(config.phases()):
             trainer = make_trainer(config, number, networks, members, data)
             for epoch in range(phase.epochs):
@@ -261,6 +262,17 @@ def _train(config: TrainConfig, images: Tensor, seed: int) -> dict[str, GAN]:
                     pass
             del trainer  # frees moments and graph before the next phase allocates its own
     return networks
+
+
+@contextmanager
+def _divergence_as_data_error() -> Iterator[None]:
+    """Raise losses that are not finite as a ValueError; no checkpoint and no member to name."""
+    try:
+        yield
+    except PkdError as error:
+        raise DataError(
+            "the losses or weights are not finite: fit the Detector again with a lower `lr`"
+        ) from error
 
 
 def _copied(gan: GAN) -> Generator:

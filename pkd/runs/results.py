@@ -24,7 +24,9 @@ def results_of(run: Run, auc: dict[str, list[float]]) -> dict[str, Any]:
     """
     config, dataset = run.config, run.dataset
     thresholds = {
-        phase.name: [threshold(scores, config.contamination) for scores in run.held_out_scores(phase)]
+        phase.name: [
+            threshold(scores, config.contamination) for scores in run.held_out_scores(phase)
+        ]
         for phase in run.phases
         if phase.name in auc
     }

@@ -85,9 +85,7 @@ CHOICES_OUTSIDE = {
 @pytest.mark.usefixtures("tf32_gpu")
 @pytest.mark.parametrize("choose", CHOICES_OUTSIDE.values(), ids=CHOICES_OUTSIDE)
 @pytest.mark.parametrize(("name", "matmul"), [("float32", "highest"), ("tf32", "high")])
-def test_the_context_sets_the_precision_and_restores_what_was_set_before(
-    name, matmul, choose
-):
+def test_the_context_sets_the_precision_and_restores_what_was_set_before(name, matmul, choose):
     choose()
     before = newer_switches()
     readable = {k: v for k, v in enumerate(older_switches()) if v is not None}

@@ -28,8 +28,7 @@ def test_an_epoch_contains_every_image_of_a_class_exactly_once():
 
 def test_the_order_depends_on_phase_and_epoch():
     orders = [
-        make_schedule(phase=phase).order(epoch)
-        for phase, epoch in ((0, 0), (0, 1), (1, 0), (1, 1))
+        make_schedule(phase=phase).order(epoch) for phase, epoch in ((0, 0), (0, 1), (1, 0), (1, 1))
     ]
     for k, size in enumerate(CLASS_SIZES):
         assert len({tuple(order[:size, 0, k].tolist()) for order in orders}) == len(orders)

@@ -335,7 +335,10 @@ def test_a_state_of_another_architecture_is_refused():
         make_trainer(KDGAN[2]).load_state(state)
 
 
-STATE_NAMES = ["history", *(f"optimizer.{name}" for name in ("exp_avg", "exp_avg_sq", "step_count"))]
+STATE_NAMES = [
+    "history",
+    *(f"optimizer.{name}" for name in ("exp_avg", "exp_avg_sq", "step_count")),
+]
 
 
 @pytest.mark.parametrize("name", STATE_NAMES)

@@ -23,12 +23,22 @@ STEPS = 2
 GENERATOR_LAYERS, DISCRIMINATOR_LAYERS = 12, 4
 
 
+# Interpreted kernels take a time that grows with channels and images.
+TINY = {"teacher": (2, 1, 1), "student": (1, 1, 2)}
+NARROWEST = dict.fromkeys(TINY, (1, 1, 1))
+
+
 def small_trainer(
-    structure: str, members: Sequence[Member] = MEMBERS, images: int = STEPS + 1, **options
+    structure: str,
+    members: Sequence[Member] = MEMBERS,
+    images: int = STEPS + 1,
+    widths: dict[str, tuple[int, int, int]] = TINY,
+    latent: int = 2,
 ) -> Trainer:
-    """A trainer on few images: interpreted kernels compute the frozen teacher's outputs of each."""
+    seeds = range(len(members))
+    networks = {name: GAN(Architecture(1, widths[name], latent), seeds) for name in widths}
     data = train_set(members, limit=images)
-    return make_trainer(STRUCTURES[structure], members, data=data, **options)
+    return make_trainer(STRUCTURES[structure], members, networks=networks, data=data)
 
 
 def trained(trainer: Trainer) -> dict[str, torch.Tensor]:
@@ -59,16 +69,25 @@ def launches_of_losses(monkeypatch) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("structure", "networks", "members"),
-    [("KDGAN-2", 1, MEMBERS[:1]), ("KDGAN-4", 2, MEMBERS[:2])],
-    ids=["one model", "stack"],
+    ("structure", "networks", "members", "sizes"),
+    [
+        pytest.param("KDGAN-2", 1, MEMBERS[:1], {}, id="one model"),
+        pytest.param(
+            "KDGAN-4",
+            2,
+            MEMBERS[:2],
+            {"widths": WIDTHS, "latent": 8},
+            id="stack",
+            marks=pytest.mark.slow,
+        ),
+    ],
 )
 def test_training_with_kernels_equals_training_with_the_reference(
-    monkeypatch, structure, networks, members
+    monkeypatch, structure, networks, members, sizes
 ):
-    expected = trained(small_trainer(structure, members))
+    expected = trained(small_trainer(structure, members, **sizes))
     monkeypatch.setattr(dispatch, "BACKEND", "triton")
-    trainer = small_trainer(structure, members)
+    trainer = small_trainer(structure, members, **sizes)
     actual = trained(trainer)
     for name, value in expected.items():
         torch.testing.assert_close(actual[name], value, rtol=0, atol=1e-10)
@@ -90,13 +109,17 @@ def test_training_with_kernels_equals_training_with_the_reference(
     }
 
 
-@pytest.mark.parametrize("members", [MEMBERS[:1], MEMBERS * 10], ids=["M=1", "M=30"])
+@pytest.mark.parametrize(
+    "members",
+    [
+        pytest.param(MEMBERS[:1], id="M=1"),
+        pytest.param(MEMBERS * 10, id="M=30", marks=pytest.mark.slow),
+    ],
+)
 def test_a_step_of_kdgan_2_is_43_launches(monkeypatch, members):
     """Kernels and PyTorch operations together, for one model and for thirty."""
     monkeypatch.setattr(dispatch, "BACKEND", "triton")
-    architecture, seeds = Architecture(1, (1, 1, 1), latent=1), range(len(members))
-    networks = {name: GAN(architecture, seeds) for name in WIDTHS}
-    trainer = small_trainer("KDGAN-2", members, images=1, networks=networks)
+    trainer = small_trainer("KDGAN-2", members, images=1, widths=NARROWEST, latent=1)
     trainer.begin_epoch(0)
     unit_grad(trainer.rates[0])  # computed once, then cached
     with measured() as traffic:
@@ -108,7 +131,7 @@ def test_a_step_of_kdgan_2_is_43_launches(monkeypatch, members):
 def test_the_losses_copy_nothing(monkeypatch, launches_of_losses, members):
     """One launch each, also for logits that are views of the logits of a stack."""
     monkeypatch.setattr(dispatch, "BACKEND", "triton")
-    trainer = small_trainer("KDGAN-2", members)
+    trainer = small_trainer("KDGAN-2", members, images=1)
     trainer.losses()
     assert launches_of_losses == ["generator_loss", "discriminator_loss"]
 
@@ -120,11 +143,20 @@ class NoHostReads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("structure", STRUCTURES)
-def test_a_step_with_kernels_reads_nothing_on_the_host(monkeypatch, structure):
+@pytest.mark.parametrize(
+    ("structure", "members"),
+    [
+        pytest.param("KDGAN-2", MEMBERS[:1], id="KDGAN-2-M=1"),
+        *(
+            pytest.param(name, MEMBERS, id=f"{name}-M=3", marks=pytest.mark.slow)
+            for name in STRUCTURES
+        ),
+    ],
+)
+def test_a_step_with_kernels_reads_nothing_on_the_host(monkeypatch, structure, members):
     """Including Adam, whose reference function reads on the host."""
     monkeypatch.setattr(dispatch, "BACKEND", "triton")
-    trainer = small_trainer(structure)
+    trainer = small_trainer(structure, members, images=1)
     trainer.begin_epoch(0)
     monkeypatch.setattr(torch.Tensor, "tolist", pytest.fail)
     with NoHostReads():
