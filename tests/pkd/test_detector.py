@@ -41,7 +41,7 @@ FAST_SIZES = {(1, 64), (3, 16)}
 
 
 def images(n=30, channels=0, side=12, seed=0):
-    """n random uint8 images, (n, side, side) or (n, channels, side, side)."""
+    """Return n random uint8 images, (n, side, side) or (n, channels, side, side)."""
     shape = (n, channels, side, side) if channels else (n, side, side)
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 

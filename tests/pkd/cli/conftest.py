@@ -32,7 +32,7 @@ def photos(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def refused(capsys: pytest.CaptureFixture) -> Callable[..., None]:
-    """refused(argv, *words, unchanged=folder): exit code 2 and one message with all the words."""
+    """Check of (argv, *words, unchanged=folder): exit code 2 and one message with all words."""
 
     def check(argv: Sequence[object], *words: object, unchanged: Path | None = None) -> None:
         before = file_contents(unchanged) if unchanged else None

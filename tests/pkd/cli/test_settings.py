@@ -10,7 +10,7 @@ from pkd.runs.folder import RunFolder
 
 @pytest.fixture
 def resolved(monkeypatch):
-    """resolved(*argv): the settings with which `pkd train argv` would make its run folder."""
+    """Function of argv: the settings with which `pkd train argv` would make its run folder."""
 
     def settings(*argv: str) -> dict:
         configs = []

@@ -227,7 +227,7 @@ def test_a_step_adds_few_launches_to_losses_gradients_and_adam(structure, member
 
 @each_structure(fast=("KDGAN-4",))
 def test_steps_keep_no_objects(structure):
-    """gc counts every tensor, and every container that could keep one."""
+    """The garbage collector counts every tensor and every container that could keep one."""
     trainer = make_trainer(structure)
 
     def objects_after(steps):

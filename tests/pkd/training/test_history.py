@@ -73,5 +73,5 @@ def test_only_the_given_steps_are_checked(history, weights):
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_weights_that_are_not_finite_are_reported_with_their_member(history, weights, value):
     weights[3] = value
-    with pytest.raises(PkdError, match="normal class 3, seed 1 .* at step 5 of epoch 1"):
+    with pytest.raises(PkdError, match=r"normal class 3, seed 1 .* at step 5 of epoch 1"):
         history.check(0, max(STEPS), 0, weights, [weights])

@@ -89,10 +89,15 @@ def test_the_context_sets_the_precision_and_restores_what_was_set_before(name, m
     choose()
     before = newer_switches()
     readable = {k: v for k, v in enumerate(older_switches()) if v is not None}
-    with pytest.raises(ZeroDivisionError), hardware.precision(name, GPU):
-        assert torch.get_float32_matmul_precision() == matmul
-        assert library_precision() == (("tf32", "tf32") if name == "tf32" else ("ieee", "ieee"))
-        raise ZeroDivisionError
+
+    def fail_inside():
+        with hardware.precision(name, GPU):
+            assert torch.get_float32_matmul_precision() == matmul
+            assert library_precision() == (("tf32", "tf32") if name == "tf32" else ("ieee", "ieee"))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_inside()
     assert newer_switches() == before
     assert {k: older_switches()[k] for k in readable} == readable
 
@@ -185,7 +190,7 @@ def test_tf32_is_refused_on_a_cpu_and_nothing_is_written(tmp_path, refused):
     detector = Detector(device="cpu", precision="tf32")
     with pytest.raises(ConfigError, match=r"^`precision` is 'tf32', which takes .* in float32"):
         detector.fit(np.zeros((20, 8, 8), np.uint8))
-    with pytest.raises(ConfigError, match="`precision` is 'fp8', but .* one of float32, tf32"):
+    with pytest.raises(ConfigError, match=r"`precision` is 'fp8', but .* one of float32, tf32"):
         TrainConfig(precision="fp8").resolved()
 
 

@@ -248,11 +248,11 @@ SPOILED = [
 def test_a_loss_that_is_not_finite_is_reported_with_member_and_step(structure, member, value):
     """Messages count steps and epochs from 1."""
     trainer = make_trainer(structure)
+    steps = trainer.epoch(2)
+    assert [next(steps) for _ in range(3)] == [1, 2, 3]
+    spoil(trainer, member, value)
     with pytest.raises(PkdError, match=error_pattern(member, 3, "epoch 3")):
-        for step in trainer.epoch(2):
-            if step == 3:
-                spoil(trainer, member, value)
-    assert step == 3
+        next(steps)
 
 
 def test_the_first_bad_step_is_reported_when_several_are_checked_at_once(monkeypatch):
