@@ -76,7 +76,6 @@ class RunData:
     Attributes:
         held_out: (n,) bool, training images that are held out for the threshold.
         sizes: normal class -> images to train on.
-        members: one for each normal class and seed: all classes of seed 0, then of seed 1, ...
         channels: channels of the images.
 
     Raises:
@@ -93,7 +92,15 @@ class RunData:
                 f"the test split of {config.dataset} has only one class, so it has no novel "
                 "images: add images of another class"
             )
-        self.members = [Member(k, seed) for seed in range(config.seeds) for k in self.sizes]
+        self._seeds = config.seeds
+
+    @cached_property
+    def members(self) -> list[Member]:
+        """One for each normal class and seed: all classes of seed 0, then of seed 1, ...
+
+        Not built before the memory is checked: a mistyped `seeds` would fill it.
+        """
+        return [Member(k, seed) for seed in range(self._seeds) for k in self.sizes]
 
     def _class_sizes(self, config: ResolvedConfig) -> dict[int, int]:
         """Images of each normal class to train on: without those held out, up to the limit."""

@@ -28,7 +28,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from pkd.utils.errors import RESTORE, CheckpointError, OutputError, PkdError, resume_command
+from pkd.utils.errors import (
+    RESTORE,
+    CheckpointError,
+    DivergenceError,
+    OutputError,
+    PkdError,
+    resume_command,
+)
 from pkd.utils.files import atomic_write
 
 
@@ -227,7 +234,7 @@ class RunFolder:
         tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
         for key, tensor in tensors.items():
             if not torch.isfinite(tensor).all():
-                raise PkdError(
+                raise DivergenceError(
                     f"values in {key} are not finite; training stopped, the last checkpoint is "
                     "kept: train again with a lower `lr`"
                 )

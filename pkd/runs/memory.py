@@ -23,7 +23,7 @@ def check_memory(config: ResolvedConfig, data: RunData) -> None:
         ConfigError: they do not.
     """
     on_gpu = config.torch_device().type == "cuda"  # where `fitting_stack` finds the largest stack
-    members = len(data.members)
+    members = config.seeds * len(data.sizes)
     stack = min(config.stack or (1 if on_gpu else members), members)
     weights = max(cost(config.architecture(name, data.channels)).parameters for name in NETWORKS)
     needed = 16 * stack * weights  # float32: weights, gradients and two moments

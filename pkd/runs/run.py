@@ -24,7 +24,7 @@ from pkd.training.config import DeviceName, Phase, ResolvedConfig, TrainConfig
 from pkd.training.factory import make_networks
 from pkd.training.settings import from_plain, to_plain
 from pkd.utils.device import precision
-from pkd.utils.errors import RESTORE, CheckpointError, PkdError
+from pkd.utils.errors import RESTORE, CheckpointError, DivergenceError, PkdError
 
 logger = logging.getLogger(__name__)
 
@@ -200,13 +200,13 @@ class Run:
             on_batch_end: called after each batch; may raise to stop.
 
         Raises:
-            PkdError: a score is not finite; the message names the member.
+            DivergenceError: a score is not finite; the message names the member.
         """
         images, members = self.test_images[::stride], self.members[stack]
         scores = novelty_scores(networks[network].generator, images, len(members), on_batch_end)
         for member, finite in zip(members, np.isfinite(scores).all(0), strict=True):
             if not finite:
-                raise PkdError(
+                raise DivergenceError(
                     f"scores of the {network} of {member} are not finite: train again with a lower "
                     "`lr`"
                 )

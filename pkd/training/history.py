@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pkd.models.stack import Member
 from pkd.training.losses import LOSSES
-from pkd.utils.errors import PkdError
+from pkd.utils.errors import DivergenceError
 
 
 class LossHistory:
@@ -50,7 +50,7 @@ class LossHistory:
             parameters: the same weights, each with the members along its first axis.
 
         Raises:
-            PkdError: a value is not finite; the message names the member and the step.
+            DivergenceError: a value is not finite; the message names the member and the step.
         """
         active = self._active(start, stop)
         bad = active & ~self.values[start:stop].flatten(2).isfinite().all(2)  # [steps, M]
@@ -65,7 +65,7 @@ class LossHistory:
         failures += [(min(stop, self.steps[k]) - 1, k) for k in self._not_finite(parameters)]
         if failures:
             step, k = failures[0]
-            raise PkdError(
+            raise DivergenceError(
                 f"the loss or weights of {self.members[k]} are not finite at step {step + 1} of "
                 f"epoch {epoch + 1}; training stopped, the last checkpoint is kept: train again "
                 "with a lower `lr`"

@@ -250,7 +250,7 @@ class Trainer:
         """Train an epoch from step `start`; yield the steps done about every quarter of a second.
 
         Raises:
-            PkdError: a loss or weight is not finite.
+            DivergenceError: a loss or weight is not finite.
         """
         self.begin_epoch(epoch, start)
         done, length = start, max(self.steps)

@@ -30,6 +30,10 @@ class DataError(PkdError, ValueError):
     """Images, labels or data files that are missing, damaged or of an unsupported kind."""
 
 
+class DivergenceError(PkdError, ValueError):
+    """Losses, weights or scores that are not finite."""
+
+
 class CheckpointError(PkdError):
     """A run folder, checkpoint or exported model that is missing, damaged or incompatible."""
 

@@ -1,8 +1,9 @@
-"""Small stacks to train: two tiny networks, three members, images drawn once."""
+"""Small stacks to train: two tiny networks, three members and random images with a fixed seed."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
+import pytest
 import torch
 from pkd_kernels import gather
 from torch import Tensor
@@ -18,6 +19,37 @@ STRUCTURES = {"teacher": TEACHER} | {f"KDGAN-{k}": v for k, v in KDGAN.items()}
 WIDTHS = {"teacher": (2, 4, 8), "student": (1, 2, 4)}
 MEMBERS = (Member(0, 5), Member(3, 1), Member(1, 5))
 SIZES = {0: 13, 1: 20, 3: 17}
+LOSS_WEIGHTS = (10.0, 1.0, 2.0, 0.5, 1.5, 0.7)
+ROWS = torch.tensor([[0, 3, 7], [12, 16, 19], [5, 3, 0]])  # [N, M], with a repeated image
+
+# Rounding in float64 is 1e-16; up to 80 steps of Adam amplify it to about 1e-11.
+CLOSE = {"rtol": 0, "atol": 1e-10}
+
+NORMS = pytest.mark.parametrize("norm", ["instance", "batch"])
+
+
+def each_structure(fast: Collection[str] = STRUCTURES) -> pytest.MarkDecorator:
+    """Parametrise a test over all structures; those not in `fast` run in the slow lane."""
+    params = [
+        pytest.param(structure, id=name, marks=() if name in fast else pytest.mark.slow)
+        for name, structure in STRUCTURES.items()
+    ]
+    return pytest.mark.parametrize("structure", params)
+
+
+def each_structure_and_norm(fast: Collection[tuple[str, str]]) -> pytest.MarkDecorator:
+    """Parametrise a test over structures and norms; pairs not in `fast` run in the slow lane."""
+    params = [
+        pytest.param(
+            structure,
+            norm,
+            id=f"{name}-{norm}",
+            marks=() if (name, norm) in fast else pytest.mark.slow,
+        )
+        for name, structure in STRUCTURES.items()
+        for norm in ("instance", "batch")
+    ]
+    return pytest.mark.parametrize(("structure", "norm"), params)
 
 
 def train_set(
@@ -62,7 +94,7 @@ def train(trainer: Trainer, epochs: int) -> Trainer:
 
 
 def tensors_of(trainer: Trainer) -> dict[str, Tensor]:
-    """Weights and statistics of both networks, copied."""
+    """Copies of the weights and statistics of both networks."""
     return {
         f"{name}.{key}": value.clone()
         for name in WIDTHS
@@ -73,29 +105,36 @@ def tensors_of(trainer: Trainer) -> dict[str, Tensor]:
 def member_tensors(
     tensors: dict[str, Tensor], member: int, stack: int = len(MEMBERS)
 ) -> dict[str, Tensor]:
-    """One member's share of `tensors_of` a stack, flattened."""
+    """One member's share of the `tensors_of` a stack, flattened."""
     return {key: value.view(stack, -1)[member] for key, value in tensors.items()}
 
 
+def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key: value for key, value in tensors.items() if key.startswith(prefix)}
+
+
 def next_rows(trainer: Trainer, rows: Tensor) -> Trainer:
-    """Let the next step see local `rows` (N, M), and every member take part in it."""
+    """Set the local `rows` (N, M) of the next step, in which every member is active."""
     trainer.order, trainer.counter = rows[None], torch.zeros_like(trainer.counter)
     trainer.rates[0] = trainer.schedule.lr
     return trainer
 
 
 def batch(data: TrainSet, rows: Tensor) -> Tensor:
-    """Images of local `rows` (N, M) as the members see them."""
+    """Images of local `rows` (N, M), scaled as in training."""
     return gather([data.source], rows[None], torch.zeros(1, dtype=torch.int64))[0]
 
 
-def gradients(trainer: Trainer, rows: Tensor) -> dict[str, dict[str, Tensor]]:
-    """Of every parameter on local `rows` (N, M), by network; zero where nothing trains it."""
-    trainer.set_grads(next_rows(trainer, rows).losses())
-    return {
-        name: {
-            key: torch.zeros_like(p) if p.grad is None else p.grad.clone()
-            for key, p in getattr(trainer, name).named_parameters()
-        }
-        for name in WIDTHS
-    }
+def assert_tensors_close(
+    actual: Mapping[str, Tensor], expected: Mapping[str, Tensor], **tolerance: float
+) -> None:
+    assert actual.keys() == expected.keys()
+    for key, value in expected.items():
+        torch.testing.assert_close(
+            actual[key], value, **(tolerance or CLOSE), msg=lambda m, key=key: f"{key}: {m}"
+        )
+
+
+def assert_tensors_equal(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    assert actual.keys() == expected.keys()
+    assert [k for k, v in expected.items() if not torch.equal(actual[k], v)] == []

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from run_helpers import file_contents
+from safetensors.torch import save_file
 
 from pkd.runs.folder import Progress, RunFolder, parse_progress
-from pkd.utils.errors import OutputError, PkdError
+from pkd.utils.errors import CheckpointError, OutputError, PkdError
 
 CONFIG = {"dataset": "digits"}
 WEIGHTS = {"a": torch.tensor([1.0, 2.0]), "b": torch.arange(6.0).view(2, 3).T}
@@ -21,13 +23,13 @@ def run(tmp_path):
     folder.release()
 
 
-def names(folder):
+def file_names(folder):
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.name != ".lock")
 
 
-def test_a_write_that_fails_keeps_the_earlier_checkpoint(run, monkeypatch):
+def test_a_failed_write_keeps_the_earlier_checkpoint(run, monkeypatch):
     run.save_progress(WEIGHTS, Progress(step=3))
-    before = names(run.path)
+    before = file_names(run.path)
     write_bytes = Path.write_bytes
 
     def write_half(path, content):
@@ -37,7 +39,7 @@ def test_a_write_that_fails_keeps_the_earlier_checkpoint(run, monkeypatch):
     monkeypatch.setattr(Path, "write_bytes", write_half)
     with pytest.raises(OutputError, match=r"cannot be written .*No space left.* --resume"):
         run.save_progress(WEIGHTS, Progress(step=4))
-    assert names(run.path) == before
+    assert file_names(run.path) == before
     assert RunFolder.open(run.path).progress.step == 3
 
 
@@ -45,7 +47,7 @@ def test_checkpoints_within_a_phase_replace_each_other(run):
     for step in (3, 4):
         run.metrics.append({"epoch": step})
         run.save_progress(WEIGHTS, Progress(step=step))
-    assert names(run.checkpoints) == ["progress-000001.safetensors"]
+    assert file_names(run.checkpoints) == ["progress-000001.safetensors"]
     run.release()
     resumed = RunFolder.resume(run.path)
     assert resumed.progress == Progress(step=4, tensors="progress-000001.safetensors", metrics=2)
@@ -55,33 +57,41 @@ def test_checkpoints_within_a_phase_replace_each_other(run):
     resumed.release()
 
 
-def test_a_finished_phase_keeps_its_checkpoint_only(run):
+def test_only_the_checkpoint_of_a_finished_phase_is_kept(run):
     run.save_progress(WEIGHTS, Progress(step=3))
     run.save_phase("teacher", WEIGHTS, Progress(phase=1, auc={"teacher": [0.5]}))
-    assert names(run.checkpoints) == ["teacher.safetensors"]
+    assert file_names(run.checkpoints) == ["teacher.safetensors"]
     assert RunFolder.open(run.path).progress.auc == {"teacher": [0.5]}
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_values_that_are_not_finite_are_neither_saved_nor_loaded(run, value):
+def test_values_that_are_not_finite_are_not_saved(run, value):
     run.save_progress(WEIGHTS, Progress(step=3))
-    before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+    before = file_contents(run.path)
     with pytest.raises(PkdError, match=r"values in b are not finite.* lower `lr`"):
         run.save_progress(WEIGHTS | {"b": torch.tensor([0.0, value])}, Progress(step=4))
-    assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
+    assert file_contents(run.path) == before
+
+
+def test_values_that_are_not_finite_are_not_loaded(run):
+    run.checkpoints.mkdir()
+    save_file(WEIGHTS | {"b": torch.tensor([float("nan")])}, run.checkpoints / "x.safetensors")
+    with pytest.raises(CheckpointError, match=r"x\.safetensors has values in b .* not finite"):
+        run.load_tensors("x.safetensors")
+    assert list(run.load_tensors("x.safetensors", prefix="a")) == ["a"]
 
 
 def test_resuming_removes_the_temporary_files_of_a_killed_process(run):
     run.save_progress(WEIGHTS, Progress(step=3))
-    whole = names(run.path)
+    complete = file_names(run.path)
     for name in (".metrics.jsonl.0f.tmp", "checkpoints/.progress-000001.safetensors.0f.tmp"):
-        (run.path / name).write_text("half")
+        (run.path / name).write_text("incomplete")
     (run.checkpoints / "progress-000001.safetensors").write_text("not named by progress.json")
     RunFolder.open(run.path)
-    assert len(names(run.path)) == len(whole) + 3  # reading changes nothing
+    assert len(file_names(run.path)) == len(complete) + 3  # reading changes nothing
     run.release()
     RunFolder.resume(run.path).release()
-    assert names(run.path) == whole
+    assert file_names(run.path) == complete
 
 
 @pytest.mark.parametrize(
@@ -89,12 +99,12 @@ def test_resuming_removes_the_temporary_files_of_a_killed_process(run):
 )
 def test_a_run_killed_before_its_first_file_can_be_created_again(leftovers, tmp_path):
     for name in leftovers:
-        (tmp_path / name).write_text("half")
+        (tmp_path / name).write_text("incomplete")
     run = RunFolder.create(tmp_path, CONFIG)
     assert run.config() == CONFIG
     run.release()
     RunFolder.resume(tmp_path)
-    assert names(tmp_path) == ["config.yaml"]
+    assert file_names(tmp_path) == ["config.yaml"]
     run.release()
 
 

@@ -1,7 +1,7 @@
-"""Runs that are killed or stopped, and resumed, end with the bits of a run left alone.
+"""Runs that are killed or stopped, and resumed, end with the bits of an uninterrupted run.
 
-Every run here is a process of its own, forked from a server that has imported pkd already, and
-every kill is a real SIGKILL: at random moments, or at a chosen operation on the run's files.
+Each run is a process, forked from a server that has already imported pkd. Each kill is a real
+SIGKILL, at a random moment or at a given operation on the files of the run.
 """
 
 import itertools
@@ -30,12 +30,17 @@ SETTINGS = (
 )
 TIMEOUT = 120
 
+
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(["pkd.cli.main", "torch._dynamo"])  # torch.optim imports it late
 
 
 def write_in_halves(path, content):
-    """Path.write_bytes with a moment in its middle to be killed at."""
+    """Write like Path.write_bytes, with an audit event in the middle, at which a kill may occur."""
     with path.open("wb") as file:
         file.write(content[: len(content) // 2])
         file.flush()
@@ -43,43 +48,45 @@ def write_in_halves(path, content):
         file.write(content[len(content) // 2 :])
 
 
-def pkd_process(argv, log, folder, number, at):
-    """Body of a process: run `pkd`; send itself signal `number` at file operation `at`."""
+def run_pkd(argv, log, folder, signal_number, signal_at):
+    """Run `pkd` in this process, which sends itself a signal at file operation `signal_at`."""
     sys.stdout = sys.stderr = Path(log).open("a")  # noqa: SIM115 (the process ends with it)
     torch.set_num_threads(1)
-    trainer.REPORT_SECONDS = 0.0  # a look at the clock, thus a checkpoint, after every step
+    trainer.REPORT_SECONDS = 0.0  # a checkpoint may follow every step
     Path.write_bytes = write_in_halves
     operations = itertools.count()
 
-    def watch(event, arguments):
+    def count(event, arguments):
         on_files = event in ("open", "half", "os.mkdir", "os.rename", "os.remove")
-        if on_files and str(folder) in str(arguments[0]) and next(operations) == at:
-            os.kill(os.getpid(), number)
+        if on_files and str(folder) in str(arguments[0]) and next(operations) == signal_at:
+            os.kill(os.getpid(), signal_number)
 
-    sys.addaudithook(watch)
+    sys.addaudithook(count)
     code = cli.main(argv)
     print(f"file operations: {next(operations)}", flush=True)
-    os._exit(code)  # at once: what comes after main is Python's business
+    os._exit(code)  # skips the clean-up of the interpreter
 
 
 class Pkd:
-    """Runs `pkd train` in processes of its own, all on the folder `run`."""
+    """Runs `pkd train` in processes, one after the other, all on the folder `run`."""
 
     def __init__(self, folder, *settings):
         self.run, self.log = folder / "run", folder / "log"
         self.settings = ("train", *SETTINGS, *settings, "--out", str(self.run))
 
-    def start(self, number=signal.SIGKILL, at=-1):
+    def start(self, signal_number=signal.SIGKILL, signal_at=-1):
         resumable = (self.run / "config.yaml").exists()
         argv = ["train", "--resume", str(self.run)] if resumable else list(self.settings)
         process = context.Process(
-            target=pkd_process, args=(argv, self.log, self.run, number, at), daemon=True
+            target=run_pkd,
+            args=(argv, self.log, self.run, signal_number, signal_at),
+            daemon=True,
         )
         process.start()
         return process
 
     def finish(self, process):
-        """Exit code of `process`."""
+        """Wait for a process and return its exit code."""
         try:
             process.join(TIMEOUT)
             assert process.exitcode is not None, f"still runs after {TIMEOUT} s"
@@ -89,7 +96,7 @@ class Pkd:
             process.join()
 
     def kill_after(self, seconds):
-        """Exit code of a process that is killed after `seconds` if it lives that long."""
+        """Start a process, kill it after `seconds`, and return its exit code."""
         process = self.start()
         try:
             process.join(seconds)
@@ -97,25 +104,25 @@ class Pkd:
             process.kill()
         return self.finish(process)
 
-    def said(self):
+    def output(self):
         return self.log.read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    """(settings) -> Pkd of a run that nothing disturbed, its seconds, and its file operations."""
+def uninterrupted(tmp_path_factory):
+    """Function of settings: an uninterrupted run, its seconds and its number of file operations."""
     runs = {}
-    server_starts = context.Process(target=os.getpid)  # outside of the time measured below
-    server_starts.start()
-    server_starts.join()
+    first = context.Process(target=os.getpid)  # starts the server before the time is measured
+    first.start()
+    first.join()
 
     def get(*settings):
         if settings not in runs:
-            pkd = Pkd(tmp_path_factory.mktemp("undisturbed"), *settings)
+            pkd = Pkd(tmp_path_factory.mktemp("uninterrupted"), *settings)
             begin = time.monotonic()
-            assert pkd.finish(pkd.start()) == 0, pkd.said()
+            assert pkd.finish(pkd.start()) == 0, pkd.output()
             seconds = time.monotonic() - begin
-            runs[settings] = pkd, seconds, int(pkd.said().rsplit(": ", 1)[1])
+            runs[settings] = pkd, seconds, int(pkd.output().rsplit(": ", 1)[1])
         return runs[settings]
 
     return get
@@ -127,7 +134,7 @@ def without_times(content):
 
 
 def final_files(folder):
-    """Name -> content of every file of a run, times left out."""
+    """Name -> content of every file of a run, without times."""
     return {
         str(path.relative_to(folder)): without_times(path.read_bytes())
         if path.name in ("results.json", "progress.json")
@@ -143,8 +150,8 @@ def assert_same_files(one, other):
     assert [name for name in one if one[name] != other[name]] == []
 
 
-def assert_no_half_file(folder):
-    """Whatever has its final name is whole."""
+def assert_files_are_complete(folder):
+    """Files with their final names are complete; temporary files begin with a dot."""
     for path in folder.rglob("[!.]*"):
         if path.suffix == ".safetensors":
             load_file(path)
@@ -163,89 +170,90 @@ def assert_no_half_file(folder):
 @pytest.mark.parametrize(
     ("settings", "kills"),
     [
-        (("--checkpoint-every", "0"), 5),
-        (("--checkpoint-every", "0", "--norm", "batch", "--structure", "4"), 3),
-        (("--checkpoint-every", "0.1"), 3),
-        (("--checkpoint-every", "0", "--stack", "1"), 5),
+        slow(("--checkpoint-every", "0"), 5),
+        slow(("--checkpoint-every", "0", "--norm", "batch", "--structure", "4"), 3),
+        slow(("--checkpoint-every", "0.1"), 3),
+        slow(("--checkpoint-every", "0", "--stack", "1"), 5),
+        (("--checkpoint-every", "0", "--stack", "1"), 2),
     ],
 )
-def test_killed_at_random_moments_and_resumed_ends_with_the_same_bits(
-    settings, kills, tmp_path, undisturbed
+def test_a_run_killed_at_random_moments_and_resumed_ends_with_the_same_bits(
+    settings, kills, tmp_path, uninterrupted
 ):
-    whole, seconds, _ = undisturbed(*settings)
+    whole, seconds, _ = uninterrupted(*settings)
     pkd, moments = Pkd(tmp_path, *settings), random.Random(f"{settings}")
     codes = []
     for _ in range(kills):
         codes.append(pkd.kill_after(moments.uniform(0.05, 0.4) * seconds))
-        assert_no_half_file(pkd.run)
-    assert set(codes) <= {-signal.SIGKILL, 0}, pkd.said()
+        assert_files_are_complete(pkd.run)
+    assert set(codes) <= {-signal.SIGKILL, 0}, pkd.output()
     assert -signal.SIGKILL in codes
-    assert pkd.finish(pkd.start()) == 0, pkd.said()
+    assert pkd.finish(pkd.start()) == 0, pkd.output()
     assert_same_files(pkd.run, whole.run)
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_killed_at_operations_on_its_files_and_resumed_ends_with_the_same_bits(
-    seed, tmp_path, undisturbed
+@pytest.mark.parametrize("seed", [0, slow(1)])
+def test_a_run_killed_at_file_operations_and_resumed_ends_with_the_same_bits(
+    seed, tmp_path, uninterrupted
 ):
     settings = ("--checkpoint-every", "0")
-    whole, _, operations = undisturbed(*settings)
+    whole, _, operations = uninterrupted(*settings)
     pkd, moments = Pkd(tmp_path, *settings), random.Random(seed)
     codes = []
-    for at in (8 * seed, *(moments.randrange(operations // 2) for _ in range(4))):
-        codes.append(pkd.finish(pkd.start(signal.SIGKILL, at)))
-        assert_no_half_file(pkd.run)
-    assert set(codes) <= {-signal.SIGKILL, 0}, pkd.said()
+    for operation in (8 * seed, *(moments.randrange(operations // 2) for _ in range(4))):
+        codes.append(pkd.finish(pkd.start(signal.SIGKILL, operation)))
+        assert_files_are_complete(pkd.run)
+    assert set(codes) <= {-signal.SIGKILL, 0}, pkd.output()
     assert codes.count(-signal.SIGKILL) >= 2
-    assert pkd.finish(pkd.start()) == 0, pkd.said()
+    assert pkd.finish(pkd.start()) == 0, pkd.output()
     assert_same_files(pkd.run, whole.run)
 
 
 @pytest.mark.parametrize(
-    ("number", "settings"),
+    ("signal_number", "settings"),
     [
         (signal.SIGINT, ("--checkpoint-every", "1000")),
         (signal.SIGTERM, ("--checkpoint-every", "0")),
-        (signal.SIGINT, ("--checkpoint-every", "1000", "--stack", "1")),
+        slow(signal.SIGINT, ("--checkpoint-every", "1000", "--stack", "1")),
     ],
 )
-def test_stopped_by_a_signal_keeps_a_checkpoint_and_resumes_to_the_same_bits(
-    number, settings, tmp_path, undisturbed
+def test_a_run_stopped_by_a_signal_keeps_a_checkpoint_and_resumes_to_the_same_bits(
+    signal_number, settings, tmp_path, uninterrupted
 ):
-    whole, _, operations = undisturbed(*settings)
+    whole, _, operations = uninterrupted(*settings)
     pkd = Pkd(tmp_path, *settings)
-    # the first half: later there may be nothing left to stop
-    assert pkd.finish(pkd.start(number, operations // 2)) == 130, pkd.said()
-    assert f"pkd train --resume {pkd.run}" in pkd.said()
+    # In the first half: later the run may already have ended.
+    assert pkd.finish(pkd.start(signal_number, operations // 2)) == 130, pkd.output()
+    assert f"pkd train --resume {pkd.run}" in pkd.output()
     progress = json.loads((pkd.run / "progress.json").read_text())
     assert (pkd.run / "checkpoints" / progress["tensors"]).exists()
-    assert_no_half_file(pkd.run)
-    assert pkd.finish(pkd.start()) == 0, pkd.said()
+    assert_files_are_complete(pkd.run)
+    assert pkd.finish(pkd.start()) == 0, pkd.output()
     assert_same_files(pkd.run, whole.run)
 
 
-def test_a_signal_in_the_first_phase_saves_the_step_reached(tmp_path):
-    """No checkpoint is due within the phase: the one there is was made for the signal."""
+def test_a_signal_in_the_first_phase_saves_the_current_step(tmp_path):
+    """Only the signal causes a checkpoint: the next one is due after 1000 s."""
     pkd = Pkd(tmp_path, "--checkpoint-every", "1000", "--teacher-epochs", "100000")
     process = pkd.start()
     try:
-        while process.is_alive() and not (pkd.log.exists() and "epoch 2/" in pkd.said()):
+        while process.is_alive() and not (pkd.log.exists() and "epoch 2/" in pkd.output()):
             time.sleep(0.01)
         os.kill(process.pid, signal.SIGINT)
-        os.kill(process.pid, signal.SIGINT)  # an impatient user changes nothing
+        os.kill(process.pid, signal.SIGINT)  # a second signal changes nothing
     finally:
         code = pkd.finish(process)
-    assert code == 130, pkd.said()
+    assert code == 130, pkd.output()
     progress = json.loads((pkd.run / "progress.json").read_text())
     assert progress["phase"] == 0
     assert progress["epoch"] >= 1
     assert len((pkd.run / "metrics.jsonl").read_text().splitlines()) == progress["metrics"]
 
 
-def test_resuming_a_finished_run_changes_nothing(tmp_path, undisturbed):
-    whole, _, _ = undisturbed("--checkpoint-every", "0")
+def test_resuming_a_finished_run_changes_nothing(tmp_path, uninterrupted):
+    whole, _, _ = uninterrupted("--checkpoint-every", "0")
     before = {p: p.read_bytes() for p in whole.run.rglob("*") if p.is_file()}
-    assert whole.finish(whole.start()) == 0, whole.said()
+    assert whole.finish(whole.start()) == 0, whole.output()
     assert {p: p.read_bytes() for p in whole.run.rglob("*") if p.is_file()} == before
 
 
@@ -253,10 +261,10 @@ def test_one_process_trains_in_a_folder_at_a_time(tmp_path):
     pkd = Pkd(tmp_path, "--teacher-epochs", "100000")
     first = pkd.start()
     try:
-        while first.is_alive() and not (pkd.log.exists() and "epoch 1/" in pkd.said()):
+        while first.is_alive() and not (pkd.log.exists() and "epoch 1/" in pkd.output()):
             time.sleep(0.01)
-        assert pkd.finish(pkd.start()) == 2, pkd.said()
-        assert f"another process is training in {pkd.run}" in pkd.said()
+        assert pkd.finish(pkd.start()) == 2, pkd.output()
+        assert f"another process is training in {pkd.run}" in pkd.output()
         assert first.is_alive()
     finally:
         first.kill()

@@ -1,4 +1,4 @@
-"""`pkd train --tensorboard`: curves that TensorBoard reads, equal to what the run folder holds."""
+"""`pkd train --tensorboard`: TensorBoard reads the values that the run folder contains."""
 
 import json
 import sys
@@ -39,11 +39,11 @@ def curves(folder, phase):
     }
 
 
-def check_auc(folder):
-    """AUC at the end of each epoch, each once, as in metrics.jsonl."""
+def assert_auc_curves(folder):
+    """Compare the AUC at the end of each epoch, each once, with metrics.jsonl."""
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     for phase, steps in STEPS.items():
-        found = curves(folder, phase)
+        phase_curves = curves(folder, phase)
         auc = [record["auc"] for record in records if record["phase"] == phase]
         mean = [sum(values) / len(values) for values in auc]
         for name, values in (
@@ -51,23 +51,23 @@ def check_auc(folder):
             ("smallest", map(min, auc)),
             ("largest", map(max, auc)),
         ):
-            at, curve = zip(*found[f"auc/{name}"], strict=True)
-            assert list(at) == steps
+            curve_steps, curve = zip(*phase_curves[f"auc/{name}"], strict=True)
+            assert list(curve_steps) == steps
             assert list(curve) == pytest.approx(list(values))
 
 
 def test_curves_of_a_run(tmp_path, every_step_reported):
     out = tmp_path / "run"
     assert main(["train", *flags(TINY), "--tensorboard", "--out", str(out)]) == 0
-    check_auc(out)
+    assert_auc_curves(out)
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     for phase, network in (("teacher", "teacher"), ("step1", "student")):
-        found = curves(out, phase)
+        phase_curves = curves(out, phase)
         for short, name in (("G", "generator"), ("D", "discriminator")):
-            steps, losses = zip(*found[f"loss/{network} {short}"], strict=True)
+            steps, losses = zip(*phase_curves[f"loss/{network} {short}"], strict=True)
             assert list(steps) == list(range(1, STEPS[phase][-1] + 1))
-            ours = [r["losses"][network][name] for r in records if r["phase"] == phase]
-            mean = sum(map(sum, ours)) / (len(ours) * 2)  # over epochs and members
+            values = [r["losses"][network][name] for r in records if r["phase"] == phase]
+            mean = sum(map(sum, values)) / (len(values) * 2)  # over epochs and members
             assert sum(losses) / len(losses) == pytest.approx(mean, rel=1e-5)
 
 
@@ -90,14 +90,14 @@ def test_a_resumed_run_continues_its_curves(tmp_path, every_step_reported):
             live.on_train_steps_end(step + 1, {"teacher G": -1.0})
     folder.release()
     assert main(["train", "--resume", str(folder.path), "--tensorboard"]) == 0
-    check_auc(folder.path)
+    assert_auc_curves(folder.path)
     steps, losses = zip(*curves(folder.path, "teacher")["loss/teacher G"], strict=True)
     assert sorted({*steps}) == list(steps)
     assert {*range(1, 21)} - {*steps} <= {done}
     assert min(losses) > 0
 
 
-def test_without_the_package_nothing_is_begun(tmp_path, monkeypatch, capsys):
+def test_a_missing_package_is_refused_before_a_folder_is_made(tmp_path, monkeypatch, capsys):
     monkeypatch.delitem(sys.modules, "pkd.runs.tensorboard")
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     out = tmp_path / "run"
@@ -106,10 +106,10 @@ def test_without_the_package_nothing_is_begun(tmp_path, monkeypatch, capsys):
     assert not out.exists()
 
 
-def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch, capsys):
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path, monkeypatch, capsys):
     folder = Run.create(CONFIG, tmp_path / "run").folder
     folder.release()
-    (folder.path / "tensorboard").write_text("in the way")
+    (folder.path / "tensorboard").write_text("a file instead of a folder")
     assert main(["train", "--resume", str(folder.path), "--tensorboard"]) == 2
     assert "cannot be written" in capsys.readouterr().err
     assert RunFolder.open(folder.path).progress.phase == 0

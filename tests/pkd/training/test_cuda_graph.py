@@ -8,7 +8,9 @@ import pytest
 import torch
 from stack_helpers import (
     MEMBERS,
-    STRUCTURES,
+    NORMS,
+    each_structure,
+    each_structure_and_norm,
     make_networks,
     make_trainer,
     tensors_of,
@@ -22,11 +24,10 @@ from pkd.training import cuda_graph
 from pkd.training.structures import KDGAN, TEACHER
 from pkd.training.trainer import Trainer
 
-EVERY_STRUCTURE = pytest.mark.parametrize("structure", STRUCTURES.values(), ids=STRUCTURES)
-NORMS = pytest.mark.parametrize("norm", ["instance", "batch"])
+FAST_PAIRS = {("KDGAN-2", "batch"), ("KDGAN-4", "instance")}
 
 
-def everything(trainer: Trainer) -> dict[str, torch.Tensor]:
+def full_state(trainer: Trainer) -> dict[str, torch.Tensor]:
     """Copies of all tensors that a step may change and the next one reads, and the random state."""
     adam = trainer.optimizer
     state = tensors_of(trainer) | trainer.state(len(trainer.history.values))
@@ -85,23 +86,24 @@ def test_restored_undoes_changes_before_an_error():
     assert count.item() == 0
 
 
-@NORMS
-@EVERY_STRUCTURE
-@pytest.mark.parametrize("start", [0, 15, 19])
+@each_structure_and_norm(FAST_PAIRS)
+@pytest.mark.parametrize(
+    "start", [pytest.param(0, marks=pytest.mark.slow), 15, pytest.param(19, marks=pytest.mark.slow)]
+)
 def test_capture_leaves_the_training_state_unchanged(structure, norm, start, fake_graphs):
     """Also in the middle of an epoch, while a member idles, and before the last step."""
     trainer = make_trainer(structure, norm=norm)
     train(trainer, 1)
-    fresh = make_trainer(structure, norm=norm, networks=copied(trainer))
+    fresh = make_trainer(structure, norm=norm, networks=copied_networks(trainer))
     fresh.load_state(trainer.state(start))
     fresh.begin_epoch(1, start)
-    before = everything(fresh)
+    before = full_state(fresh)
     assert fresh._replay is not None
     assert fake_graphs == ["warm-up", "record"] * 2
-    assert differing(everything(fresh), before) == []
+    assert differing(full_state(fresh), before) == []
 
 
-def copied(trainer: Trainer) -> dict:
+def copied_networks(trainer: Trainer) -> dict:
     """Copies of a trainer's networks, with parameters outside of its flat buffer."""
     networks = make_networks(norm=trainer.student.architecture.norm)
     for name, gan in networks.items():
@@ -109,14 +111,13 @@ def copied(trainer: Trainer) -> dict:
     return networks
 
 
-@NORMS
-@EVERY_STRUCTURE
+@each_structure_and_norm(FAST_PAIRS)
 def test_replays_train_to_the_same_bits_as_eager_steps(structure, norm, fake_graphs):
     eager = train(make_trainer(structure, norm=norm, use_graph=False), 2)
     assert fake_graphs == []
     replayed = train(make_trainer(structure, norm=norm), 2)
     assert fake_graphs == ["warm-up", "record"]
-    assert differing(everything(replayed), everything(eager)) == []
+    assert differing(full_state(replayed), full_state(eager)) == []
 
 
 def test_without_a_gpu_nothing_is_captured(monkeypatch):
@@ -157,7 +158,7 @@ def test_steps_run_eagerly_after_a_failed_capture_and_the_reason_is_reported_onc
     trainer = train(make_trainer(KDGAN[2], on_graph_failure=reasons.append), 2)
     assert reasons == [reason]
     eager = train(make_trainer(KDGAN[2], use_graph=False), 2)
-    assert differing(everything(trainer), everything(eager)) == []
+    assert differing(full_state(trainer), full_state(eager)) == []
 
 
 def out_of_memory_within_a_capture(call):
@@ -186,7 +187,7 @@ def test_errors_that_eager_steps_would_also_raise_are_not_hidden(
     assert isinstance(raised.value, torch.OutOfMemoryError) == (error == "out of memory")
 
 
-# -- What a step costs the host --------------------------------------------------------------------
+# -- Work of the host ------------------------------------------------------------------------------
 
 
 def on_device(structure, members, device, norm="instance", **options) -> Trainer:
@@ -196,11 +197,11 @@ def on_device(structure, members, device, norm="instance", **options) -> Trainer
 
 
 @NORMS
-@EVERY_STRUCTURE
+@each_structure()
 def test_a_step_never_waits_for_the_device(structure, norm, monkeypatch):
-    """On the meta device there is nothing to read: any attempt raises.
+    """Tensors on the meta device have no values: an attempt to read one raises.
 
-    Of the ops their definitions run. That of Adam reads rates on the host, the kernel does not.
+    The reference functions of the ops run. Adam's reads rates on the host, its kernel does not.
     """
     monkeypatch.setattr("pkd_kernels.flat_adam.adam_step", lambda *args, **kwargs: None)
     trainer = on_device(structure, MEMBERS, "meta", norm)
@@ -211,7 +212,7 @@ def test_a_step_never_waits_for_the_device(structure, norm, monkeypatch):
 
 
 @pytest.mark.parametrize("members", [MEMBERS[:1], MEMBERS], ids=["M=1", "M=3"])
-@EVERY_STRUCTURE
+@each_structure()
 def test_a_step_adds_few_launches_to_losses_gradients_and_adam(structure, members):
     trainer = make_trainer(structure, members)
     trainer.begin_epoch(0)
@@ -224,9 +225,9 @@ def test_a_step_adds_few_launches_to_losses_gradients_and_adam(structure, member
     assert len(step.launches) - len(work.launches) <= 5
 
 
-@EVERY_STRUCTURE
-def test_steps_allocate_nothing_that_stays(structure):
-    """Every tensor, and every container that could keep one, is an object that gc counts."""
+@each_structure(fast=("KDGAN-4",))
+def test_steps_keep_no_objects(structure):
+    """The garbage collector counts every tensor and every container that could keep one."""
     trainer = make_trainer(structure)
 
     def objects_after(steps):
@@ -241,17 +242,18 @@ def test_steps_allocate_nothing_that_stays(structure):
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_a_trainer_is_let_go_at_once(device):
-    """Phase follows phase: what one held must be free for the next, its graph too."""
+def test_a_trainer_is_freed_at_once(device):
+    """The next phase needs its memory, including that of its graph."""
     trainer = on_device(KDGAN[2], MEMBERS, device, on_graph_failure=pytest.fail)
     trainer.begin_epoch(0)
     trainer.advance()
-    held = [weakref.ref(x) for x in (trainer, trainer.optimizer.exp_avg, trainer.sources[1][0])]
-    del trainer
-    assert [reference() for reference in held] == [None] * len(held)
+    objects = (trainer, trainer.optimizer.exp_avg, trainer.sources[1][0])
+    references = [*map(weakref.ref, objects)]
+    del trainer, objects
+    assert [reference() for reference in references] == [None] * len(references)
 
 
-def test_an_interval_between_reports_holds_as_many_steps_as_fit_into_its_time(monkeypatch):
+def test_as_many_steps_run_between_reports_as_fit_into_the_interval(monkeypatch):
     clock = [0.0]
     monkeypatch.setattr("pkd.training.trainer.REPORT_SECONDS", 0.05)
     monkeypatch.setattr(pkd.training.trainer.time, "monotonic", lambda: clock[0])
@@ -262,14 +264,14 @@ def test_an_interval_between_reports_holds_as_many_steps_as_fit_into_its_time(mo
 
     monkeypatch.setattr(trainer, "advance", advance)
     assert list(trainer.epoch(0)) == [1, 6, 11, 16, 20]
-    assert list(trainer.epoch(1)) == [5, 10, 15, 20]  # the pace is known
+    assert list(trainer.epoch(1)) == [5, 10, 15, 20]  # the time of a step is known
     step[0] = 0.06
-    assert list(trainer.epoch(2)) == [5, *range(6, 21)]  # at least one
+    assert list(trainer.epoch(2)) == [5, *range(6, 21)]  # at least one step
     step[0] = 0.0001
     assert list(trainer.epoch(3)) == [1, 20]
 
 
-def test_the_host_reads_from_the_device_once_an_interval(monkeypatch):
+def test_the_host_reads_from_the_device_once_per_interval(monkeypatch):
     trainer = make_trainer(KDGAN[4])
     trainer.begin_epoch(0)
     trainer.step()
@@ -294,7 +296,7 @@ STEPS = 200
 
 @pytest.fixture
 def reproducible(monkeypatch):
-    """Of the libraries' convolutions (norm="batch"); our kernels always are."""
+    """Deterministic library convolutions (norm="batch"); pkd_kernels always are."""
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
@@ -304,16 +306,16 @@ def after_steps(trainer: Trainer) -> dict[str, torch.Tensor]:
         if done % len(trainer.order) == 0:
             trainer.begin_epoch(done // len(trainer.order))
         trainer.advance()
-    return everything(trainer)
+    return full_state(trainer)
 
 
 @pytest.mark.gpu
 @pytest.mark.usefixtures("reproducible")
 @NORMS
 @pytest.mark.parametrize("members", [MEMBERS[:1], MEMBERS], ids=["M=1", "M=3"])
-@EVERY_STRUCTURE
+@each_structure()
 def test_replays_of_a_captured_step_equal_eager_steps(structure, members, norm):
-    options = {"device": "cuda", "norm": norm, "told": pytest.fail}
+    options = {"device": "cuda", "norm": norm, "on_graph_failure": pytest.fail}
     replayed = on_device(structure, members, **options)
     eager = on_device(structure, members, use_graph=False, **options)
     assert differing(after_steps(replayed), after_steps(eager)) == []
@@ -323,22 +325,22 @@ def test_replays_of_a_captured_step_equal_eager_steps(structure, members, norm):
 @pytest.mark.gpu
 @pytest.mark.usefixtures("double_precision")
 @NORMS
-@EVERY_STRUCTURE
-def test_an_epoch_on_a_gpu_ends_as_by_the_definitions_on_a_cpu(structure, norm):
-    """By kernels and replays, idle members and all; in float64, so that rounding stays small."""
-    found, expected = (
-        everything(
+@each_structure()
+def test_an_epoch_on_a_gpu_equals_one_with_the_reference_functions_on_a_cpu(structure, norm):
+    """With kernels, replays and idle members; in float64, which keeps rounding errors small."""
+    actual, expected = (
+        full_state(
             train(on_device(structure, MEMBERS, device, norm, on_graph_failure=pytest.fail), 1)
         )
         for device in ("cuda", "cpu")
     )
-    assert found.keys() == expected.keys()
+    assert actual.keys() == expected.keys()
     for key, value in expected.items():
-        torch.testing.assert_close(found[key].cpu(), value, rtol=0, atol=1e-10)
+        torch.testing.assert_close(actual[key].cpu(), value, rtol=0, atol=1e-10)
 
 
 @pytest.mark.gpu
-@EVERY_STRUCTURE
+@each_structure()
 def test_neither_a_step_nor_a_replay_waits_for_the_gpu(structure):
     trainer = on_device(structure, MEMBERS, "cuda", on_graph_failure=pytest.fail)
     trainer.begin_epoch(0)

@@ -1,0 +1,31 @@
+"""Small runs of the command line: flags, and what the tests read from folders and output."""
+
+from pathlib import Path
+
+PHASES = ["teacher", "step1", "step2"]
+SMALL_NETWORKS = (
+    *("--latent", "8", "--teacher-widths", "2-4-8", "--student-widths", "1-2-4"),
+    *("--teacher-epochs", "1", "--step1-epochs", "1", "--step2-epochs", "1", "--device", "cpu"),
+)
+# Two models on the digits 0 and 1, 10 steps a phase.
+TINY = (
+    *SMALL_NETWORKS,
+    *("--normal-class", "0,1", "--batch-size", "2", "--max-train-images", "20"),
+)
+
+
+def file_contents(folder: Path) -> dict[Path, bytes | None]:
+    """Path -> content of everything below a folder; None for folders."""
+    return {path: path.read_bytes() if path.is_file() else None for path in Path(folder).rglob("*")}
+
+
+def table_rows(output: str) -> list[list[str]]:
+    """Cells of the tables in a command's output."""
+    cells = [line.replace("┃", "│").split("│")[1:-1] for line in output.splitlines()]
+    return [[cell.strip() for cell in row] for row in cells if row]
+
+
+def own_data_command(dataset: str, data_dir: Path, out: Path, *settings: str) -> list[str]:
+    """Arguments of `pkd train` on images of 16 x 16 pixels from a folder or an .npz file."""
+    data = ("--dataset", dataset, "--data-dir", str(data_dir), "--image-size", "16")
+    return ["train", *data, *SMALL_NETWORKS, *settings, "--out", str(out)]
