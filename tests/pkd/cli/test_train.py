@@ -81,7 +81,11 @@ def test_the_default_folder_of_a_run_is_below_runs(monkeypatch, tmp_path):
 # -- Data and folders that are refused -------------------------------------------------------------
 
 
-@pytest.mark.parametrize("content", [None, gzip.compress(b"\0\0\x08\3" + bytes(20))[:-9]])
+@pytest.mark.parametrize(
+    "content",
+    [None, gzip.compress(b"\0\0\x08\3" + bytes(20), mtime=0)[:-9]],
+    ids=["missing", "cut"],
+)
 def test_missing_and_truncated_data_files_are_refused(content, refused, tmp_path):
     name = "train-images-idx3-ubyte.gz"
     raw = tmp_path / "data" / "MNIST" / "raw"
