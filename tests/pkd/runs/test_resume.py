@@ -44,7 +44,7 @@ def write_in_halves(path, content):
     with path.open("wb") as file:
         file.write(content[: len(content) // 2])
         file.flush()
-        sys.audit("half", str(path))
+        sys.audit("partial write", str(path))
         file.write(content[len(content) // 2 :])
 
 
@@ -57,7 +57,7 @@ def run_pkd(argv, log, folder, signal_number, signal_at):
     operations = itertools.count()
 
     def count(event, arguments):
-        on_files = event in ("open", "half", "os.mkdir", "os.rename", "os.remove")
+        on_files = event in ("open", "partial write", "os.mkdir", "os.rename", "os.remove")
         if on_files and str(folder) in str(arguments[0]) and next(operations) == signal_at:
             os.kill(os.getpid(), signal_number)
 
@@ -170,17 +170,17 @@ def assert_files_are_complete(folder):
 @pytest.mark.parametrize(
     ("settings", "kills"),
     [
+        (("--checkpoint-every", "0"), 2),
         slow(("--checkpoint-every", "0"), 5),
         slow(("--checkpoint-every", "0", "--norm", "batch", "--structure", "4"), 3),
         slow(("--checkpoint-every", "0.1"), 3),
         slow(("--checkpoint-every", "0", "--stack", "1"), 5),
-        (("--checkpoint-every", "0", "--stack", "1"), 2),
     ],
 )
 def test_a_run_killed_at_random_moments_and_resumed_ends_with_the_same_bits(
     settings, kills, tmp_path, uninterrupted
 ):
-    whole, seconds, _ = uninterrupted(*settings)
+    uninterrupted_run, seconds, _ = uninterrupted(*settings)
     pkd, moments = Pkd(tmp_path, *settings), random.Random(f"{settings}")
     codes = []
     for _ in range(kills):
@@ -189,7 +189,7 @@ def test_a_run_killed_at_random_moments_and_resumed_ends_with_the_same_bits(
     assert set(codes) <= {-signal.SIGKILL, 0}, pkd.output()
     assert -signal.SIGKILL in codes
     assert pkd.finish(pkd.start()) == 0, pkd.output()
-    assert_same_files(pkd.run, whole.run)
+    assert_same_files(pkd.run, uninterrupted_run.run)
 
 
 @pytest.mark.parametrize("seed", [0, slow(1)])
@@ -197,7 +197,7 @@ def test_a_run_killed_at_file_operations_and_resumed_ends_with_the_same_bits(
     seed, tmp_path, uninterrupted
 ):
     settings = ("--checkpoint-every", "0")
-    whole, _, operations = uninterrupted(*settings)
+    uninterrupted_run, _, operations = uninterrupted(*settings)
     pkd, moments = Pkd(tmp_path, *settings), random.Random(seed)
     codes = []
     for operation in (8 * seed, *(moments.randrange(operations // 2) for _ in range(4))):
@@ -206,7 +206,7 @@ def test_a_run_killed_at_file_operations_and_resumed_ends_with_the_same_bits(
     assert set(codes) <= {-signal.SIGKILL, 0}, pkd.output()
     assert codes.count(-signal.SIGKILL) >= 2
     assert pkd.finish(pkd.start()) == 0, pkd.output()
-    assert_same_files(pkd.run, whole.run)
+    assert_same_files(pkd.run, uninterrupted_run.run)
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,7 @@ def test_a_run_killed_at_file_operations_and_resumed_ends_with_the_same_bits(
 def test_a_run_stopped_by_a_signal_keeps_a_checkpoint_and_resumes_to_the_same_bits(
     signal_number, settings, tmp_path, uninterrupted
 ):
-    whole, _, operations = uninterrupted(*settings)
+    uninterrupted_run, _, operations = uninterrupted(*settings)
     pkd = Pkd(tmp_path, *settings)
     # In the first half: later the run may already have ended.
     assert pkd.finish(pkd.start(signal_number, operations // 2)) == 130, pkd.output()
@@ -229,7 +229,7 @@ def test_a_run_stopped_by_a_signal_keeps_a_checkpoint_and_resumes_to_the_same_bi
     assert (pkd.run / "checkpoints" / progress["tensors"]).exists()
     assert_files_are_complete(pkd.run)
     assert pkd.finish(pkd.start()) == 0, pkd.output()
-    assert_same_files(pkd.run, whole.run)
+    assert_same_files(pkd.run, uninterrupted_run.run)
 
 
 def test_a_signal_in_the_first_phase_saves_the_current_step(tmp_path):
@@ -251,10 +251,10 @@ def test_a_signal_in_the_first_phase_saves_the_current_step(tmp_path):
 
 
 def test_resuming_a_finished_run_changes_nothing(tmp_path, uninterrupted):
-    whole, _, _ = uninterrupted("--checkpoint-every", "0")
-    before = {p: p.read_bytes() for p in whole.run.rglob("*") if p.is_file()}
-    assert whole.finish(whole.start()) == 0, whole.output()
-    assert {p: p.read_bytes() for p in whole.run.rglob("*") if p.is_file()} == before
+    uninterrupted_run, _, _ = uninterrupted("--checkpoint-every", "0")
+    before = {p: p.read_bytes() for p in uninterrupted_run.run.rglob("*") if p.is_file()}
+    assert uninterrupted_run.finish(uninterrupted_run.start()) == 0, uninterrupted_run.output()
+    assert {p: p.read_bytes() for p in uninterrupted_run.run.rglob("*") if p.is_file()} == before
 
 
 def test_one_process_trains_in_a_folder_at_a_time(tmp_path):

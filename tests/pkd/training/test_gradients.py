@@ -94,20 +94,20 @@ def test_gradients_of_a_stack_equal_vmap_over_single_models(reduction):
 @each_structure()
 def test_gradient_of_a_batch_is_the_mean_over_its_images(structure, reduction):
     trainer = make_trainer(structure, objective=Objective(LOSS_WEIGHTS, reduction))
-    whole = gradients(trainer, ROWS)
+    whole_batch = gradients(trainer, ROWS)
     single = [gradients(trainer, row[None]) for row in ROWS]
     for name in WIDTHS:
-        mean = {k: sum(g[name][k] for g in single) / len(ROWS) for k in whole[name]}
-        assert_tensors_close(whole[name], mean, rtol=1e-8, atol=1e-10)
+        mean = {k: sum(g[name][k] for g in single) / len(ROWS) for k in whole_batch[name]}
+        assert_tensors_close(whole_batch[name], mean, rtol=1e-8, atol=1e-10)
 
 
 def test_gradient_with_batch_normalisation_is_not_the_mean_over_images():
     """Shows that the test above can fail."""
     trainer = make_trainer(KDGAN[2], norm="batch")
-    whole = gradients(trainer, ROWS)["student"]
+    whole_batch = gradients(trainer, ROWS)["student"]
     single = [gradients(trainer, row[None])["student"] for row in ROWS]
     key = "generator.encoder.1.weight"
-    assert (whole[key] - sum(g[key] for g in single) / len(ROWS)).abs().max() > 1e-4
+    assert (whole_batch[key] - sum(g[key] for g in single) / len(ROWS)).abs().max() > 1e-4
 
 
 def adversarially_trained(structure: Structure) -> list[str]:

@@ -307,8 +307,8 @@ def test_a_member_that_is_not_finite_leaves_the_others_unchanged(structure, norm
 @each_structure(fast=("KDGAN-2", "KDGAN-4"))
 def test_interrupted_training_ends_with_the_same_bits(structure, stop, norm):
     """Interrupted before, between and after the last steps of the smaller classes."""
-    whole, interrupted = make_trainer(structure, norm=norm), make_trainer(structure, norm=norm)
-    train(whole, 2)
+    uninterrupted, interrupted = (make_trainer(structure, norm=norm) for _ in range(2))
+    train(uninterrupted, 2)
     list(interrupted.epoch(0))
     for step in interrupted.epoch(1):
         if step == stop:
@@ -317,9 +317,9 @@ def test_interrupted_training_ends_with_the_same_bits(structure, stop, norm):
     resumed = make_trainer(structure, norm=norm)
     resumed.load_state(state)
     list(resumed.epoch(1, stop))
-    assert_tensors_equal(tensors_of(resumed), tensors_of(whole))
-    assert_tensors_equal(resumed.state(20), whole.state(20))
-    assert resumed.history.epoch_means() == whole.history.epoch_means()
+    assert_tensors_equal(tensors_of(resumed), tensors_of(uninterrupted))
+    assert_tensors_equal(resumed.state(20), uninterrupted.state(20))
+    assert resumed.history.epoch_means() == uninterrupted.history.epoch_means()
 
 
 def test_a_state_holds_everything_that_is_trained_and_no_frozen_teacher():

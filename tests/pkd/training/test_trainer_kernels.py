@@ -128,7 +128,10 @@ def test_a_step_of_kdgan_2_is_43_launches(monkeypatch, members):
     assert len(traffic.launches) == 43
 
 
-@pytest.mark.parametrize("members", [MEMBERS[:1], MEMBERS], ids=["M=1", "M=3"])
+@pytest.mark.parametrize(
+    "members",
+    [pytest.param(MEMBERS[:1], id="M=1", marks=pytest.mark.slow), pytest.param(MEMBERS, id="M=3")],
+)
 def test_the_losses_copy_nothing(monkeypatch, launches_of_losses, members):
     """One launch each, also for logits that are views of the logits of a stack."""
     monkeypatch.setattr(dispatch, "BACKEND", "triton")
