@@ -4,7 +4,6 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -223,7 +222,7 @@ class Detector(OutlierMixin, BaseEstimator):
     def _config(self) -> TrainConfig:
         """Settings of a training run with these parameters."""
         contamination = CONTAMINATION if self.contamination == "auto" else self.contamination
-        if not isinstance(contamination, Real):
+        if isinstance(contamination, str):
             raise ConfigError(
                 "contamination", f"is {self.contamination!r}, but must be 'auto' or a number"
             )
@@ -231,7 +230,7 @@ class Detector(OutlierMixin, BaseEstimator):
             **{name: getattr(self, name) for name in SETTINGS},
             teacher_widths=_as_tuple(self.teacher_widths),
             student_widths=_as_tuple(self.student_widths),
-            contamination=float(contamination),
+            contamination=contamination,
         )
 
     def _scores(self, images: Tensor) -> np.ndarray:

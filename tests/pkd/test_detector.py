@@ -22,7 +22,7 @@ from sklearn.utils.estimator_checks import check_estimator
 import pkd
 from pkd import Detector
 from pkd.scoring.metrics import threshold
-from pkd.utils.errors import ConfigError, DataError
+from pkd.utils.errors import ConfigError, DataError, DivergenceError
 
 TINY = {
     "image_size": 16,
@@ -340,7 +340,7 @@ def test_invalid_images_and_parameters_raise_a_value_error(x, changes, pattern):
 def test_a_failed_fit_keeps_the_fitted_state(fitted):
     detector, x = copy.deepcopy(fitted), images(5, seed=6)
     detector.set_params(lr=1e30)
-    with pytest.raises(DataError, match="not finite"):
+    with pytest.raises(DivergenceError, match="not finite"):
         detector.fit(images(10, 3) / 255)
     np.testing.assert_array_equal(detector.score_samples(x), fitted.score_samples(x))
 

@@ -8,7 +8,6 @@ from safetensors.torch import load_file
 
 from pkd.cli.main import main
 from pkd.runs import pipeline
-from pkd.runs.folder import RunFolder
 from pkd.runs.run import Run
 from pkd.training.callbacks import Callback, TrainingInterrupted
 from pkd.training.config import TrainConfig
@@ -64,12 +63,11 @@ def test_a_run_in_several_stacks_reports_what_it_reports_in_one(size, runs):
 
 
 def test_a_run_in_several_stacks_is_evaluated_stack_by_stack(runs):
-    folder = RunFolder.open(runs["3"])
-    run = Run(folder)
+    run = Run.open(runs["3"])
     for phase in run.phases:
         run.load_phase(phase)
         found = run.evaluate(phase.network)
-        assert found == pytest.approx(folder.progress.auc[phase.name], abs=1e-3)  # in float32
+        assert found == pytest.approx(run.folder.progress.auc[phase.name], abs=1e-3)  # in float32
 
 
 def test_a_run_in_several_stacks_is_reported(runs, tmp_path):

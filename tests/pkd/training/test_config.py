@@ -1,5 +1,6 @@
 """Settings of a run: presets, phases and devices."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -41,19 +42,22 @@ def test_explicit_values_override_the_preset(preset):
 @pytest.mark.parametrize(
     ("images", "epochs", "batch_size"),
     [
-        *((images, [4, 10, 2], 8) for images in (None, 5000, 1000)),
+        *((images, [4, 10, 2], 8) for images in (5000, 1000)),
         (300, [13, 33, 7], 8),
         (3, [1333, 3333, 667], 3),
     ],
 )
 def test_preset_quick_uses_more_epochs_for_few_images(images, epochs, batch_size):
-    config = TrainConfig().resolved(images)
+    settings = TrainConfig()
+    config = replace(settings.resolved(), **settings.lengths(images))
     assert [phase.epochs for phase in config.phases()] == epochs
     assert config.batch_size == batch_size
-    given = TrainConfig(teacher_epochs=7, batch_size=9).resolved(images)
-    assert (given.teacher_epochs, given.batch_size) == (7, 9)
+    assert TrainConfig(teacher_epochs=7, batch_size=9).lengths(images).keys() == {
+        "step1_epochs",
+        "step2_epochs",
+    }
     paper = TrainConfig(preset="paper")
-    assert paper.resolved(images) == paper.resolved()
+    assert replace(paper.resolved(), **paper.lengths(images)) == paper.resolved()
 
 
 def test_resolving_twice_equals_resolving_once():
@@ -88,7 +92,7 @@ def test_device_cuda_needs_a_gpu_and_auto_does_not(monkeypatch):
 
 def test_an_architecture_has_the_settings_of_its_network():
     settings = {"latent": 12, "norm": "batch", "norm_first": False, "image_size": 64}
-    config = TrainConfig(student_widths=(1, 2, 3), **settings)
+    config = TrainConfig(student_widths=(1, 2, 3), **settings).resolved()
     for network, widths in (("teacher", config.teacher_widths), ("student", (1, 2, 3))):
         assert config.architecture(network, 3) == Architecture(3, widths, 12, "batch", False, 64)
 

@@ -67,7 +67,7 @@ def test_the_order_differs_by_epoch_phase_seed_and_class_and_is_repeatable():
         for epoch in range(3)
     }
     assert len(set(orders.values())) == len(orders)
-    assert orders == {(m, *rest): tuple(m.order(20, *rest)) for m, *rest in orders}
+    assert orders == {(m, *rest): tuple(m.data_order(20, *rest)) for m, *rest in orders}
 
 
 def test_seeds_of_initial_weights_differ_by_seed_class_and_role():

@@ -75,7 +75,7 @@ def test_a_missing_setting_means_the_behaviour_before_it_existed():
     [
         ({"colour": "red"}, "unknown setting colour"),
         ({"lr": "fast"}, "`lr` is 'fast', but must be a number"),
-        ({"lr": None}, "it has no lr"),
+        ({"lr": None}, "`lr` is None, but must be a number"),
         ({"preset": "slow"}, "`preset` is 'slow', but must be one of quick, paper"),
         ({"batch_size": 0}, "`batch_size` is 0"),
         ({"student_widths": "8-16"}, "`student_widths` is '8-16'"),
