@@ -24,7 +24,7 @@ def test_networks_have_the_architecture_of_the_settings_and_the_seeds_of_the_mem
     assert list(networks) == ["teacher", "student"]
     for role, (name, gan) in enumerate(networks.items()):
         assert gan.architecture == config.architecture(name, 1)
-        single = GAN(gan.architecture, [MEMBERS[1].first_weights(role)])
+        single = GAN(gan.architecture, [MEMBERS[1].initial_seed(role)])
         for value, expected in zip(gan.parameters(), single.parameters(), strict=True):
             member = value.view(len(MEMBERS), -1)[1]
             assert torch.equal(member, expected.flatten())
