@@ -91,6 +91,7 @@ def test_times_are_kept_if_launches_cannot_be_counted(monkeypatch):
 
 def test_a_process_that_hangs_is_killed_and_its_rows_give_the_reason(monkeypatch):
     monkeypatch.setattr(ladder, "MIN_SECONDS", 0.0)
+    monkeypatch.setattr(ladder, "GRACE_S", -3600.0)  # the process does not stop by itself
     rows = ladder.measure_in_process(STACK, SETTINGS, time.time() + 0.01)
     assert {(row["status"], row["error"]) for row in rows} == {
         (ladder.NOT_RUN, "stopped after 0 s")
