@@ -8,6 +8,7 @@ hang. The plugin adds what they lack:
 - A kernel's error is raised in the test that launched it, not in the next test that synchronises.
 - After an illegal memory access every CUDA call of the process fails. The plugin ends such a
   process, so that xdist replaces it and the following tests do not fail for this reason.
+- Tests can be put first, for a session that may not reach the last ones.
 - Results are written to a log at once. JUnit reports are written at the end of the session and are
   lost if the session is killed.
 """
@@ -30,12 +31,27 @@ Results = dict[str, Any]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add --result-log."""
+    """Add --result-log and --tests-first."""
     parser.addoption(
         "--result-log",
         type=Path,
         metavar="FILE",
         help="append results as JSON lines; without -n, leave out tests that the log has started",
+    )
+    parser.addoption(
+        "--tests-first",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="run tests whose id contains this text first; may be repeated, in order",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Sort the tests by the first text of --tests-first that their ids contain."""
+    texts = config.getoption("--tests-first")
+    items.sort(
+        key=lambda item: next((k for k, t in enumerate(texts) if t in item.nodeid), len(texts))
     )
 
 

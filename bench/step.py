@@ -13,7 +13,6 @@ import json
 import os
 import platform
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -23,6 +22,7 @@ from typing import Any
 
 import torch
 
+from bench.commit import commit
 from bench.ladder import measure as ladder
 from bench.ladder.cells import Settings, plan
 from bench.ladder.loops import Contender, Pkd, Plain
@@ -70,17 +70,6 @@ def installed(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def commit() -> str | None:
-    """Return the commit of the sources, with "+" if they are modified; None without git."""
-    command = ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
-    folder = Path(__file__).parent
-    try:
-        result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return result.stdout.strip()
 
 
 def environment(device: torch.device) -> dict[str, Any]:

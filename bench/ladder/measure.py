@@ -83,9 +83,14 @@ def measure_in_process(cell: Cell, settings: Settings, deadline: float) -> list[
 
 
 def _send_measurement(cell: Cell, settings: Settings, deadline: float, results: Connection) -> None:
+    prepare_process(settings)
+    results.send(measure(cell, settings, deadline))
+
+
+def prepare_process(settings: Settings) -> None:
+    """Set threads and precision of a process that measures."""
     torch.set_num_threads(settings.threads)
     torch.backends.cudnn.allow_tf32 = False  # full float32, as `pkd train` computes
-    results.send(measure(cell, settings, deadline))
 
 
 class OutOfTime(BaseException):

@@ -1,0 +1,1 @@
+"""All GPU measurements in one command of less than ten minutes: `python -m bench.gpu --out DIR`."""

@@ -1,0 +1,270 @@
+"""Stage "sweep": time every distinct launch of the layers alone, with several tilings.
+
+One eager training step records the calls of the layers' launchers, with their tensors. Each
+distinct call is then repeated under other tilings, which `pkd_kernels.conv.tiling` computes from
+other constants. A tiling counts only if its outputs equal those of the present tiling.
+
+Kernels are compiled in parallel processes; times are measured by one process at a time.
+"""
+
+import math
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
+from inspect import signature
+from os import sched_getaffinity
+from statistics import median
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+from pkd_kernels.conv import autograd, backward, forward, tiling
+from pkd_kernels.conv.tiling import Tiling, WeightTiling
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from bench.gpu.facts import Fact
+from bench.gpu.replay import seconds_per_call
+from bench.gpu.steps import settings_and_cells
+from bench.gpu.tasks import Tasks, first_line
+from bench.ladder.cells import Cell, Settings
+from bench.ladder.loops import Pkd
+from bench.ladder.measure import prepare_process
+from bench.ladder.timing import synchronize
+from pkd.training import cuda_graph
+
+PARTS = 3  # processes that share the layers of a cell
+LAUNCHES = 20  # of a graph, so that its replay takes much longer than its launch
+TOLERANCE = 1e-3  # of the largest value: the order of a sum may differ, a missing term may not
+
+# (elements of a tile, warps) of spread sums; channels of matrix products.
+SPREAD = ((1024, 2), (2048, 4), (4096, 4), (4096, 8), (8192, 8), (8192, 16), (16384, 16))
+MATRIX = (4, 8, 16, 32)
+WEIGHTS = ((64, 64), (32, 64), (16, 64), (32, 32), (16, 32), (8, 32), (8, 16), (16, 256))
+
+TAP, WEIGHT = "tap_tiling", "weight_tiling"
+
+
+class Subject(NamedTuple):
+    """A launch of a layer and one of its tilings, which varies.
+
+    Attributes:
+        function: `TAP` or `WEIGHT`, which computes the tiling.
+        arguments: arguments of that function.
+        module: module that calls it.
+        launcher: function of the launch.
+        tensors: its arguments by name.
+    """
+
+    function: str
+    arguments: tuple
+    module: Any
+    launcher: Callable[..., Any]
+    tensors: dict[str, Any]
+
+    @property
+    def labels(self) -> Fact:
+        """What identifies the subject."""
+        direction = self.module.__name__.rpartition(".")[2]
+        return {"direction": direction, "function": self.function, "arguments": self.arguments}
+
+    @property
+    def applies(self) -> bool:
+        """Whether the launch has programs of this tiling."""
+        used = "through" if self.function == TAP else "weight_grad"
+        return self.tensors.get(used, True) not in (None, False) if self._backward else True
+
+    @property
+    def _backward(self) -> bool:
+        return self.module is backward
+
+    def call(self) -> Any:
+        """Repeat the launch."""
+        return self.launcher(**self.tensors)
+
+    def outputs(self) -> list[Tensor]:
+        """Repeat the launch into poisoned memory; return copies of all that it writes."""
+        written = []
+        if self._backward:
+            weight_grad, affine = self.tensors["weight_grad"], self.tensors["affine"]
+            written = [t for t in tree_leaves((weight_grad, affine)) if isinstance(t, Tensor)]
+        for tensor in written:
+            tensor.fill_(math.nan)
+        with poisoned_memory():
+            result = self.call()
+        if not self._backward or self.tensors["through"]:
+            written += [t for t in tree_leaves(result) if isinstance(t, Tensor)]
+        return [t.clone() for t in written]
+
+
+@contextmanager
+def poisoned_memory() -> Iterator[None]:
+    """Fill new tensors with NaN, so that an element that nobody writes differs."""
+    new_empty, empty_like = Tensor.new_empty, torch.empty_like
+
+    def poison(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda *arguments, **options: function(*arguments, **options).fill_(math.nan)
+
+    with (
+        mock.patch.object(Tensor, "new_empty", poison(new_empty)),
+        mock.patch.object(torch, "empty_like", poison(empty_like)),
+    ):
+        yield
+
+
+def sweep(rehearse: bool) -> Tasks:
+    """Return the tasks: the layers of each headline cell, in parts."""
+    settings, cells = settings_and_cells(rehearse)
+    cells, parts = (cells[:1], 1) if rehearse else (cells, PARTS)
+    alone = multiprocessing.get_context("fork").Lock()
+    most = 2 if rehearse else None
+    tasks = {
+        f"{cell.title}, part {part + 1} of {parts}": partial(
+            _sweep, cell, settings, (part, parts), most, alone
+        )
+        for cell in cells
+        for part in range(parts)
+    }
+    return Tasks(tasks, processes=max(1, min(len(tasks), len(sched_getaffinity(0)))))
+
+
+def _sweep(
+    cell: Cell,
+    settings: Settings,
+    part: tuple[int, int],
+    most: int | None,
+    alone: AbstractContextManager,
+    deadline: float,
+) -> Iterator[Fact]:
+    """Time the subjects of one part; `most` limits subjects and tilings."""
+    prepare_process(settings)
+    setup = cell.training_setup(settings)
+    trainer = Pkd(setup, setup.members(cell.stack)).trainer
+    subjects = recorded(trainer.step)
+    index, parts = part
+    for subject in subjects[index::parts][:most]:
+        for candidate in candidates(subject)[:most]:
+            if time.time() > deadline:
+                raise TimeoutError("not all tilings are timed")
+            labels = {"cell": cell.title} | subject.labels | {"tiling": repr(candidate)}
+            present = candidate == present_tiling(subject)
+            yield labels | {"present": present} | timed(subject, candidate, settings, alone)
+
+
+def recorded(step: Callable[[], object]) -> list[Subject]:
+    """Run a step; return a subject for every distinct tiling that its layers use."""
+    subjects: dict[str, Subject] = {}
+    used: list[tuple] = []
+    with ExitStack() as stack:
+        for module, name in ((forward, TAP), (backward, TAP), (backward, WEIGHT)):
+            function = _noting(getattr(module, name), used, module, name)
+            stack.enter_context(mock.patch.object(module, name, function))
+        for name in ("forward_layer", "backward_layer"):
+            launcher = getattr(autograd, name)
+            function = _recording(launcher, used, subjects)
+            stack.enter_context(mock.patch.object(autograd, name, function))
+        step()
+    return list(subjects.values())
+
+
+def _noting(function: Callable, used: list[tuple], module: Any, name: str) -> Callable:
+    def note(*arguments: Any) -> Any:
+        used.append((name, arguments, module))
+        return function(*arguments)
+
+    return note
+
+
+def _recording(launcher: Callable, used: list[tuple], subjects: dict[str, Subject]) -> Callable:
+    names = signature(launcher)
+
+    def record(*arguments: Any, **keywords: Any) -> Any:
+        used.clear()
+        result = launcher(*arguments, **keywords)
+        tensors = names.bind(*arguments, **keywords).arguments
+        for entry in used:
+            subject = Subject(*entry, launcher, tensors)
+            if subject.applies:
+                subjects.setdefault(str(subject.labels), subject)
+        return result
+
+    return record
+
+
+def present_tiling(subject: Subject) -> Tiling | WeightTiling:
+    """Return the tiling that the kernels use at present."""
+    return getattr(tiling, subject.function)(*subject.arguments)
+
+
+def candidates(subject: Subject) -> list[Tiling | WeightTiling]:
+    """Return distinct tilings of a subject, the present one first."""
+    vary = _tap_tilings if subject.function == TAP else _weight_tilings
+    return list(dict.fromkeys([present_tiling(subject), *vary(*subject.arguments)]))
+
+
+def _tap_tilings(
+    up: bool, side: int, inputs: int, channels: int, whole: bool, copies: int
+) -> Iterator[Tiling]:
+    for most in MATRIX:
+        constants = {"MATRIX_CHANNELS": (most,), "MATRIX_PROGRAMS": 0}
+        with mock.patch.multiple(tiling, **constants):
+            matrix = tiling._matrix_tiling(up, side, channels, whole, copies)
+        if matrix is not None:
+            yield matrix
+    for entry in SPREAD:
+        with mock.patch.object(tiling, "SPREAD_TILES", {2**31: entry}):
+            yield tiling._spread_tiling(up, side, inputs, channels, whole)
+
+
+def _weight_tilings(*arguments: int) -> Iterator[WeightTiling]:
+    for entry in WEIGHTS:
+        constants = {"WEIGHT_TILES": (entry,), "POINT_WEIGHTS": entry}
+        with mock.patch.multiple(tiling, **constants):
+            yield tiling.weight_tiling.__wrapped__(*arguments)
+
+
+def timed(
+    subject: Subject,
+    candidate: Tiling | WeightTiling,
+    settings: Settings,
+    alone: AbstractContextManager,
+) -> Fact:
+    """Compile and check a tiling, and time it while no other process is timing."""
+    expected = subject.outputs()
+    try:
+        with mock.patch.object(subject.module, subject.function, lambda *_: candidate):
+            error = largest_error(subject.outputs(), expected)
+            if not error <= TOLERANCE:
+                return {"error": f"outputs differ by {error:.1e} of the largest value"}
+            return {"us": round(1e6 * _seconds(subject.call, settings, alone), 3)}
+    except Exception as error:  # a tiling may need too many registers or too much shared memory
+        synchronize(settings.device)  # raises if the GPU cannot be used any more
+        return {"error": first_line(error)}
+
+
+def largest_error(results: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """Return the largest difference, divided by the largest expected value of its tensor."""
+    errors = [
+        ((a - b).abs().max() / b.abs().max().clamp_min(1e-30)).item()
+        for a, b in zip(results, expected, strict=True)
+    ]
+    return math.nan if any(map(math.isnan, errors)) else max(errors)
+
+
+def _seconds(
+    call: Callable[[], object], settings: Settings, alone: AbstractContextManager
+) -> float:
+    """Return the time of one launch in a graph; the median over repeats."""
+    device = settings.device
+    launches = LAUNCHES if device.type == "cuda" else 1
+
+    def launch_all() -> None:
+        for _ in range(launches):
+            call()
+
+    replay = cuda_graph.capture_call(launch_all)
+    with alone:
+        times = [seconds_per_call(replay, launches, device) for _ in range(settings.repeats)]
+    return median(times) / launches
