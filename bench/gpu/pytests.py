@@ -28,7 +28,7 @@ PYTEST += ["-p", "bench.pytest_gpu", "--continue-on-collection-errors"]
 # The first tests: the convolutions, then everything with a graph.
 FIRST = ("tests/kernels/conv/", "cuda_graph")
 
-REHEARSED_TESTS = ["tests/kernels/test_unit.py", "-n", "2"]
+REHEARSED_TESTS = ["tests/bench/test_profiling.py", "-n", "1"]
 REHEARSED_OPS = ["-k", "(test_op and novelty and eager and not graph) or launches"]
 
 
@@ -67,7 +67,7 @@ def worker_count(free_memory: str) -> int:
 
 
 def _rehearsed_tests(deadline: float) -> Iterator[Fact]:
-    yield from pytest_facts(REHEARSED_TESTS, deadline, workers=2)
+    yield from pytest_facts(REHEARSED_TESTS, deadline)
 
 
 def _op_benchmarks(selection: Sequence[str], deadline: float) -> Iterator[Fact]:

@@ -14,7 +14,7 @@ from bench.gpu.plan import MIN_S, TOTAL_S, Stage
 
 ROOT = Path(__file__).parent.parent.parent
 STOPPED = 124  # exit code of a command that was killed at its time limit
-MARGIN_S = 1.0  # for the regular end of a stage
+MARGIN_S = 2.0  # for the regular end of a stage
 
 
 def run(command: list[str], timeout: float, **environment: str) -> tuple[int, str]:
@@ -77,7 +77,7 @@ def run_stage(stage: Stage, facts: Facts, deadline: float, rehearse: bool = Fals
     start = time.time()
     command = [sys.executable, "-m", "bench.gpu.tasks", stage.tasks, stage.name]
     command += [str(facts.path), str(facts.call), str(deadline - MARGIN_S)]
-    interpreter = {"TRITON_INTERPRET": "1", "PKD_BACKEND": "triton"} if rehearse else {}
+    interpreter = {"TRITON_INTERPRET": "1"} if rehearse else {}
     code, _ = run(command + ["--rehearse"] * rehearse, deadline - start, **interpreter)
     ended = {0: "done", STOPPED: "stopped"}.get(code, "failed")
     seconds = round(time.time() - start, 2)

@@ -26,17 +26,23 @@ CELLS = (
 MODES = ("torch.compile, max-autotune", "torch.compile, reduce-overhead")
 
 
-def settings_and_cells(rehearse: bool) -> tuple[Settings, Sequence[Cell]]:
-    """Return the sizes and the headline cells; a rehearsal has tiny ones."""
+def settings_and_cells(rehearse: bool, interpret: bool = False) -> tuple[Settings, Sequence[Cell]]:
+    """Return the sizes and the headline cells.
+
+    Args:
+        rehearse: tiny sizes on a CPU.
+        interpret: a rehearsal runs the kernels in the interpreter, not their definitions.
+    """
     if rehearse:
-        rehearsal.install()
-        return rehearsal.SETTINGS, [Cell(*sizes, HEADLINE) for sizes in rehearsal.CELLS]
+        rehearsal.install(interpret)
+        cells = rehearsal.INTERPRETED if interpret else rehearsal.CELLS
+        return rehearsal.SETTINGS, [Cell(*sizes, HEADLINE) for sizes in cells]
     return Settings(torch.device("cuda")), CELLS
 
 
 def check(rehearse: bool) -> Tasks:
     """Compare eager steps with the plain loop; this also fills Triton's cache."""
-    settings, cells = settings_and_cells(rehearse)
+    settings, cells = settings_and_cells(rehearse, interpret=True)
     tasks = {cell.title: partial(_check, cell, settings) for cell in cells}
     return Tasks(tasks, processes=1 if rehearse else len(tasks))
 
@@ -74,3 +80,5 @@ def _measure(cell: Cell, settings: Settings, deadline: float) -> Iterator[Fact]:
     rows = measure.measure(cell, settings, deadline)
     print(f"\n{cell.title}\n{measure.table(rows)}", flush=True)
     yield from rows
+    if any(row["status"] == measure.NOT_RUN for row in rows):
+        raise TimeoutError("not all contenders are timed")

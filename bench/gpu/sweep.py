@@ -73,8 +73,11 @@ class Subject(NamedTuple):
     @property
     def applies(self) -> bool:
         """Whether the launch has programs of this tiling."""
-        used = "through" if self.function == TAP else "weight_grad"
-        return self.tensors.get(used, True) not in (None, False) if self._backward else True
+        if not self._backward:
+            return True
+        if self.function == TAP:
+            return self.tensors["through"]
+        return self.tensors["weight_grad"] is not None
 
     @property
     def _backward(self) -> bool:
@@ -116,8 +119,8 @@ def poisoned_memory() -> Iterator[None]:
 
 def sweep(rehearse: bool) -> Tasks:
     """Return the tasks: the layers of each headline cell, in parts."""
-    settings, cells = settings_and_cells(rehearse)
-    cells, parts = (cells[:1], 1) if rehearse else (cells, PARTS)
+    settings, cells = settings_and_cells(rehearse, interpret=True)
+    parts = 1 if rehearse else PARTS
     alone = multiprocessing.get_context("fork").Lock()
     most = 2 if rehearse else None
     tasks = {
@@ -234,7 +237,7 @@ def timed(
     """Compile and check a tiling, and time it while no other process is timing."""
     expected = subject.outputs()
     try:
-        with mock.patch.object(subject.module, subject.function, lambda *_: candidate):
+        with mock.patch.object(subject.module, subject.function, return_value=candidate):
             error = largest_error(subject.outputs(), expected)
             if not error <= TOLERANCE:
                 return {"error": f"outputs differ by {error:.1e} of the largest value"}
