@@ -1,8 +1,10 @@
 """`python -m bench.tables`: write the results of bench/results/ into Markdown tables.
 
 The tables of the ops are in kernels/README.md, those of the training steps in bench/README.md.
+`python -m bench.tables --compare A B` prints two result files side by side instead.
 """
 
+import argparse
 import json
 import operator
 import re
@@ -10,6 +12,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from bench.compare import comparison
+from bench.gpu.summary import load
 from bench.ladder.cells import LARGE, SMALL, Cell
 from bench.ladder.contenders import BASE, COMPILE
 from bench.ladder.measure import NOT_RUN, OK, Row, number
@@ -132,6 +136,8 @@ GRAPH = "pkd, one graph"
 LADDER_COLUMNS = ["ms/step", "min – max", "images/s", "ratio"]
 
 LADDER_COLUMNS += ["launches", "GPU ms", "first s", "MB"]
+
+REPLAY_COLUMNS = ("replay_us", "launches", "nodes_us", "gaps_us", "floor_us")
 
 # Reads and writes of each parameter in a step: weight 4, moments 4, gradient 2.
 WORDS_MOVED = 10
@@ -264,14 +270,39 @@ def saved(pattern: str) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted(RESULTS.glob(pattern))]
 
 
+def gpu_results() -> list[dict[str, Any]]:
+    """Read the results of `python -m bench.gpu` on every GPU."""
+    return [load(path) for path in sorted(RESULTS.glob("gpu-*.jsonl"))]
+
+
+def ladders() -> list[dict[str, Any]]:
+    """Return all measured training steps."""
+    return saved("ladder-*.json") + [result["ladder"] for result in gpu_results()]
+
+
+def replay_section(result: dict[str, Any]) -> str:
+    """Format the graphs of `python -m bench.gpu`; the nodes are in its file."""
+    body = [
+        [cell, *(f"{graph[key]:,.1f}" if key in graph else "–" for key in REPLAY_COLUMNS)]
+        for cell, graph in result["replays"].items()
+    ]
+    header = ["replay of one step", *(key.replace("_us", ", µs") for key in REPLAY_COLUMNS)]
+    return f"### Graphs, {result['ops']['gpu']}\n\n{table(header, body)}"
+
+
 def ops_text() -> str:
     """Format the traffic of the ops, and their times on every GPU."""
     traffic = json.loads((RESULTS / "traffic.json").read_text())
-    gpus = saved("gpu-*.json")
+    gpus = [result["ops"] for result in gpu_results()]
     sections = [traffic_section(traffic["rows"]), *map(gpu_section, gpus)]
     if not gpus:
         sections.append("### Times\n\nNot measured on a GPU yet.")
     return "\n\n".join(sections)
+
+
+def steps_text() -> str:
+    """Format all training steps, and the graphs on every GPU."""
+    return "\n\n".join([ladder_text(ladders()), *map(replay_section, gpu_results())])
 
 
 def insert(readme: Path, text: str) -> None:
@@ -282,9 +313,15 @@ def insert(readme: Path, text: str) -> None:
 
 
 def main() -> None:
-    """Write all tables."""
+    """Write all tables, or compare two files."""
+    parser = argparse.ArgumentParser(prog="python -m bench.tables", description=__doc__)
+    parser.add_argument("--compare", nargs=2, type=Path, metavar=("A", "B"))
+    files = parser.parse_args().compare
+    if files:
+        print(table(*comparison(*files)))
+        return
     insert(OPS_README, ops_text())
-    insert(LADDER_README, ladder_text(saved("ladder-*.json")))
+    insert(LADDER_README, steps_text())
 
 
 if __name__ == "__main__":

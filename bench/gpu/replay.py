@@ -73,7 +73,7 @@ def floor_seconds(launches: int, device: torch.device) -> float:
             empty_kernel[(1,)](tensor)
 
     call = cuda_graph.capture_call(launch_all)
-    return seconds_per_call(call, FLOOR_CALLS, device)
+    return seconds_per_call(call, FLOOR_CALLS if device.type == "cuda" else 1, device)
 
 
 def seconds_per_call(call: Callable[[], object], calls: int, device: torch.device) -> float:
@@ -143,12 +143,3 @@ def _node(events: Sequence[Event], gaps: Sequence[float]) -> Fact:
         "registers": arguments.get("registers per thread"),
         "shared_bytes": arguments.get("shared memory"),
     }
-
-
-def table(rows: Sequence[Fact]) -> str:
-    """Format the nodes of a graph for the terminal."""
-    lines = [f"{'node':50}{'us':>8}{'gap us':>8}  grid"]
-    for row in rows:
-        grid = "" if row["grid"] is None else "x".join(map(str, row["grid"]))
-        lines.append(f"{row['name'][:49]:50}{row['us']:8.2f}{row['gap_us']:8.2f}  {grid}")
-    return "\n".join(lines)

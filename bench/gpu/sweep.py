@@ -7,14 +7,15 @@ other constants. A tiling counts only if its outputs equal those of the present 
 Kernels are compiled in parallel processes; times are measured by one process at a time.
 """
 
+import fcntl
 import math
-import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from inspect import signature
 from os import sched_getaffinity
+from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 from unittest import mock
@@ -121,11 +122,9 @@ def sweep(rehearse: bool) -> Tasks:
     """Return the tasks: the layers of each headline cell, in parts."""
     settings, cells = settings_and_cells(rehearse, interpret=True)
     parts = 1 if rehearse else PARTS
-    alone = multiprocessing.get_context("fork").Lock()
-    most = 2 if rehearse else None
     tasks = {
         f"{cell.title}, part {part + 1} of {parts}": partial(
-            _sweep, cell, settings, (part, parts), most, alone
+            _sweep, cell, settings, slice(part, None, parts), rehearse
         )
         for cell in cells
         for part in range(parts)
@@ -134,26 +133,22 @@ def sweep(rehearse: bool) -> Tasks:
 
 
 def _sweep(
-    cell: Cell,
-    settings: Settings,
-    part: tuple[int, int],
-    most: int | None,
-    alone: AbstractContextManager,
-    deadline: float,
+    cell: Cell, settings: Settings, part: slice, rehearse: bool, deadline: float
 ) -> Iterator[Fact]:
-    """Time the subjects of one part; `most` limits subjects and tilings."""
+    """Time all tilings of one part of the subjects; in a rehearsal, a few tilings of each kind."""
     prepare_process(settings)
     setup = cell.training_setup(settings)
     trainer = Pkd(setup, setup.members(cell.stack)).trainer
-    subjects = recorded(trainer.step)
-    index, parts = part
-    for subject in subjects[index::parts][:most]:
-        for candidate in candidates(subject)[:most]:
+    subjects = recorded(trainer.step)[part]
+    if rehearse:
+        subjects = list({(s.module, s.function): s for s in subjects}.values())
+    for subject in subjects:
+        for candidate in candidates(subject)[: 2 if rehearse else None]:
             if time.time() > deadline:
                 raise TimeoutError("not all tilings are timed")
             labels = {"cell": cell.title} | subject.labels | {"tiling": repr(candidate)}
             present = candidate == present_tiling(subject)
-            yield labels | {"present": present} | timed(subject, candidate, settings, alone)
+            yield labels | {"present": present} | timed(subject, candidate, settings)
 
 
 def recorded(step: Callable[[], object]) -> list[Subject]:
@@ -228,12 +223,7 @@ def _weight_tilings(*arguments: int) -> Iterator[WeightTiling]:
             yield tiling.weight_tiling.__wrapped__(*arguments)
 
 
-def timed(
-    subject: Subject,
-    candidate: Tiling | WeightTiling,
-    settings: Settings,
-    alone: AbstractContextManager,
-) -> Fact:
+def timed(subject: Subject, candidate: Tiling | WeightTiling, settings: Settings) -> Fact:
     """Compile and check a tiling, and time it while no other process is timing."""
     expected = subject.outputs()
     try:
@@ -241,7 +231,7 @@ def timed(
             error = largest_error(subject.outputs(), expected)
             if not error <= TOLERANCE:
                 return {"error": f"outputs differ by {error:.1e} of the largest value"}
-            return {"us": round(1e6 * _seconds(subject.call, settings, alone), 3)}
+            return {"us": round(1e6 * _seconds(subject.call, settings), 3)}
     except Exception as error:  # a tiling may need too many registers or too much shared memory
         synchronize(settings.device)  # raises if the GPU cannot be used any more
         return {"error": first_line(error)}
@@ -256,9 +246,7 @@ def largest_error(results: Sequence[Tensor], expected: Sequence[Tensor]) -> floa
     return math.nan if any(map(math.isnan, errors)) else max(errors)
 
 
-def _seconds(
-    call: Callable[[], object], settings: Settings, alone: AbstractContextManager
-) -> float:
+def _seconds(call: Callable[[], object], settings: Settings) -> float:
     """Return the time of one launch in a graph; the median over repeats."""
     device = settings.device
     launches = LAUNCHES if device.type == "cuda" else 1
@@ -268,6 +256,14 @@ def _seconds(
             call()
 
     replay = cuda_graph.capture_call(launch_all)
-    with alone:
+    with alone():
         times = [seconds_per_call(replay, launches, device) for _ in range(settings.repeats)]
     return median(times) / launches
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Wait until no other process is timing. The lock ends with its process, also by a crash."""
+    with Path(__file__).open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
