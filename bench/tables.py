@@ -302,7 +302,8 @@ def ops_text() -> str:
 
 def steps_text() -> str:
     """Format all training steps, and the graphs on every GPU."""
-    return "\n\n".join([ladder_text(ladders()), *map(replay_section, gpu_results())])
+    measured = [result for result in gpu_results() if result["replays"]]
+    return "\n\n".join([ladder_text(ladders()), *map(replay_section, measured)])
 
 
 def insert(readme: Path, text: str) -> None:

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 TOTAL_S = 570.0
-MIN_S = 2.0  # a stage is not started with less time
+MIN_S = 1.0  # a stage is not started with less time
 
 
 class Stage(NamedTuple):

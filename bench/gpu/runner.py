@@ -14,7 +14,7 @@ from bench.gpu.plan import MIN_S, TOTAL_S, Stage
 
 ROOT = Path(__file__).parent.parent.parent
 STOPPED = 124  # exit code of a command that was killed at its time limit
-MARGIN_S = 2.0  # for the regular end of a stage
+MARGIN_S = 1.0  # for the regular end of a stage
 
 
 def run(command: list[str], timeout: float, **environment: str) -> tuple[int, str]:

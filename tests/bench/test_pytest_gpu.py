@@ -1,9 +1,12 @@
 """The plugin for GPU tests, with pytest-xdist and pytest-timeout: no result is lost."""
 
+import time
+
 import pytest
 import torch
 
-from bench import gpu, pytest_gpu
+from bench import pytest_gpu
+from bench.gpu.pytests import pytest_facts
 from bench.pytest_gpu import (
     OUTCOMES,
     ResultLog,
@@ -100,16 +103,28 @@ def test_a_process_ends_after_the_test_that_broke_its_gpu(tmp_path, pytester, mo
     assert failure["error"] == "RuntimeError: illegal memory access"
 
 
+def last_counts(arguments: list[str], seconds: float, workers: int = 1) -> Results:
+    *_, counts = pytest_facts(arguments, time.time() + seconds, workers)
+    return counts
+
+
+def test_some_tests_run_first(tmp_path, pytester):
+    names = ("graph", "conv", "other")
+    pytester.makepyfile("".join(f"def test_{name}(): pass\n" for name in ("other", *names[::-1])))
+    options = ["-p", "bench.pytest_gpu", "-n", "0", "--tests-first=graph", "--tests-first=conv"]
+    pytester.inline_run(*options, result_log_option(tmp_path / "log"))
+    started = [event["started"] for event in read_events(tmp_path / "log") if "started" in event]
+    assert [test.rpartition("_")[2] for test in started] == list(names)
+
+
 def errors_by_test(counts: Results) -> dict[str, str]:
     return {one["test"].rpartition("/")[2]: one["error"] for one in counts["failures"]}
 
 
 @pytest.mark.slow
-def test_workers_that_crash_or_hang_are_replaced(folder_with_crashes, tmp_path):
-    timeout = ["--timeout", "3", "--timeout-method", "thread"]
-    counts = gpu.run_tests(
-        tmp_path / "log", [str(folder_with_crashes), *timeout], seconds=60, workers=2
-    )
+def test_workers_that_crash_or_hang_are_replaced(folder_with_crashes):
+    arguments = [str(folder_with_crashes), "-n", "2", "--timeout", "3"]
+    counts = last_counts(arguments, seconds=60, workers=2)
     assert {key: counts[key] for key in OUTCOMES} == COUNTS
     errors = errors_by_test(counts)
     for name in ("test_crashes", "test_hangs"):
@@ -121,9 +136,9 @@ def test_workers_that_crash_or_hang_are_replaced(folder_with_crashes, tmp_path):
 
 
 @pytest.mark.slow
-def test_results_survive_a_crash_and_the_time_limit_without_workers(folder_with_crashes, tmp_path):
+def test_results_survive_a_crash_and_the_time_limit_without_workers(folder_with_crashes):
     """A JUnit report would be lost: pytest writes it at the end of the session."""
-    counts = gpu.run_tests(tmp_path / "log", [str(folder_with_crashes)], seconds=15)
+    counts = last_counts([str(folder_with_crashes), "-n", "0"], seconds=15)
     assert {key: counts[key] for key in OUTCOMES} == COUNTS
     unfinished = dict.fromkeys(
         ["test_processes.py::test_crashes", "test_processes.py::test_hangs"], "no result"
@@ -151,14 +166,14 @@ def test_a_process_with_a_broken_gpu_is_replaced(workers, tmp_path):
         "def test_fails(): assert 0\n"
         "def test_last(): torch.cuda.synchronize()\n"
     )
-    counts = gpu.run_tests(tmp_path / "log", [str(tmp_path)], seconds=60, workers=workers)
+    counts = last_counts([str(tmp_path), "-n", str(workers)], seconds=60)
     assert describe(counts) == "2 passed, 2 failed"
     assert counts["failures"][1]["error"] == "RuntimeError: illegal memory access"
 
 
 @pytest.mark.slow
 def test_a_command_that_can_run_no_test_is_not_repeated(tmp_path):
-    counts = gpu.run_tests(tmp_path / "log", [str(tmp_path / "none_such")], seconds=60)
+    counts = last_counts([str(tmp_path / "none_such"), "-n", "0"], seconds=60)
     assert describe(counts) == "no tests"
     assert counts["seconds"] < 50
 

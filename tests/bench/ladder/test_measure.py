@@ -7,7 +7,8 @@ import time
 import pytest
 import torch
 
-from bench import gpu, tables
+from bench import tables
+from bench.gpu.runner import run
 from bench.ladder import measure as ladder
 from bench.ladder.cells import Cell, Settings, plan
 from bench.ladder.contenders import BASE, CONTENDERS, Entry
@@ -131,7 +132,7 @@ def test_measured_rows_survive_json_and_appear_in_the_table(tmp_path):
 def test_the_command_saves_rows_without_time(tmp_path):
     file = tmp_path / "ladder.json"
     options = ["--ladder", "--budget", "1", "--device", "cpu", "--json", str(file)]
-    code, _ = gpu.run([sys.executable, "-m", "bench.step", *options], timeout=60)
+    code, _ = run([sys.executable, "-m", "bench.step", *options], timeout=60)
     rows = json.loads(file.read_text())["rows"]
     cells = plan(CPU)
     assert code == 0
