@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +24,8 @@ MAX_PROCESSES = 16
 PROCESS_MIB = 4096  # GPU memory of one process, enough for the largest test
 PYTEST = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider"]
 PYTEST += ["-p", "bench.pytest_gpu", "--continue-on-collection-errors"]
+# By a thread: a signal does not interrupt a call that waits for the GPU.
+TIMEOUT = ["--timeout", str(TEST_S), "--timeout-method", "thread"]
 
 # The first tests: the convolutions, then everything with a graph.
 FIRST = ("tests/kernels/conv/", "cuda_graph")
@@ -55,8 +57,17 @@ def _gpu_tests(deadline: float) -> Iterator[Fact]:
     workers = worker_count(nvidia_smi("memory.free").get("memory.free", ""))
     arguments = ["tests", "-m", "gpu", "-n", str(workers), "--max-worker-restart", "1000"]
     arguments += ["--dist", "load", "--maxschedchunk", "1"]
-    arguments += [f"--tests-first={part}" for part in FIRST]
-    yield from pytest_facts(arguments, deadline, workers)
+    arguments += [*TIMEOUT, *(f"--tests-first={part}" for part in FIRST)]
+    yield from _complete(pytest_facts(arguments, deadline, workers))
+
+
+def _complete(facts: Iterable[Fact]) -> Iterator[Fact]:
+    """Pass results on; raise RuntimeError at the end if tests were not run."""
+    counts: Fact = {}
+    for counts in facts:
+        yield counts
+    if not counts["passed"] or counts["not_run"]:
+        raise RuntimeError(f"{counts['passed']} tests passed, {counts['not_run']} were not run")
 
 
 def worker_count(free_memory: str) -> int:
@@ -67,7 +78,7 @@ def worker_count(free_memory: str) -> int:
 
 
 def _rehearsed_tests(deadline: float) -> Iterator[Fact]:
-    yield from pytest_facts(REHEARSED_TESTS, deadline)
+    yield from _complete(pytest_facts([*REHEARSED_TESTS, *TIMEOUT], deadline))
 
 
 def _op_benchmarks(selection: Sequence[str], deadline: float) -> Iterator[Fact]:
@@ -158,9 +169,7 @@ def pytest_facts(
     threads = max(1, len(os.sched_getaffinity(0)) // workers)
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "results.jsonl"
-        # By a thread: a signal does not interrupt a call that waits for the GPU.
-        limits = ["--timeout", str(TEST_S), "--timeout-method", "thread"]
-        command = [*PYTEST, result_log_option(log), *limits, *arguments]
+        command = [*PYTEST, result_log_option(log), *arguments]
         finished, progress = False, True
         while progress and not finished:
             known = len(read_events(log))

@@ -37,7 +37,7 @@ from bench.ladder.timing import synchronize
 from pkd.training import cuda_graph
 
 PARTS = 3  # processes that share the layers of a cell
-LAUNCHES = 20  # of a graph, so that its replay takes much longer than its launch
+LAUNCHES, REPLAYS = 20, 4  # a graph of many launches takes much longer than its own launch
 TOLERANCE = 1e-3  # of the largest value: the order of a sum may differ, a missing term may not
 
 # (elements of a tile, warps) of spread sums; channels of matrix products.
@@ -249,7 +249,7 @@ def largest_error(results: Sequence[Tensor], expected: Sequence[Tensor]) -> floa
 def _seconds(call: Callable[[], object], settings: Settings) -> float:
     """Return the time of one launch in a graph; the median over repeats."""
     device = settings.device
-    launches = LAUNCHES if device.type == "cuda" else 1
+    launches, replays = (LAUNCHES, REPLAYS) if device.type == "cuda" else (1, 1)
 
     def launch_all() -> None:
         for _ in range(launches):
@@ -257,7 +257,7 @@ def _seconds(call: Callable[[], object], settings: Settings) -> float:
 
     replay = cuda_graph.capture_call(launch_all)
     with alone():
-        times = [seconds_per_call(replay, launches, device) for _ in range(settings.repeats)]
+        times = [seconds_per_call(replay, replays, device) for _ in range(settings.repeats)]
     return median(times) / launches
 
 

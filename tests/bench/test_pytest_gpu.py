@@ -123,7 +123,8 @@ def errors_by_test(counts: Results) -> dict[str, str]:
 
 @pytest.mark.slow
 def test_workers_that_crash_or_hang_are_replaced(folder_with_crashes):
-    arguments = [str(folder_with_crashes), "-n", "2", "--timeout", "3"]
+    arguments = [str(folder_with_crashes), "-n", "2"]
+    arguments += ["--timeout", "3", "--timeout-method", "thread"]
     counts = last_counts(arguments, seconds=60, workers=2)
     assert {key: counts[key] for key in OUTCOMES} == COUNTS
     errors = errors_by_test(counts)

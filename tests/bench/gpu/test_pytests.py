@@ -39,6 +39,15 @@ def test_tests_use_all_cores_for_which_gpu_memory_suffices(monkeypatch):
     assert pytests.worker_count("") == 16
 
 
+@pytest.mark.parametrize(("passed", "not_run"), [(0, 0), (3, 1)])
+def test_tests_that_were_not_run_are_an_error(passed, not_run):
+    facts = pytests._complete([{"passed": 0, "not_run": 9}, {"passed": passed, "not_run": not_run}])
+    assert next(facts)["not_run"] == 9
+    assert next(facts)["passed"] == passed
+    with pytest.raises(RuntimeError, match=f"{passed} tests passed, {not_run} were not run"):
+        next(facts)
+
+
 @pytest.mark.slow
 def test_rows_are_written_as_they_are_measured(monkeypatch):
     monkeypatch.setenv("PYTEST_XDIST_WORKER", "gw0")  # as if this test ran in a worker of xdist

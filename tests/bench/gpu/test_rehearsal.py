@@ -20,16 +20,22 @@ class Missing:
         if name.partition(".")[0] in {OPTIONAL.split()}:
             raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Missing())
+import torch
+def fail(*arguments):
+    raise AssertionError("a process that uses the GPU cannot be forked")
+for name in ("is_available", "device_count", "init", "_lazy_init"):
+    setattr(torch.cuda, name, fail)
 import bench.gpu.__main__
 from bench.gpu.plan import STAGES
 from bench.gpu.tasks import tasks_of
 for stage in STAGES[:6]:
-    assert tasks_of(stage.tasks, rehearse=True).run
+    assert tasks_of(stage.tasks, rehearse=False).run
 """
 
 
 @pytest.mark.slow
 def test_the_stages_before_the_tests_need_torch_triton_and_numpy_alone():
+    """And no process of a stage uses the GPU before it is forked."""
     environment = inherited_environment()
     subprocess.run([sys.executable, "-c", IMPORT_WITHOUT], cwd=ROOT, env=environment, check=True)
 
