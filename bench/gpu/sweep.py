@@ -89,18 +89,30 @@ class Subject(NamedTuple):
         return self.launcher(**self.tensors)
 
     def outputs(self) -> list[Tensor]:
-        """Repeat the launch into poisoned memory; return copies of all that it writes."""
-        written = []
-        if self._backward:
-            weight_grad, affine = self.tensors["weight_grad"], self.tensors["affine"]
-            written = [t for t in tree_leaves((weight_grad, affine)) if isinstance(t, Tensor)]
-        for tensor in written:
+        """Repeat the launch into poisoned memory; return copies of all that it writes.
+
+        The buffers are restored, also after an error: other launches read them.
+        """
+        buffers = self._gradient_buffers() if self._backward else []
+        before = [t.clone() for t in buffers]
+        for tensor in buffers:
             tensor.fill_(math.nan)
-        with poisoned_memory():
-            result = self.call()
+        try:
+            with poisoned_memory():
+                result = self.call()
+            written = [t.clone() for t in buffers]
+        finally:
+            for tensor, values in zip(buffers, before, strict=True):
+                tensor.copy_(values)
         if not self._backward or self.tensors["through"]:
-            written += [t for t in tree_leaves(result) if isinstance(t, Tensor)]
-        return [t.clone() for t in written]
+            written += [t.clone() for t in tree_leaves(result) if isinstance(t, Tensor)]
+        return written
+
+    def _gradient_buffers(self) -> list[Tensor]:
+        """Buffers that a backward launch writes."""
+        weight_grad, affine, pending = map(self.tensors.get, ("weight_grad", "affine", "pending"))
+        buffers = [] if weight_grad is None else [weight_grad]
+        return [*buffers, *(affine.parts if affine else ()), *(pending.targets if pending else ())]
 
 
 @contextmanager

@@ -77,8 +77,7 @@ for one in kinds.values():
     for candidate in sweep.candidates(one):
         result = sweep.timed(one, candidate, settings)
         assert result.get("us", 0) > 0, result
-    with sweep.mock.patch.object(one.module, one.function, return_value=None):
-        assert "AttributeError" in sweep.timed(one, None, settings)["error"]
+    assert "AttributeError" in sweep.timed(one, None, settings)["error"]
 good = [torch.tensor([1.0, 2.0])]
 assert sweep.largest_error([torch.tensor([1.0, 2.5])], good) == 0.25
 assert not sweep.largest_error([torch.tensor([1.0, float("nan")])], good) <= 1
