@@ -55,8 +55,10 @@ def inherited_environment() -> dict[str, str]:
     """Return the environment for a command."""
     # pytest's variables, of a test that calls this function, would make pytest a worker of xdist.
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
+    # The packages of this folder need no installation.
+    path = os.pathsep.join(filter(None, [str(ROOT / "kernels"), inherited.get("PYTHONPATH")]))
     # A process that is killed loses what is in its buffer.
-    return inherited | {"PYTHONUNBUFFERED": "1"}
+    return inherited | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
 
 
 def _kill_group(process: subprocess.Popen) -> None:
