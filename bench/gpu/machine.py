@@ -58,6 +58,7 @@ def _torch(deadline: float) -> Iterator[Fact]:
     cuda = torch.cuda.is_available()
     device = torch.device("cuda" if cuda else "cpu")
     yield {"environment": environment(device)}
+    yield {"copy_gb_per_s": copy_bandwidth(device)}
     if cuda:
         properties = torch.cuda.get_device_properties(device)
         yield {
@@ -66,4 +67,3 @@ def _torch(deadline: float) -> Iterator[Fact]:
             "l2_bytes": properties.L2_cache_size,
             "memory_bytes": properties.total_memory,
         }
-    yield {"copy_gb_per_s": copy_bandwidth(device)}

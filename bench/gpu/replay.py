@@ -61,7 +61,13 @@ def _profile(cell: Cell, settings: Settings, deadline: float) -> Iterator[Fact]:
     yield {"cell": cell.title, "launches": launches, "floor_us": floor_us}
     trainer.counter.zero_()
     events = profiled([trainer.advance] * REPLAYS, device)
-    yield {"cell": cell.title, "nodes": nodes(events, REPLAYS)}
+    try:
+        rows = nodes(events, REPLAYS)
+    except ValueError:
+        keys = ("name", "ts", "dur")
+        yield {"cell": cell.title, "events": [{k: event[k] for k in keys} for event in events]}
+        raise
+    yield {"cell": cell.title, "nodes": rows}
 
 
 def floor_seconds(launches: int, device: torch.device) -> float:
