@@ -94,13 +94,19 @@ def sums_over_linear_layout(ttgir: str) -> bool:
     return re.search(r"tt\.reduce\.return.*\n\s*\}\) : \(.*#linear", ttgir) is not None
 
 
-def all_usages(launches: Sequence[Launch], architectures: Sequence[int]) -> Iterator[list[Usage]]:
-    """`usages` of every launch, in order, computed by one process on each core."""
+def all_usages(
+    launches: Sequence[Launch], architectures: Sequence[Sequence[int]]
+) -> Iterator[list[Usage]]:
+    """`usages` of every launch, in order, computed by one process on each core.
+
+    Args:
+        launches: what to compile.
+        architectures: of each launch, e.g. (75, 90).
+    """
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
     pool = ProcessPoolExecutor(cores, get_context("spawn"), _start_worker, (os.getpid(),))
     with pool:
-        repeated = [architectures] * len(launches)
-        yield from pool.map(usages, launches, repeated, chunksize=4)
+        yield from pool.map(usages, launches, architectures, chunksize=4)
 
 
 def _start_worker(parent: int) -> None:
