@@ -132,7 +132,7 @@ def sanitized(folder: Path) -> tuple[int, str]:
     log = folder / "sanitizer.jsonl"
     command = [tool, "--error-exitcode", "9", *PYTEST, "-n", "0", result_log_option(log)]
     command += ["tests/kernels", "-m", "gpu", "-k", selection]
-    # A separate allocation for every tensor: the tool sees no overrun within a cached block.
+    # A separate allocation for every tensor: the tool detects no overrun within a cached block.
     code, text = run(command, SANITIZER_S, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
     return sanitizer_summary(code, text, results(log))
 

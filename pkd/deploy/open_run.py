@@ -80,7 +80,7 @@ def load_detector(
     except RuntimeError as error:
         raise CheckpointError(
             f"checkpoint {folder.checkpoints / file} does not fit config.yaml and "
-            "results.json: restore them from a copy, or train again in a new folder"
+            f"results.json: {RESTORE}"
         ) from error
     generator.requires_grad_(False).eval()
     return RunDetector(config, generator, len(infos), member, infos[member])

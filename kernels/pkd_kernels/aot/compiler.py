@@ -24,7 +24,7 @@ _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 class Usage(NamedTuple):
-    """What one compiled launch uses on one architecture.
+    """Resources of one compiled launch on one architecture.
 
     Attributes:
         architecture: compute capability times 10.
@@ -110,7 +110,7 @@ def all_usages(
 
 
 def _start_worker(parent: int) -> None:
-    """Bind the worker's life to its parent's, and compile without line numbers, which is faster."""
+    """End the worker with its parent, and compile without line numbers, which is faster."""
     exit_with_parent(parent)
     triton.knobs.compilation.disable_line_info = True
 
@@ -120,7 +120,7 @@ def exit_with_parent(parent: int) -> None:
 
     Args:
         parent: process id of the parent, which must have started this process in a thread that
-            lives as long as itself, such as the main thread.
+            ends only with the parent, such as its main thread.
     """
     if _LIBC is None:
         return
