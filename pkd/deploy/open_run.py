@@ -60,11 +60,11 @@ def load_detector(
     if results is None or folder.progress.phase < len(phases):
         raise CheckpointError(f"{path} is not finished: continue it with {resume_command(path)}")
     phase = [phase.name for phase in phases if phase.network == network][-1]
-    if not config.held_out:  # results.json was written before there were thresholds
-        run = Run.open(path, device="cpu")
-        results["members"] = add_thresholds(run, results["members"])
-        results |= {"channels": run.data.channels, "image_size": config.image_size}
     try:
+        if not config.held_out:  # results.json was written before there were thresholds
+            run = Run.open(path, device="cpu")
+            results["members"] = add_thresholds(run, results["members"])
+            results |= {"channels": run.data.channels, "image_size": config.image_size}
         infos = _infos(results, network, phase, config.contamination)
     except (KeyError, TypeError) as error:
         raise CheckpointError(

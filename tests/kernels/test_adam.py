@@ -32,7 +32,7 @@ def members(tensors: list[Tensor]) -> list[list[Tensor]]:
     return [[t.detach().chunk(STACK)[m].clone() for t in tensors] for m in range(STACK)]
 
 
-@pytest.mark.parametrize("steps", [20, pytest.param(300, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("steps", [20, pytest.param(1000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-12)], ids=str
 )
