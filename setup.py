@@ -60,6 +60,7 @@ setup(
         "pooch>=1.8",
         "matplotlib>=3.8",
         "jinja2>=3.1",
+        "markupsafe>=2",
         "filelock>=3.12",
         "pyyaml>=6",
         "docstring-parser>=0.15",

@@ -215,7 +215,7 @@ class PlainNetwork:
     def step(self, x: Tensor, target: Outputs | None) -> Outputs:
         """Update both networks on images x (N, C, 32, 32).
 
-        D learns from the reconstructions that G computed before its update.
+        D is trained on the reconstructions that G computed before its update.
 
         Args:
             x: images in [-1, 1].

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from bench import markdown
 from bench.step import environment, installed
 from pkd.deploy.export import TOLERANCE, relative_difference, to_onnx
 from pkd.deploy.inference import DetectorInfo, ScoreFunction
@@ -35,7 +36,7 @@ NETWORKS = [
         (1, (PAPER_STUDENTS["fashion_mnist"], PAPER_STUDENTS["mnist"], PAPER_STUDENTS["cifar10"])),
         (3, (PAPER_STUDENTS["cifar10"],)),
     )
-    for widths in (TEACHER_WIDTHS, *(student[1] for student in students))
+    for widths in (TEACHER_WIDTHS, *(student.widths for student in students))
 ]
 BURST_SECONDS = 0.02
 
@@ -115,7 +116,7 @@ def measure(repeats: int) -> list[dict[str, Any]]:
 def table(rows: list[dict[str, Any]]) -> str:
     """Format the rows in Markdown; each student is compared with the teacher above it."""
     runtimes = list(rows[0]["ms"])
-    lines = [["network", "images", "FLOPs", "ONNX file", *runtimes], ["---"] * (4 + len(runtimes))]
+    lines = []
     for row in rows:
         if row["network"] == "teacher":
             teacher = row
@@ -132,7 +133,7 @@ def table(rows: list[dict[str, Any]]) -> str:
                 *(f"{row['ms'][name][1]:.3f} ms, {ratios[name]}" for name in runtimes),
             ]
         )
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown.table(["network", "images", "FLOPs", "ONNX file", *runtimes], lines)
 
 
 def main() -> None:

@@ -10,16 +10,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from bench.markdown import table
 from pkd.models.paper import PAPER_CLASSES, paper_mean
 from pkd.training.structures import PHASE_NAMES
 
 MISSING = "–"
-
-
-def markdown(header: list[str], rows: list[list[str]]) -> str:
-    """Format a table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
 def auc(value: float | None) -> str:
@@ -49,7 +44,7 @@ def summary(runs: list[dict[str, Any]]) -> str:
         for phase in PHASE_NAMES:
             row += [mean_auc(run, phase), auc(paper_mean(run, phase))]
         rows.append([*row, f"{sum(run['seconds'].values()) / 60:.0f}", run["hardware"]])
-    return markdown(header, rows)
+    return table(header, rows)
 
 
 def by_class(run: dict[str, Any]) -> str:
@@ -65,7 +60,7 @@ def by_class(run: dict[str, Any]) -> str:
         ]
         for member in run["members"]
     ]
-    return markdown(header, rows)
+    return table(header, rows)
 
 
 def report(runs: list[dict[str, Any]]) -> str:

@@ -63,7 +63,7 @@ class _OperationCounter(TorchDispatchMode):
 
 
 def gpu_events(call: Callable[[], object]) -> list[Any]:
-    """Profile a call; return its GPU events: kernels, copies and fills, if the profiler sees any.
+    """Profile a call; return its GPU events: kernels, copies and fills, if the profiler lists any.
 
     The profiler can leave its process slower: time first, then count.
     """

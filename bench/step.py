@@ -37,6 +37,7 @@ from bench.ladder.timing import (
 )
 from bench.ladder.training_setup import TrainingSetup
 from pkd.utils.device import device_name
+from pkd.utils.files import atomic_write
 
 
 def contenders(stack: int) -> dict[str, Callable[[TrainingSetup], Contender]]:
@@ -116,9 +117,8 @@ def save(args: argparse.Namespace, environment: dict[str, Any], rows: list[dict[
     if args.json:
         options = {key: str(value) for key, value in vars(args).items() if key != "json"}
         result = {"options": options, "environment": environment, "rows": rows}
-        part = args.json.with_name(args.json.name + ".part")
-        part.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        part.replace(args.json)
+        with atomic_write(args.json) as temporary:
+            temporary.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 def run_ladder(args: argparse.Namespace) -> int:

@@ -17,6 +17,7 @@ from bench.gpu.summary import load
 from bench.ladder.cells import LARGE, SMALL, Cell
 from bench.ladder.contenders import BASE, COMPILE
 from bench.ladder.measure import NOT_RUN, OK, Row, number
+from bench.markdown import table
 from bench.pytest_gpu import describe
 
 ROOT = Path(__file__).parent.parent
@@ -26,12 +27,6 @@ RESULTS = ROOT / "bench" / "results"
 OPS_README, LADDER_README = ROOT / "kernels" / "README.md", ROOT / "bench" / "README.md"
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """Format a table in Markdown."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def traffic_section(rows: list[Row]) -> str:

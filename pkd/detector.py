@@ -83,7 +83,8 @@ class Detector(OutlierMixin, BaseEstimator):
         n_features_in_: values in an image.
 
     Raises:
-        ConfigError, DataError: parameters or images cannot be used; both are a ValueError.
+        ConfigError, DataError: parameters or images cannot be used.
+        DivergenceError: losses or weights are not finite. All three are a ValueError.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """End every process of a test run with it, also when the run is killed by SIGKILL.
 
 `watch` marks the environment, which all descendants inherit, and starts a watcher outside the
-run's session. When the marked process ends, for whatever reason, the watcher kills the processes
+run's session. When the marked process ends, for any reason, the watcher kills the processes
 with its mark: xdist workers, command lines under test, their compile workers.
 
 A process that is forked without a new program keeps the environment of its parent's start, so a

@@ -13,7 +13,7 @@ import pytest
 
 TESTS = Path(__file__).parent
 
-# A process that ignores its parent's end, in a session of its own, with a child of its own.
+# A process in a new session that outlives its parent and has a child.
 CHILD = "import subprocess, time; subprocess.Popen(['sleep', '600']); time.sleep(600)"
 SPAWN = f"""
 import os, subprocess, sys
@@ -37,7 +37,7 @@ def test_second():
 
 
 def unmarked() -> dict[str, str]:
-    """The environment of a new run, not of a part of this one."""
+    """The environment of a new run, without the mark of this one."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PKD_TEST", "PYTEST_"))}
     path = os.pathsep.join([str(TESTS), *sys.path])
     return environment | {"PYTHONPATH": path}
@@ -64,7 +64,7 @@ def test_all_descendants_end_with_a_killed_process():
     process.stdout.close()
 
 
-def test_a_run_inside_a_run_has_no_watcher_of_its_own(monkeypatch):
+def test_a_run_inside_a_run_starts_no_watcher(monkeypatch):
     monkeypatch.setenv(orphans.MARK, "outer")
     assert orphans.watch() is None
     assert os.environ[orphans.MARK] == "outer"

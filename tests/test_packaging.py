@@ -1,4 +1,4 @@
-"""What is built from the repository is complete and works on its own."""
+"""The source archive and the wheel are complete, and the wheel works outside the repository."""
 
 import json
 import os

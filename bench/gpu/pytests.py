@@ -117,7 +117,7 @@ def _sanitized(deadline: float) -> Iterator[Fact]:
         command = [tool, "--error-exitcode", "9", *PYTEST, "-n", "0", result_log_option(log)]
         command += ["tests/kernels", "-m", "gpu", "-k", selection]
         with output.open("w") as file:
-            # A separate allocation for every tensor: the tool sees no overrun in a cached block.
+            # A separate allocation for every tensor: the tool detects no overrun in one block.
             code = _wait(_start(command, file, PYTORCH_NO_CUDA_MEMORY_CACHING="1"), deadline)
         text = output.read_text(errors="replace")
         print(text, flush=True)

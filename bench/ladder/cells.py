@@ -27,7 +27,7 @@ CPU_STACKS = (1, 10, 30)
 
 @dataclass(frozen=True)
 class Settings:
-    """What all cells have in common.
+    """Settings that all cells share.
 
     Attributes:
         device: device of all contenders.

@@ -183,8 +183,8 @@ def count_launches(contender: Contender, device: torch.device) -> dict[str, floa
     a CPU a launch is an operation that computes.
 
     Returns:
-        launches: launches per step; None if the profiler sees none.
-        gpu_ms: sum of their times per step; None on a CPU, or if the profiler sees none.
+        launches: launches per step; None if the profiler lists none.
+        gpu_ms: sum of their times per step; None on a CPU, or if the profiler lists none.
     """
     if device.type != "cuda":
         with measured() as traffic:

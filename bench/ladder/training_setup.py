@@ -1,7 +1,7 @@
 """The training that all contenders of a cell perform: networks, images and their order.
 
-Contenders start from equal weights and see equal images in equal order, so that their updates can
-be compared before they are timed. Pixels are random: the speed does not depend on them.
+Contenders start from equal weights and train on equal images in equal order, so that their updates
+can be compared before they are timed. Pixels are random: the speed does not depend on them.
 """
 
 from collections.abc import Sequence
@@ -74,14 +74,14 @@ class TrainingSetup:
         return scale_pixels(self.pixels()[classes]).to(self.device)
 
     def order(self, members: Sequence[Member]) -> Tensor:
-        """Return the image of its class that each member sees in each step, (images, M)."""
+        """Return the image of its class that each member trains on in each step, (images, M)."""
         orders = [member.data_order(self.images_per_class, phase=0, epoch=0) for member in members]
         return torch.from_numpy(np.stack(orders, 1))
 
 
 @lru_cache(maxsize=8)
 def _initial_gan(architecture: Architecture, seeds: tuple[int, ...], device: torch.device) -> GAN:
-    """A shared stack, which nobody may change: to initialise one takes seconds."""
+    """A shared stack, to be copied and not changed: its initialisation takes seconds."""
     return GAN(architecture, seeds).to(device)
 
 

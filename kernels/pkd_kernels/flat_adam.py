@@ -109,6 +109,7 @@ class FlatAdam(torch.optim.Optimizer):
         """Zero the gradients in place: they remain views of the flat buffer, never None."""
         self.grad.zero_()
 
+    # torch declares two overloads of `step`, which mypy cannot match with one signature.
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Take one step with the gradients in the flat buffer.

@@ -24,16 +24,16 @@ def run_cost(_: Namespace) -> int:
     table.add_row("student's FLOPs", *(f"{row.student.flops:,}" for row in rows))
     table.add_row("teacher's parameters", *(f"{row.teacher.parameters:,}" for row in rows))
     table.add_row("teacher's FLOPs", *(f"{row.teacher.flops:,}" for row in rows), end_section=True)
-    ratios = {"as printed": "printed", "the paper's way": "paper_style", "honest": "exact"}
+    ratios = {"as printed": "printed", "paper's counting": "paper_style", "exact": "exact"}
     for label, name in ratios.items():
         for k, quantity in enumerate(("parameters", "FLOPs")):
             figures = (f"{getattr(row, name)[k]:.2f}" for row in rows)
             table.add_row(f"{quantity} ratio, {label}", *figures, end_section=bool(k))
     print_table(table)
     console.print(
-        "FLOPs: multiply-adds of the convolutions plus 2 per normalised element. The paper's way: "
-        "counted here, with the three-channel teacher rounded to 5.12M and 56M for every data set, "
-        "the student's parameters in units of 1024 and its FLOPs rounded to 0.01M. Honest: teacher "
-        "64-128-256 over student, both for the data set's own channels."
+        "FLOPs: multiply-adds of the convolutions plus 2 per normalised element. Paper's "
+        "counting: the three-channel teacher rounded to 5.12M and 56M for every data set, the "
+        "student's parameters in units of 1024 and its FLOPs rounded to 0.01M. Exact: teacher "
+        "64-128-256 over student, both with the channels of the data set."
     )
     return 0

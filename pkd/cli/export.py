@@ -1,7 +1,6 @@
 """`pkd export`: write one detector of a run as a single file."""
 
 from pathlib import Path
-from typing import Any
 
 from jsonargparse import Namespace
 
@@ -10,9 +9,9 @@ from pkd.cli.parser import Parser, add_model_selection
 from pkd.deploy.export import FORMATS, INPUT_TYPES, export_run
 
 
-def export_parser(**kwargs: Any) -> Parser:
-    """The parser of `pkd export`; `kwargs` go to ArgumentParser."""
-    parser = Parser(description="Write a run's student as one file, verified.", **kwargs)
+def export_parser() -> Parser:
+    """Parser of the command."""
+    parser = Parser(description="Write a run's student as one file, verified.")
     parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument("--output", type=Path, required=True, help="file to write")
     parser.add_argument("--overwrite", action="store_true", help="replace --output if it exists")
@@ -33,7 +32,7 @@ def export_parser(**kwargs: Any) -> Parser:
 
 
 def run_export(args: Namespace) -> int:
-    """Run `pkd export`; returns the exit code."""
+    """Export the detector and print its metadata; return the exit code."""
     summary = export_run(
         args.run,
         args.output,

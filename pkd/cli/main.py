@@ -32,7 +32,10 @@ def main(argv: list[str] | None = None) -> int:
         try:
             return run(args[args.command])
         except torch.OutOfMemoryError as error:
-            raise PkdError(f"{error}; choose a smaller `batch_size` or `stack`") from error
+            raise PkdError(
+                f"{error}; free GPU memory, choose `device` cpu, or train with a smaller "
+                "`batch_size` or `stack`"
+            ) from error
 
     return guarded(command)
 

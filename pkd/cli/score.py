@@ -14,7 +14,7 @@ from pkd.utils.files import atomic_write
 
 
 def score_parser(**kwargs: Any) -> Parser:
-    """The parser of `pkd score`; `kwargs` go to ArgumentParser."""
+    """Parser of the command; `kwargs` go to ArgumentParser."""
     parser = Parser(
         description="Score images by a run's student or an exported one: higher is more novel.",
         **kwargs,
@@ -31,7 +31,7 @@ def score_parser(**kwargs: Any) -> Parser:
 
 
 def run_score(args: Namespace) -> int:
-    """Run `pkd score`; returns the exit code."""
+    """Print or write the scores; return the exit code."""
     write = writer_for(args.output)
     info, score = open_detector(args.detector, args.network, args.normal_class, args.seed)
     files = list_images(args.images)

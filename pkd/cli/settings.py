@@ -10,7 +10,7 @@ from jsonargparse import ArgumentParser
 
 from pkd.cli.parser import flag
 from pkd.training.config import TrainConfig
-from pkd.training.settings import PARSERS
+from pkd.training.settings import PARSERS, parse_numbers
 
 
 class InvalidTextError(ArgumentTypeError, ValueError):
@@ -64,11 +64,11 @@ def add_settings(parser: ArgumentParser) -> None:
 def _argument_type(name: str, hint: Any) -> dict[str, Any]:
     """Keyword arguments of `add_argument` for a setting with a type hint."""
     if name in PARSERS:
-        metavar = "X,X,..." if PARSERS[name].__name__ == "parse_numbers" else None
+        metavar = "X,X,..." if PARSERS[name] is parse_numbers else None
         return {"type": TextType(name, PARSERS[name]), "metavar": metavar}
     if hint is bool:  # --name, --name false, --no-name
         return {"type": bool, "nargs": "?", "const": True}
-    given = get_args(hint)[0] if type(None) in get_args(hint) else hint
-    if get_origin(given) is Literal:
-        return {"type": TextType("text", str), "choices": get_args(given)}
-    return {"type": TextType("text", str) if given is str else hint}
+    required = get_args(hint)[0] if type(None) in get_args(hint) else hint  # without None
+    if get_origin(required) is Literal:
+        return {"type": TextType("text", str), "choices": get_args(required)}
+    return {"type": TextType("text", str) if required is str else hint}

@@ -36,7 +36,7 @@ _ANY_BATCH_SIZE = ({0: torch.export.Dim("batch")},)
 
 
 class ExportSummary(NamedTuple):
-    """What `export_run` wrote.
+    """Result of `export_run`.
 
     Attributes:
         info: metadata of the exported detector.

@@ -60,11 +60,11 @@ def load_detector(
     if results is None or folder.progress.phase < len(phases):
         raise CheckpointError(f"{path} is not finished: continue it with {resume_command(path)}")
     phase = [phase.name for phase in phases if phase.network == network][-1]
-    if not config.held_out:  # results.json was written before there were thresholds
-        run = Run.open(path, device="cpu")
-        results["members"] = add_thresholds(run, results["members"])
-        results |= {"channels": run.data.channels, "image_size": config.image_size}
     try:
+        if not config.held_out:  # results.json was written before there were thresholds
+            run = Run.open(path, device="cpu")
+            results["members"] = add_thresholds(run, results["members"])
+            results |= {"channels": run.data.channels, "image_size": config.image_size}
         infos = _infos(results, network, phase, config.contamination)
     except (KeyError, TypeError) as error:
         raise CheckpointError(
@@ -80,7 +80,7 @@ def load_detector(
     except RuntimeError as error:
         raise CheckpointError(
             f"checkpoint {folder.checkpoints / file} does not fit config.yaml and "
-            "results.json: restore them from a copy, or train again in a new folder"
+            f"results.json: {RESTORE}"
         ) from error
     generator.requires_grad_(False).eval()
     return RunDetector(config, generator, len(infos), member, infos[member])

@@ -50,7 +50,7 @@ def write_report(run: Run, output: Path | None = None, overwrite: bool = False) 
     """Write the report of a finished run.
 
     Args:
-        run: its networks are left as one of its phases left them.
+        run: a finished run; its networks are replaced by those of finished phases.
         output: file to write; default: report.html in the run folder, which replaces an earlier
             report there.
         overwrite: whether any existing file may be replaced.
@@ -143,21 +143,21 @@ def class_sections(
     classes: Sequence[ClassMembers],
 ) -> list[dict[str, Any]]:
     """Build metrics, charts and example images of each class."""
-    examples = example_images(run, student, [one.members[0] for one in classes])
+    examples = example_images(run, student, [group.members[0] for group in classes])
     limits = ratio_limits(student)
     sections = []
-    for one, class_examples in zip(classes, examples, strict=True):
-        teachers, students = ([network[k] for k in one.members] for network in (teacher, student))
+    for group, class_examples in zip(classes, examples, strict=True):
+        teachers, students = ([network[k] for k in group.members] for network in (teacher, student))
         histogram = partial(draw_histogram, metrics=students, limits=limits)
         roc = partial(draw_roc, teacher=teachers, student=students)
         sections.append(
             {
-                "name": one.name,
-                "metrics": class_metrics(student, one),
+                "name": group.name,
+                "metrics": class_metrics(student, group),
                 "histogram": render_svg(
-                    histogram, *CLASS_CHART, f"Histogram of scores, normal class {one.name}"
+                    histogram, *CLASS_CHART, f"Histogram of scores, normal class {group.name}"
                 ),
-                "roc": render_svg(roc, *CLASS_CHART, f"ROC curves, normal class {one.name}"),
+                "roc": render_svg(roc, *CLASS_CHART, f"ROC curves, normal class {group.name}"),
                 "examples": class_examples,
             }
         )

@@ -41,7 +41,7 @@ def example_images(
     """Find the test images with the lowest and with the highest scores, and reconstruct them.
 
     Args:
-        run: a finished run; its networks are left as the first phase left them.
+        run: a finished run; its teacher is replaced by that of the first phase.
         metrics: of the students of all members.
         members: positions in the stack of the members to show.
 

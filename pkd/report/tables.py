@@ -105,7 +105,7 @@ def metric_cell(
     """
     by_seed = [
         mean(getattr(metrics[k], metric) for k in members)
-        for members in zip(*(one.members for one in classes), strict=True)
+        for members in zip(*(group.members for group in classes), strict=True)
     ]
     spread = f"± {stdev(by_seed):{form}}" if len(by_seed) > 1 else ""
     return Cell(f"{mean(by_seed):{form}}", spread)
@@ -148,7 +148,10 @@ def metrics_table(
             for cell, paper in zip(numbers, papers, strict=True)
         ]
 
-    rows = [(one.name, cells([one], partial(paper_class, results, one.number))) for one in classes]
+    rows = [
+        (group.name, cells([group], partial(paper_class, results, group.number)))
+        for group in classes
+    ]
     mean_row = ("mean", cells(classes, partial(paper_mean, results)))
     groups = groupby(column.group for column in columns)
     return Table(

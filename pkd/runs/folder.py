@@ -203,8 +203,9 @@ class RunFolder:
             with atomic_write(path) as temporary:
                 temporary.write_bytes(content.encode() if isinstance(content, str) else content)
         except (OSError, OutputError) as error:
+            reason = error.__cause__ or error  # the OSError: an OutputError has another remedy
             raise OutputError(
-                f"{path} cannot be written ({error}): free disk space or get write permission, "
+                f"{path} cannot be written ({reason}): free disk space or get write permission, "
                 f"then continue with {resume_command(self.path)}; earlier files are kept"
             ) from error
 

@@ -32,32 +32,28 @@ def train(run: Run, callback: Callback) -> dict[str, Any]:
             return results
     else:
         run.config.training_device()  # the run may have started on another machine
+        loop = PhaseLoop(run, callback)
         with run.precision():
-            PhaseLoop(run, callback).train()
+            for number in range(folder.progress.phase, len(run.phases)):
+                loop.train_phase(number)
     results = build_results(run, folder.progress.auc)
     folder.write_results(results, training_curves_png(folder.metrics, run.config.dataset))
     return results
 
 
 class PhaseLoop:
-    """Train the remaining phases of a run, each stack after stack."""
+    """Train the phases of a run, each stack after stack."""
 
     def __init__(self, run: Run, callback: Callback):
         self.run, self.callback = run, callback
         self.use_graph = run.config.graph
-
-    def train(self) -> None:
-        """Train from the run's progress to the end of the last phase."""
-        run = self.run
         if len(run.stacks) > 1:
             sizes = " + ".join(str(stack.stop - stack.start) for stack in run.stacks)
-            self.callback.on_message(
+            callback.on_message(
                 f"{len(run.members)} models in stacks of {sizes}, one after the other"
             )
-        for number in range(run.folder.progress.phase, len(run.phases)):
-            self._train_phase(number)
 
-    def _train_phase(self, number: int) -> None:
+    def train_phase(self, number: int) -> None:
         """Train the remaining stacks of a phase, then score the held-out images."""
         run, phase = self.run, self.run.phases[number]
         scores = run.load_stack_scores()

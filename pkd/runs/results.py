@@ -142,7 +142,7 @@ def load_results(run: Run) -> dict[str, Any]:
         raise CheckpointError(f"{path} does not fit config.yaml: {RESTORE}")
     if results["data_sha256"] != run.dataset.digest:
         raise DataError(
-            f"the images of `dataset` {run.config.dataset} are not those that {run.folder.path} "
+            f"the images of the data set {run.config.dataset} are not those that {run.folder.path} "
             "was trained with: restore them, or set `data_dir` to the folder that has them"
         )
     return results

@@ -27,7 +27,7 @@ class StackLoop:
     A checkpoint holds the trained networks of all stacks and the state of this stack's trainer.
 
     Args:
-        run: the phase is the one that its progress names.
+        run: the run; its progress selects the phase.
         index: number of the stack.
         scores: stack -> (T, M) test scores, of the stacks that are finished.
         callback: hooks of the training.
@@ -78,7 +78,9 @@ class StackLoop:
         self._saved = time.monotonic()
         try:
             while progress.epoch < self.phase.epochs:
-                self._train_epoch()
+                for step in self.trainer.epoch(progress.epoch, progress.step):
+                    progress.step = step
+                    self._after_steps()
                 self._evaluate_epoch()
         except TrainingInterrupted:
             self._checkpoint()
@@ -88,16 +90,13 @@ class StackLoop:
         self._write_back()
         return self.scores
 
-    def _train_epoch(self) -> None:
-        """Train the remaining steps of an epoch."""
-        progress = self.progress
-        for step in self.trainer.epoch(progress.epoch, progress.step):
-            progress.step = step
-            self.callback.on_train_steps_end(self._steps_done(), self.trainer.history.recent())
-            self.callback.on_batch_end()
-            if time.monotonic() - self._saved >= self.run.config.checkpoint_every:
-                self._checkpoint()
-                self._saved = time.monotonic()
+    def _after_steps(self) -> None:
+        """Report the steps done, and write a checkpoint if it is time for one."""
+        self.callback.on_train_steps_end(self._steps_done(), self.trainer.history.recent())
+        self.callback.on_batch_end()
+        if time.monotonic() - self._saved >= self.run.config.checkpoint_every:
+            self._checkpoint()
+            self._saved = time.monotonic()
 
     def _evaluate_epoch(self) -> None:
         """Score the test split, a part of it after all but the last epoch, and record the AUC."""
@@ -160,7 +159,7 @@ class StackLoop:
         self.run.folder.save_progress(tensors, replace(self.progress))
 
     def _write_back(self) -> None:
-        """Copy the trained networks to the run's, and the time spent to the progress."""
+        """Copy the trained weights to the run's networks, and the time spent to the progress."""
         write_back(self.trainer.networks, self.run.trained(self.phase), self.stack)
         seconds = time.monotonic() - self._start
         self.progress.seconds = self.progress.seconds | {self.phase.name: seconds}

@@ -10,14 +10,15 @@ from typing_extensions import override
 
 from pkd.training.callbacks import Callback
 from pkd.training.config import Phase
-from pkd.utils.errors import OutputError, PkdError
+from pkd.utils.errors import ConfigError, OutputError
 
 try:
     from torch.utils.tensorboard import SummaryWriter
 except ImportError as error:
-    raise PkdError(
-        "`tensorboard` needs the package tensorboard, which is missing or broken here "
-        f"({error}): pip install 'pkdgan[tensorboard]'"
+    raise ConfigError(
+        "tensorboard",
+        "needs the package tensorboard, which is missing or broken here "
+        f"({error}): pip install 'pkdgan[tensorboard]'",
     ) from error
 
 
@@ -48,7 +49,7 @@ class TensorBoard(Callback):
     def on_phase_start(self, phase: Phase, steps: int, steps_done: int) -> None:
         if self.writer is not None:
             self.writer.close()
-        with self._errors_named():
+        with self._output_errors():
             self.writer = SummaryWriter(self.folder / phase.name, purge_step=steps_done)
         self.steps_done = steps_done
 
@@ -64,18 +65,19 @@ class TensorBoard(Callback):
             {"auc/mean": sum(auc) / len(auc), "auc/smallest": min(auc), "auc/largest": max(auc)}
         )
         if self.writer is not None:
-            with self._errors_named():
+            with self._output_errors():
                 self.writer.flush()
 
     def _add(self, values: dict[str, float]) -> None:
         if self.writer is None:
             return
-        with self._errors_named():
+        with self._output_errors():
             for name, value in values.items():
                 self.writer.add_scalar(name, value, self.steps_done)
 
     @contextmanager
-    def _errors_named(self) -> Iterator[None]:
+    def _output_errors(self) -> Iterator[None]:
+        """Raise the OSErrors of the body as OutputErrors that name the folder."""
         try:
             yield
         except OSError as error:

@@ -84,7 +84,7 @@ class TrainConfig:
         latent: size of the latent vectors.
         device: where to train; "auto" takes a GPU if there is one.
         precision: precision of float32 products on a GPU: full, or TF32, which rounds the factors
-            to 10 bits of mantissa; results name it.
+            to 10 bits of mantissa; results record it.
         stack: models trained together; default all of them, or as many as fit the GPU's memory,
             one stack after the other.
         graph: on a GPU, replay a training step as one CUDA graph instead of launching its kernels
@@ -134,7 +134,7 @@ class TrainConfig:
         defaults = PRESETS[self.preset] | LENGTHS[self.preset]
         if self.preset == "paper":
             student = PAPER_STUDENTS.get(self.dataset, PAPER_STUDENTS["mnist"])
-            defaults = defaults | {"student_widths": student[1]}
+            defaults = defaults | {"student_widths": student.widths}
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         missing = {k: v for k, v in defaults.items() if values[k] is None}
         if self.data_dir:
@@ -158,7 +158,7 @@ class TrainConfig:
     def training_device(self) -> torch.device:
         """`torch_device` for training; ConfigError if it lacks the TF32 that is set.
 
-        Training never continues in another precision than the results name; scoring may.
+        Training never continues in another precision than the results record; scoring may.
         """
         device = self.torch_device()
         if self.precision == "tf32" and not in_tf32(self.precision, device):

@@ -86,9 +86,9 @@ class Trainer:
         self.use_graph, self.on_graph_failure = use_graph, on_graph_failure
         device = data.first.device
         self.reduction = objective.reduction
-        own, distillation = (w.to(device) for w in term_weights(objective, len(members)))
-        self.teacher_weights = own
-        self.student_weights = own * structure.student + distillation * structure.distill
+        generator, distillation = (w.to(device) for w in term_weights(objective, len(members)))
+        self.teacher_weights = generator
+        self.student_weights = generator * structure.student + distillation * structure.distill
         self._set_networks()
         self.optimizer = FlatAdam(
             self.generator_params + self.discriminator_params,
@@ -136,12 +136,12 @@ class Trainer:
                 gan.train(name in self.networks)
                 if name not in self.networks:
                     for p in gan.parameters():
-                        # Views of an earlier phase's buffer, which they would keep in memory.
+                        # Views that would keep the gradient buffer of an earlier phase in memory.
                         p.grad = None
-                        p.main_grad = None  # type: ignore[attr-defined]
+                        p.main_grad = None  # type: ignore[attr-defined] # FlatAdam adds it
 
     def losses(self) -> dict[str, NetworkLosses]:
-        """Losses of every trained network on the images of the step that `counter` names."""
+        """Losses of every trained network on the images of step `counter`."""
         x, *cached = gather(self.sources, self.order, self.counter)
         target, losses = Reconstruction(*cached) if cached else None, {}
         if self.structure.teacher:
@@ -190,7 +190,7 @@ class Trainer:
         self.optimizer.set_grads(grads)
 
     def step(self) -> None:
-        """Update every active member once. The device is never waited for."""
+        """Update every active member once, without waiting for the device."""
         before = [statistic.clone() for statistic in self._idle_statistics]
         losses = self.losses()
         # Record first: it advances `counter`, which nothing after it reads, and sets the rates and

@@ -102,8 +102,6 @@ def _has_type(value: Any, hint: Any) -> bool:
 
 def _expected(types: tuple[Any, ...], rule: Rule | None) -> str:
     """Wording of a type after "must"."""
-    if get_origin(types[0]) is Literal and rule is None:
-        return f"be one of {', '.join(get_args(types[0]))}"
     if types[0] in KINDS:
         return KINDS[types[0]][1]
-    return rule.text if rule else "be of another type"
+    return rule.text if rule else f"be one of {', '.join(get_args(types[0]))}"

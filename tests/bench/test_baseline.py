@@ -200,7 +200,7 @@ def test_distances_against_numpy(reduction):
     assert distances == pytest.approx(expected[reduction], rel=1e-12)
 
 
-def test_the_plain_discriminator_learns_from_reconstructions_before_the_generators_update():
+def test_the_plain_discriminator_is_trained_on_reconstructions_from_before_the_generators_update():
     """Its gradient is that of L_d alone, without the gradient of the adversarial loss."""
     loop = Pair(KDGAN[2]).loops[0].student
     x = torch.rand(1, 1, 32, 32) * 2 - 1

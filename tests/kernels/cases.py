@@ -76,19 +76,23 @@ def make_inputs(sizes: Sizes, dtype: torch.dtype, device: str = "cpu", seed: int
 
 
 def generator_results(
-    op, inputs: Inputs, *, reduction: str = "mean", own=True, features=True, taught=True
+    op, inputs: Inputs, *, reduction: str = "mean", gan=True, features=True, teacher=True
 ) -> list[Tensor]:
-    """Total, terms and the gradients of xh, z1, z2 (and f_fake) for an upstream gradient."""
-    features = features and own
+    """Total, terms and the gradients of xh, z1, z2 (and f_fake) for an upstream gradient.
+
+    Without `gan` the terms con, enc and adv are absent, without `features` adv, without `teacher`
+    k1, kx and k2.
+    """
+    features = features and gan
     leaves = [t.detach().clone().requires_grad_() for t in inputs[1:4]]
     if features:
         leaves.append(inputs.f_fake.detach().clone().requires_grad_())
     total, terms = op(
-        inputs.x if own else None,
+        inputs.x if gan else None,
         *leaves[:3],
         inputs.f_real if features else None,
         leaves[3] if features else None,
-        teacher=inputs[6:9] if taught else None,
+        teacher=inputs[6:9] if teacher else None,
         weights=inputs.weights,
         reduction=reduction,
         stack=len(inputs.upstream),

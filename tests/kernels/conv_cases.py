@@ -20,12 +20,12 @@ FEW_SIDES += [pytest.param(s, marks=pytest.mark.slow) for s in SIDES if s not in
 
 
 @contextmanager
-def summed(how: str) -> Iterator[None]:
+def summed(method: str) -> Iterator[None]:
     """Sum by matrix products wherever possible ("matrix"), or nowhere ("spread").
 
     Weight-gradient tiles are as large, or as small, as the tables allow.
     """
-    least = {"matrix": 1, "spread": 2**30}[how]
+    least = {"matrix": 1, "spread": 2**30}[method]
     caches = [tiling.tap_tiling, tiling.weight_tiling]
     with (
         mock.patch.object(tiling, "MATRIX_MIN_CHANNELS", 1),
@@ -53,7 +53,7 @@ class Maker:
     def layer(
         self, widths: tuple[int, int], sides: tuple[int, int], norm: bool, activation: str
     ) -> ConvLayer:
-        """From widths[0] channels of side sides[0] to widths[1] of sides[1]."""
+        """A layer from widths[0] channels of side sides[0] to widths[1] of side sides[1]."""
         transposed, point = sides[1] > sides[0], 1 in sides
         first, second = widths if transposed else reversed(widths)
         weight = self.normal(self.stack * first, second, 4, 4) / (4 * widths[0] ** 0.5)

@@ -28,7 +28,7 @@ def gradients(step: int, dtype: torch.dtype = torch.float32, device: str = "cpu"
 
 
 def members(tensors: list[Tensor]) -> list[list[Tensor]]:
-    """Each model's own part of every tensor."""
+    """The part of every tensor that belongs to each model."""
     return [[t.detach().chunk(STACK)[m].clone() for t in tensors] for m in range(STACK)]
 
 
@@ -77,9 +77,9 @@ def test_kernel_equals_definition(device, sizes, stack, dtype):
     adam_step(*state, **arguments)
     reference.adam_step(*copies, **arguments)
     tolerance = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 2**-7}[dtype]
-    for got, expected in zip(state, copies, strict=True):
-        error = (got.float() if got.dtype == torch.bool else got - expected).abs().max()
-        if got.dtype != torch.bool:
+    for actual, expected in zip(state, copies, strict=True):
+        error = (actual.float() if actual.dtype == torch.bool else actual - expected).abs().max()
+        if actual.dtype != torch.bool:
             assert error <= tolerance * expected.abs().max()
 
 

@@ -59,18 +59,18 @@ def test_gradcheck(device, fast_mode):
 def test_huge_logits_are_finite_and_right(device, dtype):
     real = torch.tensor([[1e4, -1e4, 0.0, 1e4]], device=device, dtype=dtype)
     fake = torch.tensor([[1e4, -1e4, 0.0, -1e4]], device=device, dtype=dtype)
-    got = results(discriminator_loss, real, fake, 4)
-    assert all(t.isfinite().all() for t in got)
-    assert_close(got, expected(real, fake, 4), dtype)
-    assert got[0][3] == 0
+    actual = results(discriminator_loss, real, fake, 4)
+    assert all(t.isfinite().all() for t in actual)
+    assert_close(actual, expected(real, fake, 4), dtype)
+    assert actual[0][3] == 0
 
 
 @pytest.mark.parametrize("logit", [0.0, 1e-3, 1.0, 4.0])
 def test_small_losses_keep_their_digits(device, logit):
     """log(1 + e) of a small e, whose digits are lost in 1 + e."""
     real = torch.tensor([[logit]], device=device)
-    got = results(discriminator_loss, real, -real, 1)
-    assert_close(got, expected(real, -real, 1), torch.float32)
+    actual = results(discriminator_loss, real, -real, 1)
+    assert_close(actual, expected(real, -real, 1), torch.float32)
 
 
 def test_views_cost_no_copy(device):
@@ -84,11 +84,11 @@ def test_views_cost_no_copy(device):
 def test_mixed_types(device):
     real, fake = logits((5, 6), torch.float64, device)
     real = real.half()
-    got = results(discriminator_loss, real, fake, 3)
-    assert [t.dtype for t in got] == [torch.float64, torch.float16, torch.float64]
-    wanted = expected(real, fake, 3)
-    assert_close(got[::2], wanted[::2], torch.float64)
-    assert_close(got[1:2], wanted[1:2], torch.float16)
+    actual = results(discriminator_loss, real, fake, 3)
+    assert [t.dtype for t in actual] == [torch.float64, torch.float16, torch.float64]
+    desired = expected(real, fake, 3)
+    assert_close(actual[::2], desired[::2], torch.float64)
+    assert_close(actual[1:2], desired[1:2], torch.float16)
 
 
 def test_views(device):

@@ -42,10 +42,10 @@ def to(device: str, sources: Sources, order: Tensor, step: Tensor):
 
 def assert_equals_definition(device: str, sources: Sources, order: Tensor, step: Tensor) -> None:
     """On the CPU: there PyTorch divides by 127.5, where on a GPU it multiplies by the inverse."""
-    found = gather(*to(device, sources, order, step))
+    actual = gather(*to(device, sources, order, step))
     expected = reference.gather(sources, order, step)
-    assert isinstance(found, tuple)
-    for a, b in zip(found, expected, strict=True):
+    assert isinstance(actual, tuple)
+    for a, b in zip(actual, expected, strict=True):
         assert a.dtype == b.dtype
         assert torch.equal(a.cpu(), b)
 
@@ -66,9 +66,9 @@ def test_every_grey_level_has_the_default_type(device, default):
     levels = torch.arange(256, dtype=torch.uint8).view(4, 1, 8, 8)
     order = torch.arange(4).view(1, 4, 1)
     sources = [(levels, torch.tensor([0]))]
-    (found,) = gather(*to(device, sources, order, torch.tensor([0])))
-    assert found.dtype == default
-    assert (found.min(), found.max()) == (-1, 1)
+    (actual,) = gather(*to(device, sources, order, torch.tensor([0])))
+    assert actual.dtype == default
+    assert (actual.min(), actual.max()) == (-1, 1)
     assert_equals_definition(device, sources, order, torch.tensor([0]))
 
 
@@ -89,11 +89,11 @@ def test_one_launch_for_any_number_of_sources(device, count, batch, stack):
     tables = [rows(ROWS, 5 + k) for k in range(count)]
     sources, order, step = to(device, *case(*tables, batch=batch, first=(0,) * stack))
     with measured() as traffic:
-        found = gather(sources, order, step)
+        actual = gather(sources, order, step)
     assert traffic.launches == ["gather"]
-    assert [t.shape for t in found] == [(batch, stack * (5 + k)) for k in range(count)]
+    assert [t.shape for t in actual] == [(batch, stack * (5 + k)) for k in range(count)]
     if device == "cpu" and count == SOURCES:
-        for k, t in enumerate(found):
+        for k, t in enumerate(actual):
             assert traffic.loaded[f"gather.rows{k}_ptr"] == t.numel()
             assert traffic.stored[f"gather.out{k}_ptr"] == t.numel()
 
@@ -103,18 +103,18 @@ def test_the_step_is_read_on_the_device(device, at):
     sources, order, step = case(rows(ROWS, 6))
     step.fill_(at)
     assert_equals_definition(device, sources, order, step)
-    (found,) = gather(*to(device, sources, order, step))
+    (actual,) = gather(*to(device, sources, order, step))
     (table, first), *_ = sources
     expected = table[(first + order[at]).flatten()].view(BATCH, -1)
-    assert torch.equal(found.cpu(), expected)
+    assert torch.equal(actual.cpu(), expected)
 
 
 def test_members_of_one_class_share_its_rows(device):
     """Equal first row and order: equal images, different from the others'."""
     sources, order, step = case(rows(ROWS, 3, 4, 4, dtype=torch.uint8))
     order[:, :, 2] = order[:, :, 0]
-    (found,) = gather(*to(device, sources, order, step))
-    members = found.view(BATCH, STACK, 3, 4, 4)
+    (actual,) = gather(*to(device, sources, order, step))
+    members = actual.view(BATCH, STACK, 3, 4, 4)
     assert torch.equal(members[:, 0], members[:, 2])
     assert not torch.equal(members[:, 0], members[:, 1])
 
@@ -141,8 +141,8 @@ def test_rows_beyond_2_to_the_31_elements():
     table[-1] = 255
     order = torch.full((1, 1, 1), len(table) - 1, device="cuda")
     zero = torch.zeros(1, dtype=torch.int64, device="cuda")
-    (found,) = gather([(table, zero)], order, zero)
-    assert torch.equal(found, torch.ones_like(found))
+    (actual,) = gather([(table, zero)], order, zero)
+    assert torch.equal(actual, torch.ones_like(actual))
 
 
 @pytest.mark.gpu
@@ -151,11 +151,11 @@ def test_a_graph_reads_the_step_of_its_replay():
     gather(sources, order, step)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        (found,) = gather(sources, order, step)
+        (actual,) = gather(sources, order, step)
     for at in range(STEPS):
         step.fill_(at)
         graph.replay()
-        assert torch.equal(found, reference.gather(sources, order, step)[0])
+        assert torch.equal(actual, reference.gather(sources, order, step)[0])
 
 
 def test_compiles_into_one_graph(device):

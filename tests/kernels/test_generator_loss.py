@@ -95,10 +95,10 @@ def test_mixed_types_are_summed_in_the_widest(device, op, wide):
 @pytest.mark.parametrize(
     "parts",
     [
-        {"taught": False},
-        {"own": False},
+        {"teacher": False},
+        {"gan": False},
         {"features": False},
-        {"features": False, "taught": False},
+        {"features": False, "teacher": False},
     ],
     ids=str,
 )

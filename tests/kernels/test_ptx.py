@@ -191,7 +191,7 @@ def test_one_compiled_op_equals_its_definition():
         ("tests/kernels", "equals_definition", 120, "passed"),
         ("tests/kernels/conv", "statistics_of or equal_their_definition", 40, "passed"),
         # After their comparison these tests count launches, which PTX skips.
-        ("tests/pkd/training/test_trainer_kernels.py", "trained_through", 2, "skipped"),
+        ("tests/pkd/training/test_trainer_kernels.py", "training_with_kernels", 2, "skipped"),
     ],
     ids=["ops", "layers", "training"],
 )

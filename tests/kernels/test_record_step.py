@@ -34,9 +34,9 @@ def case(
     }
 
 
-def assert_equal(found: dict, expected: dict) -> None:
+def assert_equal(actual: dict, expected: dict) -> None:
     for name in ("history", "counter", "rate", "active"):
-        assert torch.equal(found[name].cpu(), expected[name]), name
+        assert torch.equal(actual[name].cpu(), expected[name]), name
 
 
 @STACKS
@@ -44,11 +44,11 @@ def assert_equal(found: dict, expected: dict) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_equals_definition_at_every_step(device, networks, stack, dtype):
     """Also at the last step; other rows of the history are unchanged."""
-    found, expected = (case(networks, stack, dtype, d) for d in (device, "cpu"))
+    actual, expected = (case(networks, stack, dtype, d) for d in (device, "cpu"))
     for _ in range(LENGTH):
-        record_step(**found)
+        record_step(**actual)
         reference.record_step(**expected)
-        assert_equal(found, expected)
+        assert_equal(actual, expected)
 
 
 def test_definition_by_hand():
@@ -70,23 +70,23 @@ def test_definition_by_hand():
 @NETWORKS
 def test_terms_of_any_stride(device, networks):
     """`generator_loss` returns a view, laid out by term."""
-    found, expected = (case(networks, device=d) for d in (device, "cpu"))
-    found["losses"] = [(g, d, terms.T.contiguous().T) for g, d, terms in found["losses"]]
-    record_step(**found)
+    actual, expected = (case(networks, device=d) for d in (device, "cpu"))
+    actual["losses"] = [(g, d, terms.T.contiguous().T) for g, d, terms in actual["losses"]]
+    record_step(**actual)
     reference.record_step(**expected)
-    assert_equal(found, expected)
+    assert_equal(actual, expected)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_values_that_are_not_finite_stay_separate(device, value):
-    found = case(device=device)
+    actual = case(device=device)
     expected = torch.stack(
-        [torch.cat([g[:, None], d[:, None], t], 1) for g, d, t in found["losses"]]
+        [torch.cat([g[:, None], d[:, None], t], 1) for g, d, t in actual["losses"]]
     )
-    found["losses"][1][2][2, 4] = value
+    actual["losses"][1][2][2, 4] = value
     expected[1, 2, 6] = value
-    record_step(**found)
-    row = found["history"][0].transpose(0, 1)
+    record_step(**actual)
+    row = actual["history"][0].transpose(0, 1)
     torch.testing.assert_close(row, expected, rtol=0, atol=0, equal_nan=True)
 
 
@@ -121,25 +121,25 @@ def test_inputs_are_unchanged_and_losses_may_require_grad(device):
 @pytest.mark.gpu
 def test_replays_walk_through_the_steps(monkeypatch):
     monkeypatch.setattr(dispatch, "BACKEND", "triton")
-    found, expected = case(device="cuda"), case()
-    record_step(**found)  # compiles
-    found["counter"].zero_()
+    actual, expected = case(device="cuda"), case()
+    record_step(**actual)  # compiles
+    actual["counter"].zero_()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        record_step(**found)
+        record_step(**actual)
     for _ in range(LENGTH):
         graph.replay()
         reference.record_step(**expected)
-        assert_equal(found, expected)
+        assert_equal(actual, expected)
 
 
 def test_compiles_into_one_graph(device):
-    found, expected = (case(device=d) for d in (device, "cpu"))
+    actual, expected = (case(device=d) for d in (device, "cpu"))
     compiled = torch.compile(record_step, fullgraph=True, backend="aot_eager")
     for _ in range(2):
-        compiled(**found)
+        compiled(**actual)
         reference.record_step(**expected)
-    assert_equal(found, expected)
+    assert_equal(actual, expected)
 
 
 def test_invalid_inputs_raise_value_error(device):

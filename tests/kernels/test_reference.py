@@ -45,8 +45,8 @@ def by_hand(x, weight, gamma, beta, stack, stage, activation):
     images = []
     for image in x.split(1):
         models = []
-        for m, own in enumerate(image.chunk(stack, 1)):
-            y = convolve(own, weight.chunk(stack)[m], stride=stride, padding=padding)
+        for m, part in enumerate(image.chunk(stack, 1)):
+            y = convolve(part, weight.chunk(stack)[m], stride=stride, padding=padding)
             if gamma is not None:
                 norm = gamma.chunk(stack)[m], beta.chunk(stack)[m]
                 y = F.batch_norm(y, None, None, *norm, training=True)
@@ -110,8 +110,8 @@ def test_layers_take_views_that_are_not_contiguous():
         x, weight, *_ = layer_inputs(stage, STACK)
         view = x.detach().transpose(0, 1).contiguous().transpose(0, 1)
         options = {"stack": STACK, "stride": stride, "padding": padding, "transposed": transposed}
-        found, expected = (conv_norm_act(t, weight, **options) for t in (view, x))
-        torch.testing.assert_close(found, expected)
+        actual, expected = (conv_norm_act(t, weight, **options) for t in (view, x))
+        torch.testing.assert_close(actual, expected)
 
 
 def test_a_channel_without_variance_is_normalised_to_its_shift():
@@ -135,7 +135,7 @@ PAIRS = {
 }
 LEARNING = ("xh", "z1", "z2", "f_fake")
 WEIGHTS = np.array([10.0, 1.0, 2.0, 0.5, 1.5, 0.7])
-OWN, DISTILLED = ("con", "enc", "adv"), ("k1", "kx", "k2")
+GAN_TERMS, DISTILLED = ("con", "enc", "adv"), ("k1", "kx", "k2")
 
 
 def loss_inputs(n=3, stack=STACK, latent=5, channels=1, side=3):
@@ -183,11 +183,11 @@ def loss_oracle(inputs, weights, upstream, reduction, stack, on=TERMS):
 
 
 def run_loss(inputs, weights, reduction, stack, on=TERMS):
-    own, distilled = "con" in on, "k1" in on
+    gan, distilled = "con" in on, "k1" in on
     return generator_loss(
-        inputs["x"] if own else None,
+        inputs["x"] if gan else None,
         *(inputs[k] for k in ("xh", "z1", "z2")),
-        *((inputs["f_real"], inputs["f_fake"]) if own else (None, None)),
+        *((inputs["f_real"], inputs["f_fake"]) if gan else (None, None)),
         teacher=tuple(inputs[k] for k in ("t1", "tx", "t2")) if distilled else None,
         weights=torch.as_tensor(weights),
         reduction=reduction,
@@ -211,12 +211,12 @@ def assert_loss_is_the_oracles(inputs, weights, reduction, stack, on=TERMS):
         (total * torch.from_numpy(upstream)).sum(), leaves, allow_unused=True
     )
     for k, grad in zip(LEARNING, grads, strict=True):
-        found = np.zeros(expected[k].shape) if grad is None else grad.numpy()
-        np.testing.assert_allclose(found, expected[k], rtol=1e-12, atol=1e-15, err_msg=k)
+        actual = np.zeros(expected[k].shape) if grad is None else grad.numpy()
+        np.testing.assert_allclose(actual, expected[k], rtol=1e-12, atol=1e-15, err_msg=k)
 
 
 @REDUCTIONS
-@pytest.mark.parametrize("on", [TERMS, OWN, DISTILLED], ids=["both", "own", "distilled"])
+@pytest.mark.parametrize("on", [TERMS, GAN_TERMS, DISTILLED], ids=["both", "gan", "distilled"])
 @pytest.mark.parametrize("n", [1, 3])
 @pytest.mark.parametrize("stack", [1, STACK])
 def test_generator_loss_and_its_gradients_against_numpy(reduction, on, n, stack):
@@ -324,7 +324,7 @@ def test_generator_loss_of_views_and_does_not_write_into_its_inputs(reduction):
 @pytest.mark.parametrize("shape", [(1, 3), (4, 3), (4, 6, 2, 2)])
 def test_discriminator_loss_is_binary_cross_entropy_of_each_model(shape):
     real, fake = (randn(*shape, seed=k).mul(3).requires_grad_() for k in range(2))
-    found = discriminator_loss(real, fake, stack=STACK)
+    actual = discriminator_loss(real, fake, stack=STACK)
     expected = torch.stack(
         [
             F.binary_cross_entropy_with_logits(r, torch.ones_like(r))
@@ -332,10 +332,10 @@ def test_discriminator_loss_is_binary_cross_entropy_of_each_model(shape):
             for r, f in zip(real.chunk(STACK, 1), fake.chunk(STACK, 1), strict=True)
         ]
     )
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(actual, expected)
     upstream = torch.tensor([0.5, 2.0, 3.0], dtype=torch.float64)
     for a, b in zip(
-        *(torch.autograd.grad((t * upstream).sum(), [real, fake]) for t in (found, expected)),
+        *(torch.autograd.grad((t * upstream).sum(), [real, fake]) for t in (actual, expected)),
         strict=True,
     ):
         torch.testing.assert_close(a, b)
@@ -352,9 +352,9 @@ def test_discriminator_loss_is_binary_cross_entropy_of_each_model(shape):
 )
 def test_discriminator_loss_of_extreme_logits(dtype, real, fake, loss, slopes):
     logits = [torch.full((1, 1), v, dtype=dtype, requires_grad=True) for v in (real, fake)]
-    found = discriminator_loss(*logits)
-    assert found.item() == pytest.approx(loss, rel=1e-6)
-    grads = torch.autograd.grad(found.sum(), logits)
+    actual = discriminator_loss(*logits)
+    assert actual.item() == pytest.approx(loss, rel=1e-6)
+    grads = torch.autograd.grad(actual.sum(), logits)
     assert [g.item() for g in grads] == pytest.approx(slopes, abs=1e-7)
 
 
@@ -362,9 +362,9 @@ def test_novelty_score_against_numpy():
     z1, z2 = randn(4, 15), randn(4, 15, seed=1)
     z2[0, :5] = z1[0, :5]
     expected = ((z1 - z2).numpy().reshape(4, 3, 5) ** 2).mean(2)
-    found = novelty_score(z1, z2, stack=STACK)
-    np.testing.assert_allclose(found, expected, rtol=1e-14)
-    assert found[0, 0] == 0
+    actual = novelty_score(z1, z2, stack=STACK)
+    np.testing.assert_allclose(actual, expected, rtol=1e-14)
+    assert actual[0, 0] == 0
 
 
 SHAPES = [(6, 2, 4, 4), (3,), (9, 1)]  # each M = 3 equal blocks, one of them a single element
@@ -401,8 +401,8 @@ def test_flat_adam_is_torchs_adam_of_each_model_with_its_own_rate_and_pauses():
     optimizer.param_groups[0]["lr"].copy_(rates)
     alone = []
     for m, lr in enumerate(rates.tolist()):
-        own = [nn.Parameter(block(p, m).clone()) for p in params_of(optimizer)]
-        alone.append(torch.optim.Adam(own, lr=lr, betas=BETAS, eps=EPS))
+        params = [nn.Parameter(block(p, m).clone()) for p in params_of(optimizer)]
+        alone.append(torch.optim.Adam(params, lr=lr, betas=BETAS, eps=EPS))
     pauses = np.random.default_rng(0).random((200, STACK)) < [0.0, 0.3, 0.7]
     pauses[50] = True
     for step, paused in enumerate(pauses):
@@ -416,8 +416,8 @@ def test_flat_adam_is_torchs_adam_of_each_model_with_its_own_rate_and_pauses():
             alone[m].step()
     assert optimizer.step_count.tolist() == (~pauses).sum(0).tolist()
     for m in range(STACK):
-        for p, own in zip(params_of(optimizer), params_of(alone[m]), strict=True):
-            torch.testing.assert_close(block(p, m), own.detach(), rtol=1e-10, atol=1e-12)
+        for p, single in zip(params_of(optimizer), params_of(alone[m]), strict=True):
+            torch.testing.assert_close(block(p, m), single.detach(), rtol=1e-10, atol=1e-12)
 
 
 def test_an_inactive_model_keeps_everything_bit_for_bit():
@@ -428,8 +428,8 @@ def test_an_inactive_model_keeps_everything_bit_for_bit():
     def state_of_the_second():
         tensors = optimizer.flat, optimizer.exp_avg, optimizer.exp_avg_sq
         pieces = [t.split([p.numel() for p in params_of(optimizer)]) for t in tensors]
-        own = [block(piece, 1).clone() for split in pieces for piece in split]
-        return [*own, optimizer.step_count[1].clone()]
+        blocks = [block(piece, 1).clone() for split in pieces for piece in split]
+        return [*blocks, optimizer.step_count[1].clone()]
 
     before, others = state_of_the_second(), optimizer.flat.clone()
     optimizer.active[1] = False
@@ -465,12 +465,12 @@ def test_adam_step_is_the_published_algorithm(rates, active):
     for count in range(1, 4):
         adam_step(param, grad, exp_avg, exp_avg_sq, step, lr, on, sizes=sizes, betas=BETAS, eps=EPS)
         for k in np.flatnonzero(active):
-            own = [e[model == k] for e in expected]
-            adam_oracle(*own, count + taken[k], rates[k])
-            for e, o in zip(expected, own, strict=True):
-                e[model == k] = o
-    for found, wanted in zip((param, grad, exp_avg, exp_avg_sq), expected, strict=True):
-        np.testing.assert_allclose(found, wanted, rtol=1e-12, atol=1e-15)
+            parts = [e[model == k] for e in expected]
+            adam_oracle(*parts, count + taken[k], rates[k])
+            for e, part in zip(expected, parts, strict=True):
+                e[model == k] = part
+    for actual, desired in zip((param, grad, exp_avg, exp_avg_sq), expected, strict=True):
+        np.testing.assert_allclose(actual, desired, rtol=1e-12, atol=1e-15)
     assert step.tolist() == [t + 3 * a for t, a in zip(taken, active, strict=True)]
 
 

@@ -64,11 +64,11 @@ def test_backward_launches_nothing_and_gives_the_same_bits(device, loss, dtype):
     value, leaves = case(loss, dtype, device)
     unit = unit_grad(value)
     with measured() as traffic:
-        found = torch.autograd.grad(value, leaves, unit)
+        actual = torch.autograd.grad(value, leaves, unit)
     assert traffic.launches == []
     assert not traffic.loaded
     assert not traffic.stored
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
 
 
 @LOSSES
@@ -79,10 +79,10 @@ def test_gradients_of_16_bit_leaves_are_converted_by_one_launch(device, loss, dt
     assert value.dtype == accumulator(dtype)
     unit = unit_grad(value)
     with measured() as traffic:
-        found = torch.autograd.grad(value, leaves, unit)
+        actual = torch.autograd.grad(value, leaves, unit)
     assert traffic.launches == ["scale_gradients"]
-    assert all(t.dtype == dtype for t in found)
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert all(t.dtype == dtype for t in actual)
+    assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
 
 
 @LOSSES
@@ -92,8 +92,8 @@ def test_a_loss_changed_before_backward_is_scaled(device, loss, change):
     expected = [3 * g for g in gradients(loss, torch.float64, device)]
     value, leaves = case(loss, torch.float64, device)
     value = change(value)
-    found = torch.autograd.grad(value, leaves, unit_grad(value))
-    for a, b in zip(found, expected, strict=True):
+    actual = torch.autograd.grad(value, leaves, unit_grad(value))
+    for a, b in zip(actual, expected, strict=True):
         torch.testing.assert_close(a, b)
 
 
@@ -141,10 +141,10 @@ def test_grad_of_a_leaf_is_separate_from_the_retained_graph(device, loss, dtype)
 def test_a_gradient_written_into_stops_the_next_backward(device, loss):
     """`torch.autograd.grad` returns saved tensors; torch detects that one was changed."""
     value, leaves = case(loss, torch.float32, device)
-    found = torch.autograd.grad(value, leaves, unit_grad(value), retain_graph=True)
+    actual = torch.autograd.grad(value, leaves, unit_grad(value), retain_graph=True)
     again = torch.autograd.grad(value, leaves, unit_grad(value), retain_graph=True)
-    assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
-    found[0].mul_(2)
+    assert all(torch.equal(a, b) for a, b in zip(actual, again, strict=True))
+    actual[0].mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         torch.autograd.grad(value, leaves, unit_grad(value))
 
@@ -162,6 +162,6 @@ def test_a_compiled_backward_is_scaled(device):
     leaves = leaves_of(inputs)
     compiled = torch.compile(lambda *t: generator(inputs, list(t)), backend="aot_eager")
     value = compiled(*leaves)
-    found = torch.autograd.grad(value, leaves, unit_grad(value))
+    actual = torch.autograd.grad(value, leaves, unit_grad(value))
     expected = gradients(generator, torch.float32, device)
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))

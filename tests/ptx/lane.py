@@ -1,6 +1,6 @@
 """Run kernels as PTX, compiled for a GPU and executed on a CPU, instead of in the interpreter.
 
-    PKD_PTX=90 pytest tests/kernels        # compute capability 9.0
+    PKD_PTX=90 pytest -n 0 tests/kernels   # compute capability 9.0
 
 This proves what Triton compiles. Tests that count loads and stores need the interpreter and are
 skipped. It does not cover ptxas, nor races within a block.

@@ -53,12 +53,12 @@ def run(
     values += [0] * (len(program.parameters) - len(values))
     parameters = dict(zip(program.parameters, values, strict=True))
     blocks = np.arange(np.prod(grid, dtype=np.int64))
-    for some in np.array_split(blocks, max(1, len(blocks) * threads // LANES)):
+    for chunk in np.array_split(blocks, max(1, len(blocks) * threads // LANES)):
         with np.errstate(all="ignore"):
-            _Blocks(program, memory, parameters, grid, some, threads, shared_bytes).run()
+            _Blocks(program, memory, parameters, grid, chunk, threads, shared_bytes).run()
 
 
-class _Touched:
+class _Accesses:
     """The blocks, counted from 1, that read and wrote each value of a storage in a launch."""
 
     def __init__(self, count: int):
@@ -66,19 +66,19 @@ class _Touched:
         self.first_reader = np.full(count, np.iinfo(np.int64).max)
         self.last_reader = np.zeros(count, np.int64)
 
-    def read(self, at: np.ndarray, blocks: np.ndarray) -> None:
-        writers = self.writer[at]
+    def read(self, indices: np.ndarray, blocks: np.ndarray) -> None:
+        writers = self.writer[indices]
         if ((writers != 0) & (writers != blocks)).any():
             raise RuntimeError("a block reads data that another writes")
-        np.minimum.at(self.first_reader, at, blocks)
-        np.maximum.at(self.last_reader, at, blocks)
+        np.minimum.at(self.first_reader, indices, blocks)
+        np.maximum.at(self.last_reader, indices, blocks)
 
-    def write(self, at: np.ndarray, blocks: np.ndarray) -> None:
-        writers = self.writer[at]
+    def write(self, indices: np.ndarray, blocks: np.ndarray) -> None:
+        writers = self.writer[indices]
         foreign = (writers != 0) & (writers != blocks)
-        foreign |= (self.first_reader[at] < blocks) | (self.last_reader[at] > blocks)
-        self.writer[at] = blocks
-        if foreign.any() or (self.writer[at] != blocks).any():  # the latter in one instruction
+        foreign |= (self.first_reader[indices] < blocks) | (self.last_reader[indices] > blocks)
+        self.writer[indices] = blocks
+        if foreign.any() or (self.writer[indices] != blocks).any():  # two in one instruction
             raise RuntimeError("a block writes data that another reads or writes")
 
 
@@ -93,14 +93,14 @@ class Memory:
     """
 
     def __init__(self, tensors: Sequence[torch.Tensor]):
-        storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
-        self.begins = np.array(sorted(storages), np.uint64)
-        self.ends = self.begins + np.array([storages[int(b)] for b in self.begins], np.uint64)
-        self.stretches = [
-            np.frombuffer((ctypes.c_uint8 * storages[int(b)]).from_address(int(b)), np.uint8)
+        sizes = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+        self.begins = np.array(sorted(sizes), np.uint64)
+        self.ends = self.begins + np.array([sizes[int(b)] for b in self.begins], np.uint64)
+        self.storages = [
+            np.frombuffer((ctypes.c_uint8 * sizes[int(b)]).from_address(int(b)), np.uint8)
             for b in self.begins
         ]
-        self.touched: dict[tuple[int, int], _Touched] = {}
+        self.accesses: dict[tuple[int, int], _Accesses] = {}
 
     def load(self, addresses: np.ndarray, size: int, blocks: np.ndarray) -> np.ndarray:
         """Values at addresses, as bits.
@@ -110,36 +110,36 @@ class Memory:
             size: bytes of a value.
             blocks: (n,) reading blocks, from 1; 0 is a block ordered by an atomic operation.
         """
-        found = np.empty(len(addresses), f"u{size}")
-        for own, stretch, at, touched in self._places(addresses, size):
-            found[own] = stretch[at]
-            if (free := blocks[own] != 0).any():
-                touched.read(at[free], blocks[own][free])
-        return found
+        values = np.empty(len(addresses), f"u{size}")
+        for inside, storage, indices, accesses in self._locate(addresses, size):
+            values[inside] = storage[indices]
+            if (free := blocks[inside] != 0).any():
+                accesses.read(indices[free], blocks[inside][free])
+        return values
 
     def store(self, addresses: np.ndarray, values: np.ndarray, blocks: np.ndarray) -> None:
-        for own, stretch, at, touched in self._places(addresses, values.itemsize):
-            stretch[at] = values[own]
-            if (free := blocks[own] != 0).any():
-                touched.write(at[free], blocks[own][free])
+        for inside, storage, indices, accesses in self._locate(addresses, values.itemsize):
+            storage[indices] = values[inside]
+            if (free := blocks[inside] != 0).any():
+                accesses.write(indices[free], blocks[inside][free])
 
-    def _places(self, addresses: np.ndarray, size: int):
-        which = np.searchsorted(self.begins, addresses, side="right") - 1
-        outside = (which < 0) | (addresses + np.uint64(size) > self.ends[which])
+    def _locate(self, addresses: np.ndarray, size: int):
+        """For each storage: addresses inside (mask), its values, their indices and accesses."""
+        numbers = np.searchsorted(self.begins, addresses, side="right") - 1
+        outside = (numbers < 0) | (addresses + np.uint64(size) > self.ends[numbers])
         if outside.any():
             raise IndexError(
                 f"{size} bytes at {addresses[outside][0]:#x} are outside of all tensors"
             )
         if (addresses % np.uint64(size)).any():
             raise IndexError(f"an address is not a multiple of {size}")
-        for index in np.unique(which):
-            own = which == index
-            stretch = self.stretches[index]
-            typed = stretch[: len(stretch) // size * size].view(f"u{size}")
-            if (index, size) not in self.touched:
-                self.touched[index, size] = _Touched(len(typed))
-            at = (addresses[own] - self.begins[index]) // np.uint64(size)
-            yield own, typed, at.astype(np.int64), self.touched[index, size]
+        for number in np.unique(numbers):
+            inside, storage = numbers == number, self.storages[number]
+            values = storage[: len(storage) // size * size].view(f"u{size}")
+            if (number, size) not in self.accesses:
+                self.accesses[number, size] = _Accesses(len(values))
+            indices = (addresses[inside] - self.begins[number]) // np.uint64(size)
+            yield inside, values, indices.astype(np.int64), self.accesses[number, size]
 
 
 class _Blocks:
@@ -162,52 +162,60 @@ class _Blocks:
         self.unordered = np.repeat(1 + blocks, threads)  # see Memory.load
         self.registers: dict[str, np.ndarray] = {}
         x, y, _ = grid
-        own = {"tid": (np.tile(np.arange(threads), self.count), 0, 0), "ntid": (threads, 1, 1)}
-        own["ctaid"] = (blocks % x, blocks // x % y, blocks // (x * y))
-        own["ctaid"] = tuple(np.repeat(axis, threads) for axis in own["ctaid"])
-        own["nctaid"] = tuple(grid)
+        block = (blocks % x, blocks // x % y, blocks // (x * y))
+        special = {
+            "tid": (np.tile(np.arange(threads), self.count), 0, 0),
+            "ntid": (threads, 1, 1),
+            "ctaid": tuple(np.repeat(axis, threads) for axis in block),
+            "nctaid": tuple(grid),
+        }
         for name in SPECIAL:
-            values = own[name[1:-2]]["xyz".index(name[-1])]
+            values = special[name[1:-2]]["xyz".index(name[-1])]
             self.registers[name] = np.broadcast_to(np.uint32(values), self.block.shape)
-        self.place = np.zeros(len(self.block), np.int64)  # of each thread's next instruction
-        self.gone = np.zeros(len(self.block), bool)
-        self.now: np.ndarray | None = None  # threads that execute; None is all of them
+        self.position = np.zeros(len(self.block), np.int64)  # of each thread's next instruction
+        self.exited = np.zeros(len(self.block), bool)
+        self.active: np.ndarray | None = None  # threads that execute; None is all of them
 
     def run(self) -> None:
-        instructions, at = self.program.instructions, 0
-        while at < len(instructions):
-            instruction = instructions[at]
+        instructions, position = self.program.instructions, 0
+        while position < len(instructions):
+            instruction = instructions[position]
             try:
-                to = self._execute(instruction)
+                jump = self._execute(instruction)
             except Exception as error:
                 raise type(error)(f"{self.program.name}, {instruction}: {error}") from error
-            at = self._go(at, to)
+            position = self._next_position(position, jump)
 
-    def _go(self, at: int, to: "tuple[int, np.ndarray | None] | None") -> int:
-        """Where to go on after the instruction at `at`, which sends some threads to `to`."""
-        if self.now is None and (to is None or to[1] is None or to[1].all()):
-            return at + 1 if to is None else to[0]
-        if self.now is None and not to[1].any():
-            return at + 1
-        now = ~self.gone if self.now is None else self.now
-        self.place[now] = at + 1
-        if to is not None:
-            self.place[now if to[1] is None else to[1]] = to[0]
-        self.gone |= self.place >= len(self.program.instructions)
-        if self.gone.all():
+    def _next_position(self, position: int, jump: "tuple[int, np.ndarray | None] | None") -> int:
+        """Position of the next instruction to execute.
+
+        Args:
+            position: of the instruction that was executed.
+            jump: target and mask of the threads that it moves there; None without a jump.
+        """
+        if self.active is None and (jump is None or jump[1] is None or jump[1].all()):
+            return position + 1 if jump is None else jump[0]
+        if self.active is None and not jump[1].any():
+            return position + 1
+        active = ~self.exited if self.active is None else self.active
+        self.position[active] = position + 1
+        if jump is not None:
+            self.position[active if jump[1] is None else jump[1]] = jump[0]
+        self.exited |= self.position >= len(self.program.instructions)
+        if self.exited.all():
             return len(self.program.instructions)
-        first = int(self.place[~self.gone].min())
-        self.now = (self.place == first) & ~self.gone
-        if self.now.all():
-            self.now = None
+        first = int(self.position[~self.exited].min())
+        self.active = (self.position == first) & ~self.exited
+        if self.active.all():
+            self.active = None
         return first
 
     def _mask(self, instruction: Instruction) -> np.ndarray | None:
         """Threads that take part; None is all."""
         if instruction.guard is None:
-            return self.now
+            return self.active
         guard = self._bits(instruction.guard) != instruction.negated
-        return guard if self.now is None else guard & self.now
+        return guard if self.active is None else guard & self.active
 
     def _execute(self, instruction: Instruction) -> "tuple[int, np.ndarray | None] | None":
         opcode, mask = instruction.opcode, self._mask(instruction)
@@ -309,7 +317,7 @@ class _Blocks:
         value, by = self.read(value, kind), self.read(by, "u32")
         bits = 8 * value.itemsize
         shift = np.left_shift if instruction.opcode == "shl" else np.right_shift
-        # Beyond the width nothing is left but the sign.
+        # A shift by the width or more leaves only the sign.
         within = shift(value, np.minimum(by, bits - 1).astype(value.dtype))
         beyond = np.right_shift(value, bits - 1) if kind[0] == "s" else np.zeros_like(value)
         self.write(to, np.where(by < bits, within, beyond), kind, mask)
@@ -334,14 +342,14 @@ class _Blocks:
     def _prmt(self, instruction: Instruction, mask: np.ndarray | None) -> None:
         to, *sources = instruction.operands
         low, high, chosen = (self.read(s, "u32").astype(np.uint64) for s in sources)
-        both, found = high << np.uint64(32) | low, np.uint64(0)
+        both, result = high << np.uint64(32) | low, np.uint64(0)
         for byte in range(4):
             choice = chosen >> np.uint64(4 * byte)
             value = both >> (choice & np.uint64(7)) * np.uint64(8) & np.uint64(255)
             sign = np.where(value >= 128, np.uint64(255), np.uint64(0))
             value = np.where(choice & np.uint64(8) != 0, sign, value)
-            found = found | value << np.uint64(8 * byte)
-        self.write(to, found, "b32", mask)
+            result = result | value << np.uint64(8 * byte)
+        self.write(to, result, "b32", mask)
 
     def _shf(self, instruction: Instruction, mask: np.ndarray | None) -> None:
         to, *sources = instruction.operands
@@ -392,7 +400,7 @@ class _Blocks:
         return None
 
     def _cvt(self, instruction: Instruction, mask: np.ndarray | None) -> None:
-        *how, target, source = instruction.modifiers
+        *rounding, target, source = instruction.modifiers
         to, *values = instruction.operands
         values = [self.read(value, source) for value in values]
         if target.endswith("x2"):  # the first is the upper half
@@ -402,7 +410,7 @@ class _Blocks:
             return self.write(to, _narrow(values[0], target), "b16", mask)
         if source[0] != "f" or target[0] == "f":
             return self.write(to, values[0].astype(_dtype(target)), target, mask)
-        rounded = {"rzi": np.trunc, "rni": np.rint, "rmi": np.floor, "rpi": np.ceil}[how[0]]
+        rounded = {"rzi": np.trunc, "rni": np.rint, "rmi": np.floor, "rpi": np.ceil}[rounding[0]]
         return self.write(to, rounded(values[0]).astype(_dtype(target)), target, mask)
 
     def _shfl(self, instruction: Instruction, mask: np.ndarray | None) -> None:
@@ -417,7 +425,7 @@ class _Blocks:
     def _bar(self, instruction: Instruction, mask: np.ndarray | None) -> None:
         if "warp" in instruction.modifiers or mask is None:
             return
-        waiting = (mask | self.gone).reshape(self.count, -1)
+        waiting = (mask | self.exited).reshape(self.count, -1)
         if (waiting.any(1) != waiting.all(1)).any():
             raise RuntimeError("a barrier is not reached by all threads of a block")
 
@@ -461,7 +469,7 @@ class _Blocks:
         return lanes.reshape(-1, WARP)
 
     def _of(self, lanes: np.ndarray, operand: Operand, kind: str) -> np.ndarray:
-        """An operand as some threads have it, of the shape of `lanes`."""
+        """The values of an operand in the threads `lanes`, of their shape."""
         return np.broadcast_to(self.read(operand, kind), self.block.shape)[lanes]
 
     def _put(
@@ -478,7 +486,7 @@ class _Blocks:
         self.write(register, every, kind, mask)
 
     def _addresses(self, space: str, place: Address, size: int, lanes: np.ndarray) -> np.ndarray:
-        """Where so many bytes lie; those in shared memory follow the ones of blocks before."""
+        """Addresses of `size` bytes; shared memory of a block follows that of the block before."""
         addresses = self._of(lanes, place.base, "u64" if space == "global" else "u32")
         addresses = addresses.astype(np.uint64) + np.uint64(place.offset % 2**64)
         if (addresses % np.uint64(size)).any():
@@ -509,20 +517,21 @@ class _Blocks:
     def _cp(self, instruction: Instruction, mask: np.ndarray | None) -> None:
         """cp.async: bytes from global into shared memory, zeros where there are fewer."""
         if instruction.modifiers[1] not in ("ca", "cg"):
-            return  # groups of copies: here every copy is done at once
-        to, source, size, *given = instruction.operands
+            return  # groups of copies: here a copy is complete at once
+        to, source, size, *lengths = instruction.operands
         lanes = self._lanes(mask)
-        length = self._of(lanes, given[0] if given else size, "u32")
+        length = self._of(lanes, lengths[0] if lengths else size, "u32")
         places = self._addresses("shared", to, size, lanes)
         sources = self._addresses("global", source, 1, lanes)
         for start in range(0, size, 4):
             bits = np.zeros(len(lanes), np.uint32)
-            there = length > start
-            bits[there] = self._loaded("global", sources[there] + np.uint64(start), 4, lanes[there])
+            copied = length > start
+            addresses = sources[copied] + np.uint64(start)
+            bits[copied] = self._loaded("global", addresses, 4, lanes[copied])
             self._stored("shared", places + np.uint64(start), bits, lanes)
 
     def _ldmatrix(self, instruction: Instruction, mask: np.ndarray | None) -> None:
-        """8x8 matrices of 16 bits: a thread names a row, and gets two neighbours of one."""
+        """8x8 matrices of 16 bits: a thread gives a row's address, and receives two neighbours."""
         registers, place = instruction.operands
         warps = self._warps(mask)
         for register, rows in [*self._rows(registers, place, warps)]:  # one may be the address
@@ -544,7 +553,7 @@ class _Blocks:
             )
 
     def _rows(self, registers: tuple, place: Address, warps: np.ndarray):
-        """Each register with the bytes of its matrices [8 a warp, 16]; eight threads name them."""
+        """Registers, and bytes of their matrices [8 a warp, 16] at addresses from eight threads."""
         for i, register in enumerate(registers):
             starts = self._addresses("shared", place, 16, warps[:, 8 * i : 8 * i + 8].reshape(-1))
             yield register, starts[:, None] + np.arange(16, dtype=np.uint64)
@@ -561,14 +570,14 @@ class _Blocks:
         d, *sources = instruction.operands
 
         def matrix(registers: tuple, places: list, shape: tuple[int, int], kind: str) -> np.ndarray:
-            found = np.zeros((len(warps), *shape))
+            values = np.zeros((len(warps), *shape))
             for register, (i, j) in zip(registers, places, strict=True):
                 if kind == "tf32":  # float32 without the last 13 bits
                     bits = self._of(warps, register, "u32") & np.uint32(0xFFFFE000)
-                    found[:, i, j] = bits.view(np.float32)
+                    values[:, i, j] = bits.view(np.float32)
                 else:
-                    found[:, i, j] = self._of(warps, register, kind)
-            return found
+                    values[:, i, j] = self._of(warps, register, kind)
+            return values
 
         halves = range(rows // 8)
         of_a = [(group + 8 * h, member + 4 * k) for k in range(inner // 4) for h in halves]
@@ -599,7 +608,7 @@ def _dtype(kind: str) -> np.dtype:
 
 
 def _compare(compare: str, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """A name that ends with u, of floating types, is true of NaN as well."""
+    """Compare; a floating-point comparison whose name ends with u is also true for NaN."""
     unordered = np.zeros(1, bool)
     if a.dtype.kind == "f":
         unordered = np.isnan(a) | np.isnan(b)
@@ -644,7 +653,7 @@ def _flushed(values: np.ndarray) -> np.ndarray:
 
 
 def _rough(values: np.ndarray, units: int) -> np.ndarray:
-    """Off by up to so many units in the last place, as approximate instructions may be."""
+    """Values with an error of up to `units` in the last place, of an approximate instruction."""
     bits = np.asarray(values, np.float32).view(np.int32)
     drawn = (bits.view(np.uint32) * np.uint32(2654435761)) >> 16
     moved = bits + (drawn % np.uint32(2 * units + 1)).astype(np.int32) - units

@@ -41,14 +41,14 @@ class Program:
         name: of the kernel.
         parameters: names of its parameters -> bytes of each, in order.
         widths: registers, by name or by the letters before their number -> bits; 1 is a predicate.
-        instructions, labels: its code, and names of places in it.
+        instructions, labels: its code, and the position of each label in it.
     """
 
     def __init__(self, text: str):
         entry = re.search(r"\.entry (\w+)\((.*?)\)[^{]*\{", text, re.DOTALL)
         self.name = entry[1]
-        found = re.findall(r"\.param \.[bsuf](\d+).*?(\w+)(?:,|\s*$)", entry[2], re.MULTILINE)
-        self.parameters = {name: int(bits) // 8 for bits, name in found}
+        declared = re.findall(r"\.param \.[bsuf](\d+).*?(\w+)(?:,|\s*$)", entry[2], re.MULTILINE)
+        self.parameters = {name: int(bits) // 8 for bits, name in declared}
         self.widths: dict[str, int] = {}
         self.instructions: list[Instruction] = []
         self.labels: dict[str, int] = {}
@@ -72,8 +72,8 @@ class Program:
                 begun = number
             statement += f" {line}"
             *whole, statement = statement.split(";")
-            for one in whole:
-                self._statement(re.sub(r"^[\s{}]+", "", one), begun)
+            for text in whole:
+                self._statement(re.sub(r"^[\s{}]+", "", text), begun)
             statement = re.sub(r"^[\s}]+", "", statement)
 
     def _statement(self, text: str, line: int) -> None:
@@ -90,12 +90,12 @@ class Program:
         name, _, rest = text.replace("\t", " ").partition(" ")
         opcode, *modifiers = name.replace("::", ".").split(".")
         operands = tuple(map(_operand, _split(rest)))
-        found = Instruction(opcode, tuple(modifiers), operands, guard, negated, line)
-        self.instructions.append(found)
+        instruction = Instruction(opcode, tuple(modifiers), operands, guard, negated, line)
+        self.instructions.append(instruction)
 
 
 def _split(text: str) -> list[str]:
-    """At commas outside of braces and brackets."""
+    """Split at commas outside of braces and brackets."""
     return [part.strip() for part in re.split(r",(?![^{\[]*[}\]])", text) if part.strip()]
 
 

@@ -24,7 +24,7 @@ _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 class Usage(NamedTuple):
-    """What one compiled launch uses on one architecture.
+    """Resources of one compiled launch on one architecture.
 
     Attributes:
         architecture: compute capability times 10.
@@ -94,17 +94,23 @@ def sums_over_linear_layout(ttgir: str) -> bool:
     return re.search(r"tt\.reduce\.return.*\n\s*\}\) : \(.*#linear", ttgir) is not None
 
 
-def all_usages(launches: Sequence[Launch], architectures: Sequence[int]) -> Iterator[list[Usage]]:
-    """`usages` of every launch, in order, computed by one process on each core."""
+def all_usages(
+    launches: Sequence[Launch], architectures: Sequence[Sequence[int]]
+) -> Iterator[list[Usage]]:
+    """`usages` of every launch, in order, computed by one process on each core.
+
+    Args:
+        launches: what to compile.
+        architectures: of each launch, e.g. (75, 90).
+    """
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
     pool = ProcessPoolExecutor(cores, get_context("spawn"), _start_worker, (os.getpid(),))
     with pool:
-        repeated = [architectures] * len(launches)
-        yield from pool.map(usages, launches, repeated, chunksize=4)
+        yield from pool.map(usages, launches, architectures, chunksize=4)
 
 
 def _start_worker(parent: int) -> None:
-    """Bind the worker's life to its parent's, and compile without line numbers, which is faster."""
+    """End the worker with its parent, and compile without line numbers, which is faster."""
     exit_with_parent(parent)
     triton.knobs.compilation.disable_line_info = True
 
@@ -114,7 +120,7 @@ def exit_with_parent(parent: int) -> None:
 
     Args:
         parent: process id of the parent, which must have started this process in a thread that
-            lives as long as itself, such as the main thread.
+            ends only with the parent, such as its main thread.
     """
     if _LIBC is None:
         return

@@ -45,7 +45,7 @@ _POINTERS = {
 
 
 class Launch(NamedTuple):
-    """What the compiler receives for a launch; equal launches compile to equal machine code.
+    """Input of the compiler for a launch; equal launches compile to equal machine code.
 
     Attributes:
         kernel: name of the kernel without "_kernel".
@@ -80,7 +80,7 @@ def launch_of(
     keywords: dict[str, Any],
     pointers_aligned: bool,
 ) -> Launch:
-    """The launch that the just-in-time compiler would see: it specialises on 1 and on 16 | n."""
+    """The launch as the just-in-time compiler specialises it: on 1 and on multiples of 16."""
     signature, aligned = {}, []
     names = {parameter.name for parameter in kernel.params}
     constants = {k: v for k, v in keywords.items() if k in names}

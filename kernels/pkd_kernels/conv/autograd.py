@@ -1,7 +1,7 @@
 """Chains of layers for autograd: one launch a layer forward and one launch a layer backward.
 
 The backward launch of a layer carries the gradient on to the convolution of the layer before, so
-only the last layer's output may need a launch of its own. The gradient of a tapped output is added
+only the last layer's output may need a further launch. The gradient of a tapped output is added
 by the launch that passes it.
 """
 

@@ -49,10 +49,10 @@ def conv_backward_kernel(
     gamma_ptr,
     gamma_grad_ptr,
     beta_grad_ptr,
-    own_gamma_parts_ptr,
-    own_beta_parts_ptr,
-    own_gamma_grad_ptr,
-    own_beta_grad_ptr,
+    layer_gamma_parts_ptr,
+    layer_beta_parts_ptr,
+    layer_gamma_grad_ptr,
+    layer_beta_grad_ptr,
     input_programs,
     weight_programs,
     batch,
@@ -78,7 +78,7 @@ def conv_backward_kernel(
     TERMS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """Give each program its role by its number. NORM and ACTIVATION are the layer before's."""
+    """Give each program its role by its number. gamma, NORM and ACTIVATION: of the layer before."""
     acc: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
     program = tl.program_id(0)
     if program < input_programs:
@@ -133,8 +133,10 @@ def conv_backward_kernel(
         )
     elif SUMS:
         c = (program - input_programs - weight_programs) * CHANNELS + tl.arange(0, CHANNELS)
-        sum_over_images(own_gamma_parts_ptr, own_gamma_grad_ptr, c, batch, stack * channels, acc)
-        sum_over_images(own_beta_parts_ptr, own_beta_grad_ptr, c, batch, stack * channels, acc)
+        sum_over_images(
+            layer_gamma_parts_ptr, layer_gamma_grad_ptr, c, batch, stack * channels, acc
+        )
+        sum_over_images(layer_beta_parts_ptr, layer_beta_grad_ptr, c, batch, stack * channels, acc)
 
 
 @triton.jit(do_not_specialize=["channels"])

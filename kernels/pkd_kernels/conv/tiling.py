@@ -1,7 +1,7 @@
 """How the programs of a launch share the work: static tables by shape, no tuner.
 
-A sum over taps is made in one of two ways. "Spread": a program takes one channel and spreads the
-products of each sum over its threads, which keeps a small model at batch 1 busy. "Matrix": a
+A sum over taps is computed in one of two ways. "Spread": a program takes one channel and spreads
+the products of each sum over its threads, which keeps a small model at batch 1 busy. "Matrix": a
 program takes several channels and uses a matrix product, which reads each input once for all its
 channels; used where enough programs remain.
 """
@@ -77,7 +77,7 @@ def tap_tiling(up: bool, side: int, inputs: int, channels: int, whole: bool, cop
 
 
 def _matrix_tiling(up: bool, side: int, channels: int, whole: bool, copies: int) -> Tiling | None:
-    """Tiles of a matrix product; None where it does not pay."""
+    """Tiles of a matrix product; None where spreading is preferred."""
     pixels = triton.next_power_of_2(side * side) * (4 if up else 1)
     tile = min(pixels, MATRIX_PIXELS)
     if side == 1 or channels < MATRIX_MIN_CHANNELS or (whole and tile < pixels):

@@ -60,9 +60,9 @@ def test_pair(device, batch, stack):
     make = Maker(torch.float64, device, stack)
     layers = make.chain((2, 3, 2, 1), (16, 8, 4, 1))
     real, fake = make.x(batch, 2, 16).detach(), make.x(batch, 2, 16)
-    found = pair_results(conv_chain_pair, real, fake, layers, stack)
+    actual = pair_results(conv_chain_pair, real, fake, layers, stack)
     expected = pair_results(reference.conv_chain_pair, real, fake, layers, stack)
-    assert_close(found, expected, torch.float64)
+    assert_close(actual, expected, torch.float64)
 
 
 def test_pair_gradients_with_gaps_in_memory(device):
@@ -71,7 +71,7 @@ def test_pair_gradients_with_gaps_in_memory(device):
     layers = make.chain((2, 3, 2, 1), (16, 8, 4, 1))
     real, fake = make.x(1, 2, 16).detach(), make.x(1, 2, 16)
     up = make.normal(4, 2, 1, 1)
-    found, expected = (
+    actual, expected = (
         torch.autograd.grad(
             op(real, fake, layers, tap=1, stack=2)[:2],
             tensors_of(real, layers)[1:],
@@ -79,7 +79,7 @@ def test_pair_gradients_with_gaps_in_memory(device):
         )
         for op in (conv_chain_pair, reference.conv_chain_pair)
     )
-    assert_close(found, expected, torch.float64)
+    assert_close(actual, expected, torch.float64)
 
 
 @pytest.mark.parametrize("order", [1, -1], ids=["y-first", "f-first"])
@@ -115,8 +115,8 @@ def test_main_grad_is_overwritten(device, batch):
     torch.autograd.backward(outputs, upstream_of(outputs))
     assert all(p.grad is None for p in parameters)
     assert [p.main_grad.data_ptr() for p in parameters] == pointers
-    found = [*(y.detach() for y in outputs), x.grad, *(p.main_grad for p in parameters)]
-    assert_close(found, expected, torch.float64)
+    actual = [*(y.detach() for y in outputs), x.grad, *(p.main_grad for p in parameters)]
+    assert_close(actual, expected, torch.float64)
 
 
 def test_main_grad_of_a_pair(device):

@@ -1,6 +1,6 @@
 """Fused layers against their definition: alone, in chains and as networks."""
 
-from itertools import pairwise
+from itertools import chain, pairwise
 from unittest import mock
 
 import pytest
@@ -136,9 +136,9 @@ def test_one_layer_as_a_function(device, op):
     form = dict(zip(ConvLayer._fields[3:], layer[3:], strict=True))
     y = op(x, *layer[:3], stack=2, **form)
     leaves = tensors_of(x, [layer])
-    found = [y.detach(), *torch.autograd.grad(y, leaves, *upstream_of([y]))]
+    actual = [y.detach(), *torch.autograd.grad(y, leaves, *upstream_of([y]))]
     expected = results(reference.conv_chain, x, [layer], taps=(0,), stack=2)
-    assert_close(found, expected, torch.float64)
+    assert_close(actual, expected, torch.float64)
 
 
 @pytest.mark.parametrize("batch", [1, pytest.param(3, marks=pytest.mark.slow)])
@@ -149,8 +149,8 @@ def test_every_output_is_written(device, batch):
     x = make.x(batch, 2, 8)
     expected = results(reference.conv_chain, x, layers, taps=(0, 3), stack=2)
     with poisoned():
-        found = results(conv_chain, x, layers, taps=(0, 3), stack=2)
-    assert_close(found, expected, torch.float64)
+        actual = results(conv_chain, x, layers, taps=(0, 3), stack=2)
+    assert_close(actual, expected, torch.float64)
 
 
 @pytest.mark.usefixtures("each_tiling")
@@ -207,8 +207,10 @@ def test_images_and_models_are_independent(device):
     make = Maker(torch.float64, device, stack=3)
     layers, x = make.chain((2, 3, 2), (8, 4, 8)), make.x(2, 2, 8)
     y = conv_chain(x, layers, taps=(1,), stack=3)[0].detach()
-    own = [ConvLayer(*(t.detach().chunk(3)[1] for t in layer[:3]), *layer[3:]) for layer in layers]
-    (alone,) = conv_chain(x.detach()[1:, 2:4], own, taps=(1,))
+    second = [
+        ConvLayer(*(t.detach().chunk(3)[1] for t in layer[:3]), *layer[3:]) for layer in layers
+    ]
+    (alone,) = conv_chain(x.detach()[1:, 2:4], second, taps=(1,))
     assert_close([alone], [y[1:, 2:4]], torch.float64)
 
 
@@ -231,7 +233,7 @@ def test_networks_equal_their_definition(device, monkeypatch, stack):
     networks = [kind(architecture, stack).double() for kind in (Generator, Discriminator)]
     parameters = [[*network.to(device).parameters()] for network in networks]
     with torch.no_grad():
-        for p in (p for own in parameters for p in own):
+        for p in chain(*parameters):
             p.copy_(torch.randn(p.shape) / 2)
     x = torch.rand(1, stack, 32, 32).to(device, torch.float64) * 2 - 1
 
@@ -243,6 +245,6 @@ def test_networks_equal_their_definition(device, monkeypatch, stack):
         grads += torch.autograd.grad(of_d, parameters[1], upstream_of(of_d))
         return [*(t.detach() for t in (*of_g, f_real, *of_d)), *grads]
 
-    found = run()
+    actual = run()
     monkeypatch.setattr(dispatch, "BACKEND", "reference")
-    assert_close(found, run(), torch.float64)
+    assert_close(actual, run(), torch.float64)

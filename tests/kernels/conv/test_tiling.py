@@ -84,9 +84,9 @@ def test_tf32_is_accurate_to_ten_bits(device):
     layers, x = make.chain((3, 16, 9, 3), (16, 8, 4, 8)), make.x(2, 3, 16)
     expected = results(reference.conv_chain, *wide(x, layers), taps=(2,), stack=3)
     with matmul_precision("high"), summed("matrix"):
-        found = results(conv_chain, x, layers, taps=(2,), stack=3)
-    for result, wanted in zip(found, expected, strict=True):
-        assert (result - wanted).abs().max() <= 2**-8 * wanted.abs().max()
+        actual = results(conv_chain, x, layers, taps=(2,), stack=3)
+    for result, desired in zip(actual, expected, strict=True):
+        assert (result - desired).abs().max() <= 2**-8 * desired.abs().max()
 
 
 @pytest.mark.parametrize(

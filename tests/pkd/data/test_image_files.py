@@ -19,8 +19,8 @@ from pkd.utils.errors import DataError
 def test_every_format_is_read(suffix, colour, tmp_path):
     path = save(picture(0, 16, colour), tmp_path / f"image{suffix}")
     assert is_colour(path) is (colour or suffix == ".webp")  # WebP has no grey mode
-    for channels, wanted in ((1, False), (3, True)):
-        read = read_image(path, wanted, 16)
+    for channels, to_colour in ((1, False), (3, True)):
+        read = read_image(path, to_colour, 16)
         assert read.shape == (channels, 16, 16)
         assert read.dtype == np.uint8
         assert read[:, 7:12, 7:12].mean() > 150 > 80 > read[:, :3, :3].mean()
@@ -50,9 +50,9 @@ def test_every_pixel_mode_is_converted_to_grey_and_rgb(mode, tmp_path):
         image = Image.fromarray(grey).convert(mode)
     path = save(image, tmp_path / ("image.tiff" if mode in ("CMYK", "I") else "image.png"))
     assert is_colour(path) is (mode in ("P", "RGBA", "CMYK"))
-    for channels, wanted in ((1, False), (3, True)):
+    for channels, to_colour in ((1, False), (3, True)):
         expected = np.broadcast_to(grey, (channels, 8, 8)).astype(int)
-        assert np.abs(read_image(path, wanted, 8) - expected).max() <= 1
+        assert np.abs(read_image(path, to_colour, 8) - expected).max() <= 1
 
 
 def test_the_exif_orientation_is_applied(tmp_path):

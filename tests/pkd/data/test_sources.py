@@ -1,4 +1,4 @@
-"""The registry of the official files."""
+"""The table of the official files."""
 
 import os
 
@@ -8,7 +8,7 @@ from pkd.data import standard
 from pkd.data.sources import SOURCES
 
 
-def test_the_registry_is_complete():
+def test_the_table_is_complete():
     assert (*SOURCES,) == ("mnist", "fashion_mnist", "cifar10") == standard.DATASETS[1:]
     groups = [group for source in SOURCES.values() for group in (*source.train, *source.test)]
     assert len(groups) == 4 + 4 + 6

@@ -17,7 +17,7 @@ def images(n, start=0):
     return ((row * (1 + k % 3) + column * (2 + k % 4) + 5 * k) * 8 % 256).astype(np.uint8)
 
 
-def test_a_detector_of_version_0_1_0_gives_the_scores_that_it_gave_there():
+def test_a_detector_of_version_0_1_0_gives_the_same_scores():
     """Its pickle imports the networks from `pkd.models`; it was fitted on images(24)."""
     detector = pickle.loads((FIXTURES / "detector-0.1.0.pkl").read_bytes())
     edge = 255 - np.tri(12, dtype=np.uint8) * 200

@@ -113,7 +113,7 @@ def test_the_page_defines_all_colours_in_both_themes():
 
 
 @pytest.mark.parametrize("draw", PLOTS.values(), ids=PLOTS)
-def test_charts_are_deterministic_whatever_the_settings_of_matplotlib(draw):
+def test_charts_do_not_depend_on_the_settings_of_matplotlib(draw):
     before = render_svg(draw, WIDTH, HEIGHT, "plot")
     settings = {"lines.linewidth": 9.0, "font.size": 30.0, "axes.edgecolor": "#123456"}
     with mpl.rc_context(settings):

@@ -23,7 +23,7 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 @pytest.fixture(scope="module", params=DEVICES)
 def runs(request, tmp_path_factory):
-    """Stack size -> finished run, in float64 so that rounding stays rounding."""
+    """Stack size -> finished run, in float64, where Adam amplifies rounding less."""
     folder = tmp_path_factory.mktemp("runs")
     torch.set_default_dtype(torch.float64)
     try:
@@ -36,29 +36,29 @@ def runs(request, tmp_path_factory):
 
 
 @pytest.mark.parametrize("size", ["3", "1"])
-def test_a_run_in_several_stacks_trains_what_it_trains_in_one(size, runs):
+def test_several_stacks_end_with_the_weights_of_one(size, runs):
     for path in (runs["4"] / "checkpoints").iterdir():
-        found = load_file(runs[size] / "checkpoints" / path.name)
+        actual = load_file(runs[size] / "checkpoints" / path.name)
         for key, value in load_file(path).items():
-            torch.testing.assert_close(found[key], value, rtol=0, atol=1e-10)
+            torch.testing.assert_close(actual[key], value, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("size", ["3", "1"])
-def test_a_run_in_several_stacks_reports_what_it_reports_in_one(size, runs):
+def test_several_stacks_have_the_metrics_and_results_of_one(size, runs):
     def lines(folder):
         return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
-    for found, expected in zip(lines(runs[size]), lines(runs["4"]), strict=True):
-        assert found["auc"] == pytest.approx(expected["auc"], abs=1e-6)
+    for actual, expected in zip(lines(runs[size]), lines(runs["4"]), strict=True):
+        assert actual["auc"] == pytest.approx(expected["auc"], abs=1e-6)
         for network, losses in expected["losses"].items():
             for loss, values in losses.items():
-                assert found["losses"][network][loss] == pytest.approx(values, abs=1e-9)
-    found, expected = (json.loads((runs[k] / "results.json").read_text()) for k in (size, "4"))
+                assert actual["losses"][network][loss] == pytest.approx(values, abs=1e-9)
+    actual, expected = (json.loads((runs[k] / "results.json").read_text()) for k in (size, "4"))
     for phase, auc in expected["mean_auc"].items():
-        assert found["mean_auc"][phase] == pytest.approx(auc, abs=1e-6)
-    for own, other in zip(found["members"], expected["members"], strict=True):
-        assert own["threshold"] == pytest.approx(other["threshold"], abs=1e-6)
-    assert set(found["seconds"]) == set(expected["seconds"])
+        assert actual["mean_auc"][phase] == pytest.approx(auc, abs=1e-6)
+    for member, reference in zip(actual["members"], expected["members"], strict=True):
+        assert member["threshold"] == pytest.approx(reference["threshold"], abs=1e-6)
+    assert set(actual["seconds"]) == set(expected["seconds"])
     assert (runs[size] / "curves.png").exists()
 
 
@@ -66,8 +66,8 @@ def test_a_run_in_several_stacks_is_evaluated_stack_by_stack(runs):
     run = Run.open(runs["3"])
     for phase in run.phases:
         run.load_phase(phase)
-        found = run.evaluate(phase.network)
-        assert found == pytest.approx(run.folder.progress.auc[phase.name], abs=1e-3)  # in float32
+        actual = run.evaluate(phase.network)
+        assert actual == pytest.approx(run.folder.progress.auc[phase.name], abs=1e-3)  # in float32
 
 
 def test_a_run_in_several_stacks_is_reported(runs, tmp_path):
@@ -77,7 +77,7 @@ def test_a_run_in_several_stacks_is_reported(runs, tmp_path):
     assert "data:image/png" in output.read_text(encoding="utf-8")
 
 
-def test_the_user_is_told_of_several_stacks(tmp_path, capsys):
+def test_several_stacks_are_announced(tmp_path, capsys):
     assert main(["train", *SETTINGS, "--stack", "3", "--out", str(tmp_path / "run")]) == 0
     assert capsys.readouterr().out.count("4 models in stacks of 3 + 1, one after the other") == 1
 

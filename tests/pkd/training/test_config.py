@@ -2,13 +2,19 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 
+from pkd.data.standard import DATASETS
 from pkd.models.architecture import Architecture
-from pkd.training.config import TrainConfig
+from pkd.training.config import StandardName, TrainConfig
 from pkd.utils.errors import ConfigError
+
+
+def test_the_setting_dataset_has_all_standard_data_sets():
+    assert get_args(StandardName) == DATASETS
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""`atomic_write`: a file is complete or unchanged, whatever happens while it is written."""
+"""`atomic_write`: a file is complete or unchanged after any error while it is written."""
 
 import os
 from pathlib import Path
