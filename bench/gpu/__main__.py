@@ -9,7 +9,6 @@ that fails is shown as failed and does not change the exit code.
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -64,5 +63,4 @@ def measure(folder: Path, rehearse: bool) -> int:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("PYTHONUNBUFFERED", "1")
     sys.exit(main())

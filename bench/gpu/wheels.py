@@ -16,6 +16,7 @@ PACKAGES = (
     "hypothesis",
     "jinja2",
     "jsonargparse[signatures]",
+    "markupsafe",
     "matplotlib",
     "pillow",
     "pooch",
