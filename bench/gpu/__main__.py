@@ -37,9 +37,9 @@ def main() -> int:
     )
     args = parser.parse_args()
     if args.wheels:
-        found = wheels.collect(args.wheels, args.python)
-        size = sum(wheel.stat().st_size for wheel in found) / 2**20
-        print(f"{len(found)} wheels, {size:.0f} MiB, in {args.wheels}")
+        files = wheels.collect(args.wheels, args.python)
+        size = sum(file.stat().st_size for file in files) / 2**20
+        print(f"{len(files)} wheels, {size:.0f} MiB, in {args.wheels}")
         return 0
     return measure(args.out.absolute(), args.rehearse)
 

@@ -72,8 +72,8 @@ def _complete(facts: Iterable[Fact]) -> Iterator[Fact]:
 
 def worker_count(free_memory: str) -> int:
     """Return the number of pytest processes for the GPU memory that nvidia-smi reports."""
-    found = re.match(r"\d+", free_memory)
-    most = int(found[0]) // PROCESS_MIB if found else MAX_PROCESSES
+    number = re.match(r"\d+", free_memory)
+    most = int(number[0]) // PROCESS_MIB if number else MAX_PROCESSES
     return max(1, min(MAX_PROCESSES, len(os.sched_getaffinity(0)), most))
 
 

@@ -21,7 +21,7 @@ def novelty_scores(
     generator: Generator,
     images: Tensor,
     stack: int,
-    on_batch: Callable[[], None] = lambda: None,
+    on_batch_end: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
     """Score every image by every model of a stack.
 
@@ -31,13 +31,13 @@ def novelty_scores(
         generator: a stack of M models.
         images: (T, C, H, W) uint8.
         stack: M.
-        on_batch: called before each batch; may raise to stop.
+        on_batch_end: called after each batch; may raise to stop.
 
     Returns:
         (T, M) float32, or float64 for a generator in float64; higher is more novel.
     """
     batches = images.split(max(1, MODEL_IMAGES_PER_BATCH // stack))
-    return _score_batches(generator, batches, stack, on_batch)
+    return _score_batches(generator, batches, stack, on_batch_end)
 
 
 def scores_per_member(generator: Generator, images: Sequence[Tensor]) -> list[np.ndarray]:
@@ -67,7 +67,7 @@ def _score_batches(
     generator: Generator,
     batches: Iterable[Tensor],
     stack: int,
-    on_batch: Callable[[], None] = lambda: None,
+    on_batch_end: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
     """Novelty scores (n, M), the mean square of z1 - z2 (Eq. 3), of uint8 batches.
 
@@ -77,9 +77,9 @@ def _score_batches(
     scores = []
     with _evaluation_mode(generator):
         for batch in batches:
-            on_batch()
             outputs = generator(scale_pixels(batch.to(weight.device)).to(weight.dtype))
             scores.append(novelty_score(outputs.z1, outputs.z2, stack=stack))
+            on_batch_end()
     return torch.cat(scores).cpu().numpy()
 
 
