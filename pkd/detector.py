@@ -71,8 +71,8 @@ class Detector(OutlierMixin, BaseEstimator):
 
     Attributes:
         student_: generator that computes the scores, on the CPU.
-        teacher_: the teacher's generator, on the CPU. Scoring does not need it: `del
-            detector.teacher_` before pickling makes a small file.
+        teacher_: the teacher's generator, on the CPU; None with structure "student-only". Scoring
+            does not need it: `del detector.teacher_` before pickling makes a small file.
         threshold_: novelty score above which an image is novel.
         offset_: -threshold_, scikit-learn's sign.
         held_out_: (n,) bool, the training images that set the threshold.
@@ -146,7 +146,8 @@ class Detector(OutlierMixin, BaseEstimator):
         train_images = resized[~held_out]
         config = replace(config, **settings.lengths(len(train_images)))
         networks = _train(config, train_images, seed)
-        self.student_, self.teacher_ = (_copied(networks[name]) for name in ("student", "teacher"))
+        self.student_ = _copied(networks["student"])
+        self.teacher_ = _copied(networks["teacher"]) if "teacher" in networks else None
         self.n_channels_, self.n_features_in_ = images.shape[1], math.prod(images.shape[1:])
         self.pixel_range_, self.held_out_ = span, held_out
         self.decision_scores_ = self._scores(resized)
@@ -227,6 +228,10 @@ class Detector(OutlierMixin, BaseEstimator):
             raise ConfigError(
                 "contamination", f"is {self.contamination!r}, but must be 'auto' or a number"
             )
+        if self.structure == "teacher-only":
+            raise ConfigError(
+                "structure", "is 'teacher-only', but a Detector needs a student: choose another"
+            )
         return TrainConfig(
             **{name: getattr(self, name) for name in SETTINGS},
             teacher_widths=_as_tuple(self.teacher_widths),
@@ -261,8 +266,8 @@ def _train(config: ResolvedConfig, images: Tensor, seed: int) -> dict[str, GAN]:
     data = TrainSet(images, np.zeros(len(images), np.int64), members, device=device)
     networks = make_networks(config, members, images.shape[1], device)
     with precision(config.precision, device):
-        for number, phase in enumerate(config.phases()):
-            trainer = make_trainer(config, number, networks, members, data)
+        for phase in config.phases():
+            trainer = make_trainer(config, phase, networks, members, data)
             for epoch in range(phase.epochs):
                 for _ in trainer.epoch(epoch):
                     pass

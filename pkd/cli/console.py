@@ -13,7 +13,7 @@ from typing_extensions import override
 from pkd.cli.parser import PLAIN
 from pkd.data.dataset import Dataset
 from pkd.training.callbacks import Callback
-from pkd.training.config import Phase
+from pkd.training.structures import Phase
 
 console = Console(**PLAIN)
 

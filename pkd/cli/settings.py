@@ -10,7 +10,7 @@ from jsonargparse import ArgumentParser
 
 from pkd.cli.parser import flag
 from pkd.training.config import TrainConfig
-from pkd.training.settings import PARSERS, parse_numbers
+from pkd.training.settings import PARSERS, parse_numbers, parse_paths
 
 
 class InvalidTextError(ArgumentTypeError, ValueError):
@@ -63,6 +63,8 @@ def add_settings(parser: ArgumentParser) -> None:
 
 def _argument_type(name: str, hint: Any) -> dict[str, Any]:
     """Keyword arguments of `add_argument` for a setting with a type hint."""
+    if PARSERS.get(name) is parse_paths:
+        return {"type": TextType("text", str), "nargs": "+", "metavar": "RUN_DIR"}
     if name in PARSERS:
         metavar = "X,X,..." if PARSERS[name] is parse_numbers else None
         return {"type": TextType(name, PARSERS[name]), "metavar": metavar}

@@ -64,6 +64,7 @@ def run_train(args: Namespace) -> int:
 def _open_run(args: Namespace) -> Run:
     """The run to continue, or a new one with the settings of the command line."""
     settings: dict[str, Any] = {field.name: args[field.name] for field in fields(TrainConfig)}
+    settings["teacher"] = settings["teacher"] and tuple(settings["teacher"])  # parsed as a list
     if not args.resume:
         return Run.create(TrainConfig(**settings), args.out)
     if settings != vars(TrainConfig()) or args.out:

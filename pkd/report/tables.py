@@ -12,8 +12,8 @@ from pkd.models.paper import paper_class, paper_mean, table4
 from pkd.runs.plots import PHASE_TITLES
 from pkd.runs.run import Run
 from pkd.scoring.metrics import MemberMetrics
-from pkd.training.config import OWN_DATA, Phase
-from pkd.training.structures import KDGAN
+from pkd.training.config import OWN_DATA
+from pkd.training.structures import KDGAN, Phase
 
 DATASET_TITLES = {
     "digits": "Digits",

@@ -16,6 +16,7 @@ from pkd.data.npz import load_npz
 from pkd.data.standard import load
 from pkd.models.stack import Member
 from pkd.training.config import OWN_DATA, ResolvedConfig, TrainConfig
+from pkd.training.structures import Phase
 from pkd.training.train_set import TrainSet
 from pkd.utils.errors import ConfigError, DataError
 
@@ -62,7 +63,7 @@ def prepare(settings: TrainConfig) -> tuple[ResolvedConfig, "RunData"]:
     config = replace(config, channels=data.channels)
     if config.dataset in OWN_DATA:
         config = replace(config, **settings.lengths(min(data.sizes.values())))
-    data.check_batch_size(config.batch_size)
+    data.check_batch_sizes(config.phases())
     return config, data
 
 
@@ -75,7 +76,7 @@ class RunData:
 
     Attributes:
         held_out: (n,) bool, training images that are held out for the threshold.
-        sizes: normal class -> images to train on.
+        sizes: normal class -> images that are not held out, at most `max_train_images`.
         channels: channels of the images.
 
     Raises:
@@ -84,7 +85,7 @@ class RunData:
 
     def __init__(self, config: ResolvedConfig, dataset: Dataset):
         self.dataset, self.image_size = dataset, config.image_size
-        self.limit, self.channels = config.max_train_images, dataset.train_images.shape[1]
+        self.config, self.channels = config, dataset.train_images.shape[1]
         self.held_out = hold_out(dataset.train_labels, config.held_out)
         self.sizes = self._class_sizes(config)
         if (dataset.test_labels == dataset.test_labels[0]).all():
@@ -92,22 +93,28 @@ class RunData:
                 f"the test split of {config.dataset} has only one class, so it has no novel "
                 "images: add images of another class"
             )
-        self._seeds = config.seeds
+
+    @property
+    def count(self) -> int:
+        """Number of members."""
+        return len(self.config.members or ()) or self.config.seeds * len(self.sizes)
 
     @cached_property
     def members(self) -> list[Member]:
-        """One for each normal class and seed: all classes of seed 0, then of seed 1, ...
+        """The members of the settings, or all classes of seed 0, then of seed 1, ...
 
         Not built before the memory is checked: a mistyped `seeds` would fill it.
         """
-        return [Member(k, seed) for seed in range(self._seeds) for k in self.sizes]
+        if self.config.members:
+            return [Member(normal_class, seed) for normal_class, seed in self.config.members]
+        return [Member(k, seed) for seed in range(self.config.seeds) for k in self.sizes]
 
     def _class_sizes(self, config: ResolvedConfig) -> dict[int, int]:
         """Images of each normal class to train on: without those held out, up to the limit."""
         labels, test_labels = self.dataset.train_labels, self.dataset.test_labels
-        sizes = {}
+        sizes, limit = {}, config.max_train_images
         for k in self._normal_classes(config):
-            total, size = (labels == k).sum(), ((labels == k) & ~self.held_out).sum()
+            total, size = (labels == k).sum(), self._available(k)
             if total == 0 or not (test_labels == k).any():
                 raise ConfigError(
                     "normal_class",
@@ -120,34 +127,45 @@ class RunData:
                     f"{config.held_out} leaves none of the {total} training images of class {k} "
                     f"{self.dataset.classes[k]} to train on: a class needs at least two",
                 )
-            sizes[k] = min(int(size), self.limit or int(size))
+            sizes[k] = min(size, limit or size)
         return sizes
+
+    def _available(self, label: int) -> int:
+        """Images of a class that are not held out."""
+        return int(((self.dataset.train_labels == label) & ~self.held_out).sum())
 
     def _normal_classes(self, config: ResolvedConfig) -> list[int]:
         """Normal classes; of the user's own data "all" means those with training images."""
         names = self.dataset.classes
-        if config.normal_class == "all":
+        parameter, classes = "normal_class", config.normal_class
+        if config.members:
+            parameter, classes = "members", tuple(dict.fromkeys(k for k, _ in config.members))
+        if classes == "all":
             if config.dataset in OWN_DATA:
                 return [int(k) for k in np.unique(self.dataset.train_labels)]
             return list(range(len(names)))
-        for k in config.normal_class:
+        for k in classes:
             if k >= len(names):
                 known = ", ".join(f"{number} {name}" for number, name in enumerate(names))
                 raise ConfigError(
-                    "normal_class",
+                    parameter,
                     f"{k} is not a class of this data set: choose 'all' or numbers of: {known}",
                 )
-        return list(config.normal_class)
+        return list(classes)
 
-    def check_batch_size(self, batch_size: int) -> None:
-        """Raise ConfigError if a class has too few images for one batch."""
-        for k, size in self.sizes.items():
-            if batch_size > size:
-                raise ConfigError(
-                    "batch_size",
-                    f"{batch_size} is larger than class {k} with its {size} training images: "
-                    f"choose at most {size}",
-                )
+    def check_batch_sizes(self, phases: Sequence[Phase]) -> None:
+        """Raise ConfigError if a class has too few images for one batch of a phase."""
+        for phase in phases:
+            teacher = phase.name == "teacher" and self.config.teacher_batch_size is not None
+            for k in self.sizes:
+                available = self._available(k)
+                size = min(available, phase.max_train_images or available)
+                if phase.batch_size > size:
+                    raise ConfigError(
+                        "teacher_batch_size" if teacher else "batch_size",
+                        f"{phase.batch_size} is larger than class {k} with its {size} training "
+                        f"images: choose at most {size}",
+                    )
 
     @cached_property
     def train_images(self) -> Tensor:
@@ -159,10 +177,12 @@ class RunData:
         """(n, C, S, S) uint8 test images, resized."""
         return resize(self.dataset.test_images, self.image_size)
 
-    def train_set(self, members: Sequence[Member], device: torch.device) -> TrainSet:
-        """Images that some members train on, on the device."""
+    def train_set(
+        self, members: Sequence[Member], device: torch.device, limit: int | None
+    ) -> TrainSet:
+        """Images that some members train on, at most `limit` of each class, on the device."""
         labels = np.where(self.held_out, -1, self.dataset.train_labels)
-        return TrainSet(self.train_images, labels, members, self.limit, device)
+        return TrainSet(self.train_images, labels, members, limit, device)
 
     def held_out_images(self, members: Sequence[Member]) -> list[Tensor]:
         """Images (n, C, S, S) uint8 of each member's class that set its threshold.
@@ -172,6 +192,6 @@ class RunData:
         labels, limit = self.dataset.train_labels, None
         selected = self.held_out
         if not selected.any():
-            selected, limit = ~selected, self.limit
+            selected, limit = ~selected, self.config.max_train_images
         rows = [np.flatnonzero(selected & (labels == m.normal_class))[:limit] for m in members]
         return [self.train_images[torch.from_numpy(member_rows)] for member_rows in rows]

@@ -52,6 +52,7 @@ class Progress:
         metrics: lines of metrics.jsonl up to this position.
         auc: finished phase -> AUC of each member on the whole test split.
         seconds: finished or current phase -> time spent in it.
+        teacher_sha256: digest of each member's teacher, where the teachers come from other runs.
     """
 
     phase: int = 0
@@ -62,6 +63,7 @@ class Progress:
     metrics: int = 0
     auc: dict[str, list[float]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    teacher_sha256: list[str] = field(default_factory=list)
 
 
 def parse_progress(text: str) -> Progress:

@@ -8,7 +8,7 @@ import torch
 from pkd.models.cost import cost
 from pkd.runs.data import RunData
 from pkd.training.config import ResolvedConfig
-from pkd.training.factory import NETWORKS, make_networks, make_trainer
+from pkd.training.factory import make_networks, make_trainer
 from pkd.utils.device import precision
 from pkd.utils.errors import ConfigError
 
@@ -23,9 +23,10 @@ def check_memory(config: ResolvedConfig, data: RunData) -> None:
         ConfigError: they do not.
     """
     on_gpu = config.torch_device().type == "cuda"  # where `fitting_stack` finds the largest stack
-    members = config.seeds * len(data.sizes)
+    members = data.count
     stack = min(config.stack or (1 if on_gpu else members), members)
-    weights = max(cost(config.architecture(name, data.channels)).parameters for name in NETWORKS)
+    architectures = [config.architecture(name, data.channels) for name in config.networks]
+    weights = max(cost(architecture).parameters for architecture in architectures)
     needed = 16 * stack * weights  # float32: weights, gradients and two moments
     if on_gpu:
         available = torch.cuda.mem_get_info()[1]
@@ -56,11 +57,11 @@ def training_memory(config: ResolvedConfig, data: RunData, count: int) -> int:
     device, before = config.torch_device(), torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     members = data.members[:count]
-    train_set = data.train_set(members, device)
     networks = make_networks(config, members, data.channels, device)
     with precision(config.precision, device):
-        for number in range(len(config.phases())):
-            trainer = make_trainer(config, number, networks, members, train_set)
+        for phase in config.phases():
+            train_set = data.train_set(members, device, phase.max_train_images)
+            trainer = make_trainer(config, phase, networks, members, train_set)
             trainer.begin_epoch(0)
             trainer.step()
             del trainer  # frees its memory before the next phase allocates

@@ -1,14 +1,16 @@
 """Train a run: teacher, step 1 and step 2 (Algorithm 1), then results."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from pkd.models.ganomaly import network_tensors
+from pkd.models.ganomaly import load_networks, network_tensors
 from pkd.runs.plots import training_curves_png
 from pkd.runs.results import build_results
 from pkd.runs.run import Run
 from pkd.runs.stack_loop import StackLoop
+from pkd.runs.teachers import weights_sha256
 from pkd.training.callbacks import Callback
 
 
@@ -35,10 +37,24 @@ def train(run: Run, callback: Callback) -> dict[str, Any]:
         loop = PhaseLoop(run, callback)
         with run.precision():
             for number in range(folder.progress.phase, len(run.phases)):
-                loop.train_phase(number)
+                if run.is_taken(run.phases[number]):
+                    take_teachers(run)
+                else:
+                    loop.train_phase(number)
     results = build_results(run, folder.progress.auc)
     folder.write_results(results, training_curves_png(folder.metrics, run.config.dataset))
     return results
+
+
+def take_teachers(run: Run) -> None:
+    """Finish the teacher's phase with the teachers of other runs."""
+    phase, teachers, folder = run.phases[0], run.teachers, run.folder
+    tensors = teachers.tensors()
+    load_networks(run.trained(phase), tensors)
+    progress = replace(folder.progress, phase=1, auc={phase.name: teachers.auc()})
+    progress.teacher_sha256 = weights_sha256(tensors, len(run.members))
+    folder.metrics.extend(teachers.metrics(phase.epochs))
+    folder.save_phase(phase.name, teachers.scores(), progress)
 
 
 class PhaseLoop:

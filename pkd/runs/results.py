@@ -10,6 +10,7 @@ import numpy as np
 from pkd.models.cost import cost
 from pkd.models.stack import Member
 from pkd.runs.run import Run
+from pkd.runs.teachers import CHECKPOINT, PREFIX, weights_sha256
 from pkd.scoring.metrics import MemberMetrics, auc_by_member, threshold
 from pkd.training.settings import to_plain
 from pkd.utils.device import device_name, in_tf32
@@ -42,13 +43,26 @@ def build_results(run: Run, auc: dict[str, list[float]]) -> dict[str, Any]:
         "channels": run.data.channels,
         "image_size": config.image_size,
         "config": to_plain(config),
-        "members": add_thresholds(run, results.pop("members")),
+        "members": _with_teachers(run, add_thresholds(run, results.pop("members"))),
         **results,
         "cost": {name: vars(cost(gan.architecture)) for name, gan in run.networks.items()},
         "seconds": {phase: round(value, 1) for phase, value in seconds.items()},
         "hardware": device_name(run.device) + ", TF32" * in_tf32(config.precision, run.device),
         "versions": {"python": platform.python_version(), **run.versions},
     }
+
+
+def _with_teachers(run: Run, members: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Add the digest of each member's trained teacher, which names it whatever its folder is."""
+    progress = run.folder.progress
+    if "teacher" not in progress.auc:
+        return members
+    digests = progress.teacher_sha256 or weights_sha256(
+        run.folder.load_tensors(CHECKPOINT, PREFIX), len(members)
+    )
+    return [
+        member | {"teacher_sha256": digest} for member, digest in zip(members, digests, strict=True)
+    ]
 
 
 def auc_summary(run: Run, auc: dict[str, list[float]]) -> dict[str, Any]:

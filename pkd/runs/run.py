@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import datetime
-from functools import partial
+from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,11 +18,13 @@ from pkd.models.stack import extract_stack, split_into_stacks
 from pkd.runs.data import RunData, load_dataset, prepare
 from pkd.runs.folder import RunFolder
 from pkd.runs.memory import check_memory, fitting_stack
+from pkd.runs.teachers import Teachers
 from pkd.scoring.metrics import auc_by_member
 from pkd.scoring.novelty import novelty_scores, scores_per_member
-from pkd.training.config import DeviceName, Phase, ResolvedConfig, TrainConfig
+from pkd.training.config import DeviceName, ResolvedConfig, TrainConfig
 from pkd.training.factory import make_networks
 from pkd.training.settings import from_plain, to_plain
+from pkd.training.structures import Phase
 from pkd.utils.device import precision
 from pkd.utils.errors import RESTORE, CheckpointError, DivergenceError, PkdError
 
@@ -48,8 +50,8 @@ class Run:
         stacks: slices of the members that are trained together, one stack after the other.
         device: device of the computation.
         test_images: (n, C, S, S) uint8 on the device.
-        networks: {"teacher": GAN, "student": GAN} of all members. With several stacks they are in
-            host memory, and those of one stack at a time on the device.
+        networks: name -> GAN of all members, of those networks that take part. With several stacks
+            they are in host memory, and those of one stack at a time on the device.
     """
 
     def __init__(self, folder: RunFolder, config: ResolvedConfig, data: RunData):
@@ -76,6 +78,8 @@ class Run:
         """
         config, data = prepare(settings)
         check_memory(config, data)
+        if config.teacher:
+            Teachers(config, data.dataset, data.members)  # refuses those that do not fit
         config = replace(config, stack=fitting_stack(config, data))
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
         out = out or Path("runs") / f"{config.dataset}-{stamp}"
@@ -114,7 +118,7 @@ class Run:
             config, device=device or config.device, data_dir=data_dir or config.data_dir
         )
         data = RunData(config, load_dataset(config))
-        data.check_batch_size(config.batch_size)
+        data.check_batch_sizes(config.phases())
         if not data.held_out.any():
             logger.warning(
                 "%s was trained before images were held out: its thresholds come from its "
@@ -142,8 +146,21 @@ class Run:
                 f"{self.folder.path / 'progress.json'} does not fit config.yaml: {RESTORE}"
             )
 
+    def is_taken(self, phase: Phase) -> bool:
+        """Whether a phase is not trained here, but its teachers come from other runs."""
+        return phase.name == "teacher" and self.config.teacher is not None
+
+    @cached_property
+    def teachers(self) -> Teachers:
+        """Teachers from other runs; PkdError if these runs have changed."""
+        return Teachers(self.config, self.dataset, self.members, beside=self.folder.path)
+
     def load_phase(self, phase: Phase) -> None:
         """Load the networks of a finished phase; CheckpointError if they do not fit."""
+        if self.is_taken(phase):
+            tensors = self.teachers.tensors(self.folder.progress.teacher_sha256)
+            load_networks(self.trained(phase), tensors)
+            return
         self.load(f"{phase.name}.safetensors", partial(load_networks, self.trained(phase)))
 
     def load(self, name: str, load: Callable[[dict[str, Tensor]], None]) -> None:

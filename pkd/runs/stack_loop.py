@@ -54,10 +54,10 @@ class StackLoop:
         members = run.members[self.stack]
         self.trainer = make_trainer(
             run.config,
-            self.progress.phase,
+            self.phase,
             run.on_device(self.stack),
             members,
-            run.data.train_set(members, run.device),
+            run.data.train_set(members, run.device, self.phase.max_train_images),
             callback,
             use_graph=use_graph,
             on_graph_failure=on_graph_failure,

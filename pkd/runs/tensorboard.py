@@ -9,7 +9,7 @@ from typing import Any
 from typing_extensions import override
 
 from pkd.training.callbacks import Callback
-from pkd.training.config import Phase
+from pkd.training.structures import Phase
 from pkd.utils.errors import ConfigError, OutputError
 
 try:

@@ -5,7 +5,7 @@ from typing import Any
 
 from typing_extensions import override
 
-from pkd.training.config import Phase
+from pkd.training.structures import Phase
 
 
 class TrainingInterrupted(Exception):  # noqa: N818 (a request of the user, not an error)

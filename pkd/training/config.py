@@ -1,6 +1,6 @@
 """Settings of a training run: one dataclass, its presets and its checks."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -8,7 +8,7 @@ import torch
 
 from pkd.models.architecture import Architecture
 from pkd.models.paper import PAPER_STUDENTS, TEACHER_WIDTHS
-from pkd.training.structures import PHASE_NAMES, SCHEDULES, TEACHER, Structure
+from pkd.training.structures import NETWORKS, SCHEDULES, Phase, Structure
 from pkd.training.validation import check_settings
 from pkd.utils.device import device_name, in_tf32
 from pkd.utils.errors import ConfigError
@@ -17,7 +17,9 @@ StandardName = Literal["digits", "mnist", "fashion_mnist", "cifar10"]
 OwnName = Literal["folder", "npz"]
 DatasetName = Literal[StandardName, OwnName]
 OWN_DATA = get_args(OwnName)
-StructureName = Literal["1", "2", "3", "4", "progressive-23", "progressive-24"]
+StructureName = Literal[
+    "teacher-only", "student-only", "1", "2", "3", "4", "progressive-23", "progressive-24"
+]
 DeviceName = Literal["auto", "cpu", "cuda"]
 Widths = tuple[int, int, int]
 
@@ -57,7 +59,13 @@ class TrainConfig:
         skip_bad: leave out the unreadable files of a folder.
         normal_class: "all", a class number, or several as "1,5"; each is one model of the stack.
         seeds: repeats of each class, seeds 0 to SEEDS-1, trained as further models of the stack.
-        structure: KDGAN-1 to -4, or the two steps of P-KDGAN-II-(2)(3) or -(2)(4).
+        members: models of the stack as CLASS:SEED,CLASS:SEED,...; default: every normal class with
+            every seed.
+        structure: KDGAN-1 to -4, the two steps of P-KDGAN-II-(2)(3) or -(2)(4), or one network
+            alone, without distillation.
+        teacher: finished runs to take the teachers from instead of training them. Together they
+            have a teacher for each class and seed, trained on the same images with the same
+            settings.
         teacher_widths: channels of the teacher's three stages.
         student_widths: channels of the student's three stages; default by preset.
         preset: defaults for widths, epochs, batch size and training images: "quick" for a laptop,
@@ -66,8 +74,12 @@ class TrainConfig:
         step1_epochs: epochs of the first distillation step; default by preset.
         step2_epochs: epochs of the second step of a progressive structure; default by preset.
         batch_size: images per step and model; default by preset.
+        teacher_batch_size: images per step and model in the teacher's own training; default:
+            batch_size.
         max_train_images: use only the first N training images of each class, all where it has
             fewer; default by preset.
+        teacher_max_train_images: the same for the teacher's own training; default:
+            max_train_images.
         image_size: height and width that images are resized to: 16, 32, 64 or 128.
         channels: 1 for grey, 3 for RGB; default as the images are; a folder is RGB if any training
             image is in colour.
@@ -75,6 +87,9 @@ class TrainConfig:
             novelty threshold; default by preset.
         contamination: share of normal images that the threshold may classify as novel.
         lr: Adam's learning rate; default by preset.
+        teacher_lr: learning rate of the teacher's own training; default: lr.
+        step2_teacher_lr: learning rate of the teacher in the second step of a progressive
+            structure; default: lr.
         lr_schedule: keep the rate, or decrease it linearly to 0 in each phase; default by preset.
         betas: Adam's decay rates.
         weights: weights of the loss terms con,enc,adv (Eq. 5) and k1,kx,k2 (Eq. 6).
@@ -97,7 +112,9 @@ class TrainConfig:
     skip_bad: bool = False
     normal_class: Literal["all"] | tuple[int, ...] = "all"
     seeds: int = 1
+    members: tuple[tuple[int, int], ...] | None = None
     structure: StructureName = "progressive-23"
+    teacher: tuple[str, ...] | None = None
     teacher_widths: Widths = TEACHER_WIDTHS
     student_widths: Widths | None = None
     preset: Literal["quick", "paper"] = "quick"
@@ -105,12 +122,16 @@ class TrainConfig:
     step1_epochs: int | None = None
     step2_epochs: int | None = None
     batch_size: int | None = None
+    teacher_batch_size: int | None = None
     max_train_images: int | None = None
+    teacher_max_train_images: int | None = None
     image_size: int = 32
     channels: int | None = None
     held_out: float | None = None
     contamination: float = CONTAMINATION
     lr: float | None = None
+    teacher_lr: float | None = None
+    step2_teacher_lr: float | None = None
     lr_schedule: Literal["constant", "linear"] | None = None
     betas: tuple[float, float] = (0.5, 0.999)
     weights: tuple[float, float, float, float, float, float] = (10.0, 1.0, 1.0, 1.0, 1.0, 1.0)
@@ -138,8 +159,11 @@ class TrainConfig:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         missing = {k: v for k, v in defaults.items() if values[k] is None}
         if self.data_dir:
-            missing["data_dir"] = str(Path(self.data_dir).expanduser().absolute())
+            missing["data_dir"] = _absolute(self.data_dir)
+        if self.teacher:
+            missing["teacher"] = tuple(map(_absolute, self.teacher))
         config = ResolvedConfig(**values | missing)
+        config.check_members_and_teacher()
         if config.held_out == 0:
             raise ConfigError("held_out", "is 0, but a new run must hold out images, e.g. 0.1")
         return config
@@ -213,24 +237,50 @@ class ResolvedConfig(TrainConfig):
             channels, widths, self.latent, self.norm, self.norm_first, self.image_size
         )
 
-    def phases(self) -> list["Phase"]:
+    def check_members_and_teacher(self) -> None:
+        """Check settings that depend on each other; ConfigError if they contradict each other."""
+        if self.members and (self.normal_class != "all" or self.seeds != 1):
+            raise ConfigError(
+                "members", "has the classes and seeds: leave out `normal_class` and `seeds`"
+            )
+        if self.teacher and self.structure in ("teacher-only", "student-only"):
+            raise ConfigError(
+                "teacher", f"has no use with the structure {self.structure}: leave it out"
+            )
+
+    def phases(self) -> list[Phase]:
         """Phases of the run in order: the teacher's own training, then one step or two."""
-        structures = (TEACHER, *SCHEDULES[self.structure])
-        return [
-            Phase(name, structure, getattr(self, f"{name}_epochs"))
-            for name, structure in zip(PHASE_NAMES, structures, strict=False)
-        ]
+        schedule = SCHEDULES[self.structure]
+        return [self._phase(name, structure) for name, structure in schedule.items()]
 
-
-@dataclass(frozen=True)
-class Phase:
-    """Consecutive epochs with one structure."""
-
-    name: str
-    structure: Structure
-    epochs: int
+    def _phase(self, name: str, structure: Structure) -> Phase:
+        """Phase with the settings that apply to it."""
+        phase = Phase(
+            name,
+            structure,
+            getattr(self, f"{name}_epochs"),
+            self.batch_size,
+            self.lr,
+            self.max_train_images,
+        )
+        if name == "teacher":
+            return replace(
+                phase,
+                batch_size=self.teacher_batch_size or self.batch_size,
+                lr=self.teacher_lr or self.lr,
+                max_train_images=self.teacher_max_train_images or self.max_train_images,
+            )
+        if name == "step2" and self.step2_teacher_lr:
+            return replace(phase, lr_factors={"teacher": self.step2_teacher_lr / self.lr})
+        return phase
 
     @property
-    def network(self) -> str:
-        """Name of the network whose AUC this phase reports."""
-        return self.structure.trained[-1]
+    def networks(self) -> tuple[str, ...]:
+        """Names of the networks that take part in a phase."""
+        phases = SCHEDULES[self.structure].values()
+        names = {name for structure in phases for name in structure.networks}
+        return tuple(name for name in NETWORKS if name in names)
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())

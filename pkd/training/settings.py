@@ -53,6 +53,32 @@ def parse_numbers(value: Any) -> tuple[float, ...]:
         raise ValueError(f"expected numbers separated by commas, got {value!r}") from error
 
 
+def parse_members(value: Any) -> tuple[tuple[int, int], ...]:
+    """Models written as "CLASS:SEED,CLASS:SEED", or as a list of such pairs.
+
+    Raises:
+        ValueError: `value` is neither.
+    """
+    items = value.split(",") if isinstance(value, str) else value
+    try:
+        pairs = [item.split(":") if isinstance(item, str) else item for item in items]
+        return tuple((_integer(normal_class), _integer(seed)) for normal_class, seed in pairs)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"expected models as CLASS:SEED such as 0:0,1:0, got {value!r}") from error
+
+
+def parse_paths(value: Any) -> tuple[str, ...]:
+    """Paths in a list, or a single one.
+
+    Raises:
+        ValueError: `value` is neither.
+    """
+    items = [value] if isinstance(value, str) else value
+    if not isinstance(items, (list, tuple)) or not all(isinstance(item, str) for item in items):
+        raise ValueError(f"expected paths, got {value!r}")
+    return tuple(items)
+
+
 def _integer(value: Any) -> int:
     if isinstance(value, str) and value.isascii() and value.isdigit():
         return int(value)
@@ -64,6 +90,8 @@ def _integer(value: Any) -> int:
 # Settings whose text differs from their value.
 PARSERS = {
     "normal_class": parse_classes,
+    "members": parse_members,
+    "teacher": parse_paths,
     "teacher_widths": parse_widths,
     "student_widths": parse_widths,
     "betas": parse_numbers,
@@ -83,6 +111,12 @@ BEFORE = {
     "stack": None,
     "channels": None,
     "precision": "float32",
+    "members": None,
+    "teacher": None,
+    "teacher_lr": None,
+    "teacher_batch_size": None,
+    "teacher_max_train_images": None,
+    "step2_teacher_lr": None,
 }
 
 
@@ -94,6 +128,8 @@ def to_plain(config: TrainConfig) -> dict[str, Any]:
             plain[name] = "-".join(map(str, value))
         elif name == "normal_class" and value != "all":
             plain[name] = ",".join(map(str, value))
+        elif name == "members" and value is not None:
+            plain[name] = ",".join(f"{normal_class}:{seed}" for normal_class, seed in value)
         else:
             plain[name] = list(value) if isinstance(value, tuple) else value
     return plain

@@ -9,9 +9,10 @@ only launches steps. On a GPU they are replays of one CUDA graph.
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
+from types import MappingProxyType
 
 import torch
 from pkd_kernels import FlatAdam, gather, record_step, unit_grad
@@ -46,6 +47,7 @@ class Trainer:
         phase: number of the phase; it seeds the data order.
         batch_size: images per step and member.
         lr: learning rate.
+        lr_factors: trained network -> factor of the learning rate; 1 where it is missing.
         decay_epochs: the rate decreases to 0, linearly over that many epochs.
         betas: Adam's decay rates.
         objective: weights and reduction of the losses.
@@ -73,6 +75,7 @@ class Trainer:
         phase: int = 0,
         batch_size: int = 1,
         lr: float = 0.002,
+        lr_factors: Mapping[str, float] = MappingProxyType({}),
         decay_epochs: float = math.inf,
         betas: tuple[float, float] = (0.5, 0.999),
         objective: Objective = OBJECTIVE,

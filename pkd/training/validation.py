@@ -28,6 +28,7 @@ def _positive_in_float32(value: float) -> bool:
 COUNTS = (
     *("seeds", "latent", "max_train_images", "stack", "batch_size"),
     *("teacher_epochs", "step1_epochs", "step2_epochs"),
+    *("teacher_batch_size", "teacher_max_train_images"),
 )
 RULES: dict[str, Rule] = {
     **dict.fromkeys(COUNTS, Rule(lambda value: value >= 1, "be at least 1")),
@@ -39,7 +40,15 @@ RULES: dict[str, Rule] = {
         lambda value: value == "all" or 0 < len(value) == len(set(value)),
         "be 'all' or class numbers, each of them once",
     ),
-    "lr": Rule(_positive_in_float32, "be positive and finite in float32, e.g. 0.002"),
+    **dict.fromkeys(
+        ("lr", "teacher_lr", "step2_teacher_lr"),
+        Rule(_positive_in_float32, "be positive and finite in float32, e.g. 0.002"),
+    ),
+    "members": Rule(
+        lambda value: 0 < len(value) == len(set(value)) and min(map(min, value)) >= 0,
+        "be models as CLASS:SEED, each of them once, e.g. 0:0,1:0",
+    ),
+    "teacher": Rule(lambda value: len(value) > 0, "be folders of finished runs"),
     "betas": Rule(lambda value: all(0 <= beta < 1 for beta in value), "be two numbers in [0, 1)"),
     "weights": Rule(
         lambda value: all(math.isfinite(weight) and weight >= 0 for weight in value),

@@ -3,8 +3,7 @@
 import pytest
 
 from pkd.training.callbacks import Callback, CallbackList, TrainingInterrupted
-from pkd.training.config import Phase
-from pkd.training.structures import TEACHER
+from pkd.training.structures import TEACHER, Phase
 
 CALLS = {
     "on_phase_start": (Phase("teacher", TEACHER, 3), 30, 10),
