@@ -8,6 +8,7 @@ from pkd_kernels.dispatch import (
     discriminator_loss,
     gather,
     generator_loss,
+    novelty_parts,
     novelty_score,
     record_step,
 )
@@ -16,6 +17,7 @@ from pkd_kernels.losses.grad_outputs import unit_grad
 from pkd_kernels.reference import (
     ACTIVATIONS,
     NORM_EPS,
+    NOVELTY_PARTS,
     TERMS,
     ConvLayer,
     scale_pixels,
@@ -24,6 +26,7 @@ from pkd_kernels.reference import (
 __all__ = [
     "ACTIVATIONS",
     "NORM_EPS",
+    "NOVELTY_PARTS",
     "TERMS",
     "ConvLayer",
     "FlatAdam",
@@ -34,6 +37,7 @@ __all__ = [
     "discriminator_loss",
     "gather",
     "generator_loss",
+    "novelty_parts",
     "novelty_score",
     "record_step",
     "scale_pixels",

@@ -75,6 +75,7 @@ def _dispatched(definition: Callable[P, R], module: str) -> Callable[P, R]:
 
 generator_loss = _dispatched(reference.generator_loss, "losses.generator")
 discriminator_loss = _dispatched(reference.discriminator_loss, "losses.discriminator")
+novelty_parts = _dispatched(reference.novelty_parts, "novelty")
 novelty_score = _dispatched(reference.novelty_score, "novelty")
 adam_step = _dispatched(reference.adam_step, "adam")
 conv_chain = _dispatched(reference.conv_chain, "conv.autograd")

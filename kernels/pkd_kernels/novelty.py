@@ -5,6 +5,9 @@ One program owns `ROWS` rows; a row is the D latents of one image of one model:
     s = Σ (z1 - z2)² / D        ds/dz1 = 2 (z1 - z2) / D = -ds/dz2
 
 Scoring needs no gradient, so the forward kernel computes none; backward uses PyTorch's operations.
+
+`novelty_parts` computes what other scores need as well. One program owns one row, its latents and
+its pixels, and reads each of them once.
 """
 
 from typing import Any
@@ -15,9 +18,10 @@ import triton.language as tl
 from torch import Tensor
 
 from pkd_kernels.operators import custom_operator, once_differentiable
-from pkd_kernels.reference import accumulator, check_pair
+from pkd_kernels.reference import NOVELTY_PARTS, accumulator, check_novelty_inputs, check_pair
 
 ROWS, BLOCK, NUM_WARPS = 4, 256, 4
+PIXELS = 1024  # that a program of `novelty_parts` reads at once
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -82,3 +86,73 @@ def novelty_score(z1: Tensor, z2: Tensor, *, stack: int = 1) -> Tensor:
     """`reference.novelty_score` in one launch."""
     check_pair(z1, z2, stack)
     return _NoveltyScore.apply(z1, z2, stack)
+
+
+@triton.jit(do_not_specialize=["images_per_row"])
+def novelty_parts_kernel(
+    z1_ptr,
+    z2_ptr,
+    x_ptr,
+    xh_ptr,
+    parts_ptr,
+    images_per_row,
+    latents,
+    pixels,
+    BLOCK: tl.constexpr,
+    PIXELS: tl.constexpr,
+):
+    """Parts of one row; `images_per_row` consecutive rows have the same image x."""
+    acc: tl.constexpr = parts_ptr.dtype.element_ty
+    row = tl.program_id(0).to(tl.int64)
+    b_latent = tl.zeros([BLOCK], acc)
+    b_energy = tl.zeros([BLOCK], acc)
+    for start in range(0, latents, BLOCK):
+        i = start + tl.arange(0, BLOCK)  # [BLOCK]
+        b_z1 = tl.load(z1_ptr + row * latents + i, mask=i < latents, other=0).to(acc)
+        b_z2 = tl.load(z2_ptr + row * latents + i, mask=i < latents, other=0).to(acc)
+        b_latent += (b_z1 - b_z2) * (b_z1 - b_z2)
+        b_energy += b_z1 * b_z1
+    b_error = tl.zeros([PIXELS], acc)
+    for start in range(0, pixels, PIXELS):
+        i = start + tl.arange(0, PIXELS)  # [PIXELS]
+        image = row // images_per_row
+        b_x = tl.load(x_ptr + image * pixels + i, mask=i < pixels, other=0).to(acc)
+        b_xh = tl.load(xh_ptr + row * pixels + i, mask=i < pixels, other=0).to(acc)
+        b_error += tl.abs(b_x - b_xh)
+    tl.store(parts_ptr + 3 * row, tl.sum(b_latent, 0) / latents)
+    tl.store(parts_ptr + 3 * row + 1, tl.sum(b_energy, 0) / latents)
+    tl.store(parts_ptr + 3 * row + 2, tl.sum(b_error, 0) / pixels)
+
+
+def _empty_parts(z1: Tensor, z2: Tensor, x: Tensor, xh: Tensor, stack: int, shared: bool) -> Tensor:
+    shape = (z1.shape[0], stack, len(NOVELTY_PARTS))
+    return torch.empty(shape, dtype=accumulator(z1, z2, x, xh), device=z1.device)
+
+
+@custom_operator("novelty_parts", fake=_empty_parts)
+def launch_parts(z1: Tensor, z2: Tensor, x: Tensor, xh: Tensor, stack: int, shared: bool) -> Tensor:
+    """Parts (N, M, 3)."""
+    parts = _empty_parts(z1, z2, x, xh, stack, shared)
+    rows = z1.shape[0] * stack
+    novelty_parts_kernel[(rows,)](
+        z1.contiguous(),
+        z2.contiguous(),
+        x.contiguous(),
+        xh.contiguous(),
+        parts,
+        stack if shared else 1,
+        z1.numel() // rows,
+        xh.numel() // rows,
+        BLOCK=BLOCK,
+        PIXELS=PIXELS,
+        num_warps=NUM_WARPS,
+        enable_fp_fusion=True,
+    )
+    return parts
+
+
+@torch.no_grad()
+def novelty_parts(z1: Tensor, z2: Tensor, x: Tensor, xh: Tensor, *, stack: int = 1) -> Tensor:
+    """`reference.novelty_parts` in one launch."""
+    shared = check_novelty_inputs(z1, z2, x, xh, stack)
+    return launch_parts(z1, z2, x, xh, stack, shared)

@@ -435,6 +435,51 @@ def novelty_score(z1: Tensor, z2: Tensor, *, stack: int = 1) -> Tensor:
     return (z1.to(acc) - z2.to(acc)).reshape(z1.shape[0], stack, -1).square().mean(2)
 
 
+# Columns of `novelty_parts`.
+NOVELTY_PARTS = ("latent", "energy", "reconstruction")
+
+
+def check_novelty_inputs(z1: Tensor, z2: Tensor, x: Tensor, xh: Tensor, stack: int) -> bool:
+    """Whether all models share the images x; ValueError unless the inputs fit each other."""
+    check_pair(z1, z2, stack)
+    check_pair(xh, xh, stack)
+    shared = stack > 1 and x.dim() > 1 and x.shape[1] * stack == xh.shape[1]
+    channels = xh.shape[1] // stack if shared else xh.shape[1]
+    if x.shape != (xh.shape[0], channels, *xh.shape[2:]):
+        raise ValueError(f"shapes differ: {tuple(x.shape)} and {tuple(xh.shape)}")
+    if xh.shape[0] != z1.shape[0]:
+        raise ValueError(f"batch sizes differ: {z1.shape[0]} and {xh.shape[0]} images")
+    return shared
+
+
+@torch.no_grad()
+def novelty_parts(z1: Tensor, z2: Tensor, x: Tensor, xh: Tensor, *, stack: int = 1) -> Tensor:
+    """The numbers that novelty scores are computed from, for each image and model, in one pass.
+
+    Args:
+        z1: (N, M*D) latents of the images.
+        z2: (N, M*D) latents of the reconstructions.
+        x: (N, M*C, H, W) images, or (N, C, H, W) shared by all models.
+        xh: (N, M*C, H, W) reconstructions.
+        stack: M.
+
+    Returns:
+        (N, M, 3): mean square of z1 - z2, mean square of z1, and mean of |x - xh|. float64 for
+        float64 inputs and float32 otherwise; without gradient.
+
+    Raises:
+        ValueError: the shapes do not fit each other.
+    """
+    shared = check_novelty_inputs(z1, z2, x, xh, stack)
+    acc = accumulator(z1, z2, x, xh)
+    rows = (len(z1), stack, -1)
+    first, second = (z.to(acc).reshape(rows) for z in (z1, z2))
+    images = x.to(acc).reshape(len(x), 1 if shared else stack, -1)
+    errors = images - xh.to(acc).reshape(rows)
+    parts = ((first - second).square(), first.square(), errors.abs())
+    return torch.stack([part.mean(2) for part in parts], 2)
+
+
 def check_adam_inputs(
     param: Tensor,
     grad: Tensor,

@@ -110,6 +110,7 @@ def test_every_kernel_type_and_architecture_is_compiled(rows):
     for row in rows:
         compiled[row[0], row[1]].add((int(row[-6]), int(row[-4])))
     ops = ("generator_loss", "discriminator_loss", "novelty_score", "adam_step", "gather")
+    ops += ("novelty_parts",)
     unaligned = {(1, 90)}
     for kernel, dtype in itertools.product(ops, ARCHITECTURES_OF):
         aligned = {(16, architecture) for architecture in ARCHITECTURES_OF[dtype]}

@@ -11,6 +11,7 @@ from pkd_kernels.reference import (
     conv_norm_act,
     discriminator_loss,
     generator_loss,
+    novelty_parts,
     novelty_score,
 )
 from torch import nn
@@ -365,6 +366,19 @@ def test_novelty_score_against_numpy():
     actual = novelty_score(z1, z2, stack=STACK)
     np.testing.assert_allclose(actual, expected, rtol=1e-14)
     assert actual[0, 0] == 0
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_novelty_parts_against_numpy(shared):
+    z1, z2 = randn(4, 15), randn(4, 15, seed=1)
+    x, xh = randn(4, 2 if shared else 6, 4, 4, seed=2), randn(4, 6, 4, 4, seed=3)
+    actual = novelty_parts(z1, z2, x, xh, stack=STACK).numpy()
+    first, second = (z.numpy().reshape(4, 3, 5) for z in (z1, z2))
+    images = np.broadcast_to(x.numpy().reshape(4, -1, 32), (4, 3, 32))
+    np.testing.assert_allclose(actual[..., 0], ((first - second) ** 2).mean(2), rtol=1e-14)
+    np.testing.assert_allclose(actual[..., 1], (first**2).mean(2), rtol=1e-14)
+    errors = np.abs(images - xh.numpy().reshape(4, 3, 32))
+    np.testing.assert_allclose(actual[..., 2], errors.mean(2), rtol=1e-14)
 
 
 SHAPES = [(6, 2, 4, 4), (3,), (9, 1)]  # each M = 3 equal blocks, one of them a single element

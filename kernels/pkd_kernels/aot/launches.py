@@ -158,6 +158,7 @@ def _call_ops() -> None:
     generator_loss = _op("generator_loss", "losses.generator")
     discriminator_loss = _op("discriminator_loss", "losses.discriminator")
     novelty_score = _op("novelty_score", "novelty")
+    novelty_parts = _op("novelty_parts", "novelty")
     for dtype, (image, latent, feature) in itertools.product(DTYPES, SIZES):
 
         def empty(size: int, dtype: torch.dtype = dtype) -> torch.Tensor:
@@ -175,6 +176,7 @@ def _call_ops() -> None:
         loss = discriminator_loss(f, f)
         loss.sum().backward()
         novelty_score(z1, z2)
+        novelty_parts(z1, z2, x, xh)
         _call_optimizer(empty(4096).detach()[0])
         _call_gather([*teacher, x.to(torch.uint8)], dtype)
         _call_record_step(total, loss, terms)
