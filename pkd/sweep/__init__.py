@@ -1,1 +1,1 @@
-"""Many trainings from one command: cells, shared teachers, shards, and the engines that run them."""
+"""Many trainings from one command: cells, shared teachers, shards and engines."""
