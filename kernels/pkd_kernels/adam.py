@@ -1,9 +1,10 @@
 """One Adam step on one flat buffer that holds every parameter of M models, in one launch.
 
-One program owns a piece of the buffer, which belongs to one model m. With t = step_m + 1,
+One program owns a piece of the buffer, which belongs to one model m and to parameters with one
+factor f of the rate. With t = step_m + 1,
 
     a = β1 a + (1 - β1) g        v = β2 v + (1 - β2) g²
-    p = p - lr_m / (1 - β1ᵗ) · a / (√v / √(1 - β2ᵗ) + ε)
+    p = p - f lr_m / (1 - β1ᵗ) · a / (√v / √(1 - β2ᵗ) + ε)
 
 βᵗ is computed in float64, because 1 - βᵗ cancels where t is small. All programs of a model read
 step_m, so the program that finishes last increments it. An integer counter of finished programs
@@ -14,6 +15,8 @@ import math
 import sys
 from collections.abc import Sequence
 from functools import cache
+from itertools import groupby
+from operator import itemgetter
 
 import torch
 import triton
@@ -36,6 +39,7 @@ def adam_step_kernel(
     lr_ptr,
     active_ptr,
     pieces_ptr,
+    factors_ptr,
     arrivals_ptr,
     stack,
     BETA1: tl.constexpr,
@@ -60,7 +64,8 @@ def adam_step_kernel(
     t = tl.load(step_ptr + m).to(tl.float64) + 1
     correction1 = 1 - tl.exp2(t * LOG2_BETA1)
     correction2 = 1 - tl.exp2(t * LOG2_BETA2)
-    rate = (tl.load(lr_ptr + m).to(tl.float64) / correction1).to(acc)
+    lr = tl.load(lr_ptr + m).to(tl.float64) * tl.load(factors_ptr + piece)
+    rate = (lr / correction1).to(acc)
     root2 = tl.sqrt(correction2).to(acc)
 
     b_avg += (1 - BETA1) * (b_grad - b_avg)
@@ -81,23 +86,31 @@ def adam_step_kernel(
 
 
 @cache
-def _pieces(sizes: tuple[int, ...], stack: int, device: torch.device) -> Tensor:
-    """(programs, 3): begin, end and model of each; neighbouring pieces of one model are merged."""
-    ranges: list[list[int]] = []
-    offset = 0
-    for size in sizes:
-        for m in range(stack):
-            if ranges and ranges[-1][2] == m:
-                ranges[-1][1] += size
-            else:
-                ranges.append([offset, offset + size, m])
-            offset += size
-    pieces = [
-        (begin, min(begin + BLOCK, stop), m)
-        for start, stop, m in ranges
-        for begin in range(start, stop, BLOCK)
+def _pieces(
+    sizes: tuple[int, ...], factors: tuple[float, ...], stack: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Table of the programs; neighbouring pieces of one model and one factor are merged.
+
+    Returns:
+        (programs, 3) int64 begin, end and model, and (programs,) float64 factors of the rate.
+    """
+    blocks = [
+        ((m, factor), size)
+        for size, factor in zip(sizes, factors, strict=True)
+        for m in range(stack)
     ]
-    return torch.tensor(pieces, device=device)  # int64: a stack may exceed 2**31 parameters
+    pieces: list[tuple[int, int, int]] = []
+    piece_factors: list[float] = []
+    offset = 0
+    for (m, factor), merged in groupby(blocks, key=itemgetter(0)):
+        end = offset + sum(size for _, size in merged)
+        begins = range(offset, end, BLOCK)
+        pieces += [(begin, min(begin + BLOCK, end), m) for begin in begins]
+        piece_factors += [factor] * len(begins)
+        offset = end
+    # int64: a stack may exceed 2**31 parameters.
+    table = torch.tensor(pieces, dtype=torch.int64, device=device)
+    return table, torch.tensor(piece_factors, dtype=torch.float64, device=device)
 
 
 def _log2(beta: float) -> float:
@@ -117,13 +130,15 @@ def adam_step(
     sizes: Sequence[int],
     betas: tuple[float, float],
     eps: float,
+    lr_factors: Sequence[float] | None = None,
     arrivals: Tensor | None = None,
 ) -> None:
     """`reference.adam_step` in one launch."""
-    check_adam_inputs(param, grad, exp_avg, exp_avg_sq, step, sizes)
+    check_adam_inputs(param, grad, exp_avg, exp_avg_sq, step, sizes, lr_factors)
     if arrivals is None:
         arrivals = torch.zeros(1, dtype=torch.int32, device=param.device)
-    pieces = _pieces(tuple(sizes), step.numel(), param.device)
+    factors = (1.0,) * len(sizes) if lr_factors is None else tuple(lr_factors)
+    pieces, piece_factors = _pieces(tuple(sizes), factors, step.numel(), param.device)
     adam_step_kernel[(len(pieces),)](
         param,
         grad,
@@ -133,6 +148,7 @@ def adam_step(
         lr,
         active,
         pieces,
+        piece_factors,
         arrivals,
         step.numel(),
         BETA1=betas[0],

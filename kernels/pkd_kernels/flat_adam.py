@@ -22,6 +22,8 @@ class FlatAdam(torch.optim.Optimizer):
         stack: M.
         lr: learning rate, for all models or one for each. The group's "lr" is a tensor (M,) on
             the device: write into it to change a rate. torch's schedulers do so for M = 1 only.
+        lr_factors: one for each parameter; the rate of parameter p of model m is
+            lr[m] * lr_factors[p]. None sets all to 1.
         betas: decay rates of the moments, as in torch.optim.Adam.
         eps: added to the denominator, as in torch.optim.Adam.
         main_grad: set `p.main_grad` to the view that `p.grad` is; False sets None. An op that
@@ -37,7 +39,8 @@ class FlatAdam(torch.optim.Optimizer):
         step_count: (M,) steps that each model has taken, "step" in every parameter's state.
 
     Raises:
-        ValueError: a parameter cannot be split into M equal blocks.
+        ValueError: a parameter cannot be split into M equal blocks, or the number of factors is not
+            that of the parameters.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class FlatAdam(torch.optim.Optimizer):
         *,
         stack: int = 1,
         lr: float | Sequence[float] | Tensor = 0.002,
+        lr_factors: Sequence[float] | None = None,
         betas: tuple[float, float] = (0.5, 0.999),
         eps: float = 1e-8,
         main_grad: bool = False,
@@ -56,11 +60,14 @@ class FlatAdam(torch.optim.Optimizer):
                 raise ValueError(
                     f"a parameter of shape {tuple(p.shape)} does not fit {stack} models"
                 )
+        if lr_factors is not None and len(lr_factors) != len(params):
+            raise ValueError(f"{len(lr_factors)} factors do not fit {len(params)} parameters")
         device = params[0].device
         rate = torch.as_tensor(lr, dtype=torch.get_default_dtype(), device=device)
         rate = rate.expand(stack).clone()
         super().__init__(params, {"lr": rate, "betas": betas, "eps": eps})
         self.sizes = tuple(p.numel() // stack for p in params)
+        self.lr_factors = None if lr_factors is None else tuple(lr_factors)
         self.flat = torch.cat([p.detach().reshape(-1) for p in params])
         self.grad = torch.zeros_like(self.flat)
         self.exp_avg = torch.zeros_like(self.flat)
@@ -134,6 +141,7 @@ class FlatAdam(torch.optim.Optimizer):
             sizes=self.sizes,
             betas=group["betas"],
             eps=group["eps"],
+            lr_factors=self.lr_factors,
             arrivals=self._arrivals,
         )
         return loss

@@ -8,6 +8,7 @@ ordinary network. No op mixes two models or two images.
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import groupby
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -441,6 +442,7 @@ def check_adam_inputs(
     exp_avg_sq: Tensor,
     step: Tensor,
     sizes: Sequence[int],
+    lr_factors: Sequence[float] | None,
 ) -> None:
     """Raise ValueError where the inputs of `adam_step` do not fit."""
     flat = (param, grad, exp_avg, exp_avg_sq)
@@ -452,6 +454,8 @@ def check_adam_inputs(
         raise ValueError(
             f"{param.numel()} elements do not fit {step.numel()} models of {sum(sizes)} elements"
         )
+    if lr_factors is not None and len(lr_factors) != len(sizes):
+        raise ValueError(f"{len(lr_factors)} factors do not fit {len(sizes)} parameters")
 
 
 @torch.no_grad()
@@ -467,6 +471,7 @@ def adam_step(
     sizes: Sequence[int],
     betas: tuple[float, float],
     eps: float,
+    lr_factors: Sequence[float] | None = None,
     arrivals: Tensor | None = None,
 ) -> None:
     """One Adam step, in place, on one flat buffer with the parameters of M models.
@@ -485,25 +490,28 @@ def adam_step(
         sizes: elements of one model in each parameter; P = M * sum(sizes).
         betas: decay rates of the moments.
         eps: added to the denominator.
+        lr_factors: one for each parameter p; the rate of model m is lr[m] * lr_factors[p]. None
+            sets all to 1.
         arrivals: (1,) int32, 0: the kernel's counter of finished programs, 0 again afterwards. It
             belongs to one optimizer; None allocates one for this call. Not used here.
     """
-    check_adam_inputs(param, grad, exp_avg, exp_avg_sq, step, sizes)
+    check_adam_inputs(param, grad, exp_avg, exp_avg_sq, step, sizes, lr_factors)
+    factors = (1.0,) * len(sizes) if lr_factors is None else tuple(lr_factors)
     # Neighbouring models with equal activity, rate and step are one run: usually all models.
     models = zip(active.tolist(), lr.tolist(), step.tolist(), strict=True)
     runs = [(key, len(list(run))) for key, run in groupby(models)]
-    lengths = _run_lengths(tuple(sizes), tuple(length for _, length in runs))
+    pieces = _adam_pieces(tuple(sizes), factors, tuple(length for _, length in runs))
     counts = [step.new_tensor(count + 1) for (_, _, count), _ in runs]
-    pieces = [t.split(lengths) for t in (param, grad, exp_avg, exp_avg_sq)]
-    pieces.append(counts * (len(lengths) // len(runs)))  # by parameter, then by run
+    lengths = [length for length, _, _ in pieces]
+    tensors = [t.split(lengths) for t in (param, grad, exp_avg, exp_avg_sq)]
+    tensors.append(tuple(counts[run] for _, _, run in pieces))
     by_rate: dict[float, list[int]] = {}
-    for i, ((enabled, rate, _), _) in enumerate(runs):
+    for i, (_, factor, run) in enumerate(pieces):
+        (enabled, rate, _), _ = runs[run]
         if enabled:
-            by_rate.setdefault(rate, []).append(i)
+            by_rate.setdefault(rate * factor, []).append(i)
     for rate, chosen in by_rate.items():
-        params, grads, avgs, avg_sqs, counted = (
-            [t for i in chosen for t in split[i :: len(runs)]] for split in pieces
-        )
+        params, grads, avgs, avg_sqs, counted = ([split[i] for i in chosen] for split in tensors)
         torch._fused_adam_(
             params,
             grads,
@@ -523,8 +531,18 @@ def adam_step(
 
 
 @lru_cache(maxsize=1024)
-def _run_lengths(sizes: tuple[int, ...], runs: tuple[int, ...]) -> list[int]:
-    """Lengths of the pieces of the flat buffer that hold one parameter of one run of models."""
+def _adam_pieces(
+    sizes: tuple[int, ...], factors: tuple[float, ...], runs: tuple[int, ...]
+) -> list[tuple[int, float, int]]:
+    """Pieces of the flat buffer, in order: length, factor of the rate, and index of the run.
+
+    A piece has one parameter of one run of models. Where all models are one run, neighbouring
+    parameters with the same factor are one piece.
+    """
+    params = list(zip(factors, sizes, strict=True))
     if len(runs) == 1:
-        return [runs[0] * sum(sizes)]
-    return [size * run for size in sizes for run in runs]
+        merged = groupby(params, key=itemgetter(0))
+        params = [(factor, sum(size for _, size in group)) for factor, group in merged]
+    return [
+        (size * length, factor, run) for factor, size in params for run, length in enumerate(runs)
+    ]

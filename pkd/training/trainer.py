@@ -93,10 +93,13 @@ class Trainer:
         self.teacher_weights = generator
         self.student_weights = generator * structure.student + distillation * structure.distill
         self._set_networks()
+        params = self.generator_params + self.discriminator_params
+        network_of = {p: name for name, gan in self.networks.items() for p in gan.parameters()}
         self.optimizer = FlatAdam(
-            self.generator_params + self.discriminator_params,
+            params,
             stack=len(members),
             lr=lr,
+            lr_factors=[lr_factors.get(network_of[p], 1.0) for p in params],
             betas=betas,
             # With norm="batch" D runs twice a step, and a second gradient would replace the first.
             main_grad=all(gan.architecture.norm == "instance" for gan in self.networks.values()),
@@ -148,24 +151,17 @@ class Trainer:
         x, *cached = gather(self.sources, self.order, self.counter)
         target, losses = Reconstruction(*cached) if cached else None, {}
         if self.structure.teacher:
+            gan, weights = self.networks["teacher"], self.teacher_weights
             outputs, losses["teacher"] = network_losses(
-                self.networks["teacher"],
-                x,
-                None,
-                self.teacher_weights,
-                self.reduction,
-                adversarial=True,
+                gan, x, None, weights, self.reduction, adversarial=True
             )
             # K_l trains the student alone, so no gradient reaches the teacher.
             target = Reconstruction(*(output.detach() for output in outputs))
         if "student" in self.networks:
+            gan, weights = self.networks["student"], self.student_weights
+            target = target if self.structure.distill else None
             _, losses["student"] = network_losses(
-                self.networks["student"],
-                x,
-                target if self.structure.distill else None,
-                self.student_weights,
-                self.reduction,
-                adversarial=self.structure.student,
+                gan, x, target, weights, self.reduction, adversarial=self.structure.student
             )
         return losses
 
@@ -289,9 +285,8 @@ class Trainer:
         history = tensors.get("history")
         steps = 0 if history is None else len(history)
         targets = {"history": self.history.values[:steps]} | self._moments()
-        saved = {"history": history} | {name: tensors.get(name) for name in self._moments()}
         for name, target in targets.items():
-            value = saved[name]
+            value = tensors.get(name)
             if value is None or value.shape != target.shape:
                 raise CheckpointError(
                     f"its {name} is missing or does not fit the networks and images of this run"

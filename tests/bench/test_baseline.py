@@ -5,6 +5,7 @@ zero. Correct float32 weights would therefore drift apart.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from bench.baseline import (
     Outputs,
     PlainGAN,
     PlainLoop,
+    PlainNetwork,
     copy_parameters,
     l1,
     l2,
@@ -26,7 +28,7 @@ from pkd.models.architecture import Architecture
 from pkd.models.ganomaly import GAN
 from pkd.models.stack import Member
 from pkd.training.losses import Objective
-from pkd.training.structures import KDGAN, TEACHER, Structure
+from pkd.training.structures import KDGAN, STUDENT, TEACHER, Structure
 from pkd.training.train_set import TrainSet
 from pkd.training.trainer import Trainer
 
@@ -68,6 +70,7 @@ class Pair:
         batch_size: int = 1,
         reduction: str = "mean",
         plain_norm: str | None = None,
+        teacher_lr_factor: float = 1.0,
     ):
         self.members, self.batch_size = members, batch_size
         self.data = train_set(members, channels)
@@ -90,10 +93,22 @@ class Pair:
             self.data,
             batch_size=batch_size,
             objective=Objective(WEIGHTS, reduction),
+            lr_factors={"teacher": teacher_lr_factor},
         )
+
+        def network(gan: PlainGAN, adversarial: bool, lr: float, *options: Any) -> PlainNetwork:
+            is_teacher = any(gan is self.plain[0, m] for m in range(len(members)))
+            factor = teacher_lr_factor if is_teacher else 1.0
+            return PlainNetwork(gan, adversarial, factor * lr, *options)
+
         self.loops = [
             PlainLoop(
-                structure, self.plain[0, m], self.plain[1, m], weights=WEIGHTS, reduction=reduction
+                structure,
+                self.plain[0, m],
+                self.plain[1, m],
+                weights=WEIGHTS,
+                reduction=reduction,
+                network=network,
             )
             for m in range(len(members))
         ]
@@ -127,7 +142,9 @@ def parameter_vector(network: torch.nn.Module) -> Tensor:
     return torch.cat([p.detach().flatten() for p in network.parameters()])
 
 
-STRUCTURES = {"teacher": TEACHER} | {f"KDGAN-{k}": v for k, v in KDGAN.items()}
+STRUCTURES = {"teacher": TEACHER, "student alone": STUDENT} | {
+    f"KDGAN-{k}": v for k, v in KDGAN.items()
+}
 
 
 SLOW = ("KDGAN-3",)  # its losses are a part of those of KDGAN-4
@@ -170,6 +187,13 @@ def test_colour_images_without_first_norm_and_with_the_norm_reduction_equal_the_
     Pair(
         KDGAN[2], MEMBERS[1:], channels=3, norm_first=False, reduction="norm"
     ).train().assert_same()
+
+
+def test_a_teacher_with_its_own_learning_rate_equals_the_plain_loop():
+    """At a tenth of the rate it moves less than the student, and the student follows it."""
+    pair = Pair(KDGAN[3], teacher_lr_factor=0.1).train()
+    pair.assert_same()
+    assert 0.001 < pair.change(0, 0) < 0.5 * pair.change(1, 0)
 
 
 def test_the_comparison_detects_a_wrong_loss_weight():

@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 from cases import FLOAT32_FIRST
-from pkd_kernels import FlatAdam, adam_step, reference
+from pkd_kernels import FlatAdam, adam, adam_step, reference
 from torch import Tensor, nn
 
 from bench.profiling import measured
@@ -64,16 +64,25 @@ def test_steps_equal_torch(device, dtype, tolerance, steps):
 
 @pytest.mark.parametrize("dtype", FLOAT32_FIRST[:3], ids=str)
 @pytest.mark.parametrize(
-    ("sizes", "stack"), [((1,), 1), ((3000,), 1), ((1030, 7), 2), ((2,), 300)], ids=str
+    ("sizes", "stack", "factors"),
+    [
+        ((1,), 1, None),
+        ((3000,), 1, None),
+        ((1030, 7), 2, None),
+        ((2,), 300, None),
+        ((1030, 7, 5, 9), 1, (0.1, 0.1, 3.0, 0.1)),
+        ((7, 5), 30, (1.0, 0.3)),
+    ],
+    ids=str,
 )
-def test_kernel_equals_definition(device, sizes, stack, dtype):
+def test_kernel_equals_definition(device, sizes, stack, factors, dtype):
     count = stack * sum(sizes)
     generator = torch.Generator().manual_seed(0)
     param, grad, avg = (torch.randn(count, generator=generator).to(device, dtype) for _ in range(3))
     state = [param, grad, avg, avg.square(), torch.full((stack,), 3.0, device=device)]
     state += [torch.full((stack,), 0.01, device=device), torch.ones(stack, device=device).bool()]
     copies = [t.clone() for t in state]
-    arguments = {"sizes": sizes, "betas": BETAS, "eps": 1e-8}
+    arguments = {"sizes": sizes, "betas": BETAS, "eps": 1e-8, "lr_factors": factors}
     adam_step(*state, **arguments)
     reference.adam_step(*copies, **arguments)
     tolerance = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 2**-7}[dtype]
@@ -81,6 +90,67 @@ def test_kernel_equals_definition(device, sizes, stack, dtype):
         error = (actual.float() if actual.dtype == torch.bool else actual - expected).abs().max()
         if actual.dtype != torch.bool:
             assert error <= tolerance * expected.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_factors_equal_two_parameter_groups_of_torch(device, dtype):
+    """Three models with different rates; the first parameter has a tenth of the model's rate."""
+    rates, factors = torch.tensor([0.002, 0.01, 0.0005]), (0.1, 1.0)
+    ours = FlatAdam(
+        parameters(dtype, device), stack=STACK, lr=rates, lr_factors=factors, betas=BETAS
+    )
+    theirs = []
+    for part, rate in zip(members(parameters(dtype, device)), rates.tolist(), strict=True):
+        groups = [
+            {"params": [nn.Parameter(t)], "lr": rate * factor}
+            for t, factor in zip(part, factors, strict=True)
+        ]
+        theirs.append(torch.optim.Adam(groups, betas=BETAS, foreach=False))
+    for step in range(20):
+        grads = gradients(step, dtype, device)
+        ours.set_grads(grads)
+        ours.step()
+        for optimizer, part in zip(theirs, members(grads), strict=True):
+            for group, g in zip(optimizer.param_groups, part, strict=True):
+                group["params"][0].grad = g
+            optimizer.step()
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-6}[dtype]
+    for optimizer, part in zip(theirs, members(ours.param_groups[0]["params"]), strict=True):
+        for group, p in zip(optimizer.param_groups, part, strict=True):
+            (other,) = group["params"]
+            assert (p - other).abs().max() <= tolerance * other.abs().max()
+
+
+@pytest.mark.parametrize("stack", [1, 30])
+def test_factors_of_one_change_no_bit(device, stack):
+    def trained(factors: tuple[float, ...] | None) -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        values = [torch.randn(stack * n, generator=generator).to(device) for n in (40, 7, 5)]
+        params = [nn.Parameter(v) for v in values]
+        ours = FlatAdam(params, stack=stack, lr=0.01, lr_factors=factors, betas=BETAS)
+        for _ in range(3):
+            ours.set_grads([v.sin() for v in values])
+            ours.step()
+        return ours.flat
+
+    plain = trained(None)
+    assert torch.equal(trained((1.0, 1.0, 1.0)), plain)
+    # Another factor of one parameter changes only this parameter.
+    others = trained((1.0, 0.5, 1.0)) == plain
+    begin, end = stack * 40, stack * 47
+    assert others[:begin].all()
+    assert not others[begin:end].any()
+    assert others[end:].all()
+
+
+def test_pieces_merge_only_with_the_same_model_and_factor():
+    cpu = torch.device("cpu")
+    table, factors = adam._pieces((2, 3, 4, 2000), (0.5, 0.5, 1.0, 1.0), 1, cpu)
+    assert table.tolist() == [[0, 5, 0], [5, 1029, 0], [1029, 2009, 0]]
+    assert factors.tolist() == [0.5, 1.0, 1.0]
+    table, factors = adam._pieces((2, 3), (0.5, 1.0), 2, cpu)
+    assert table.tolist() == [[0, 2, 0], [2, 4, 1], [4, 7, 0], [7, 10, 1]]
+    assert factors.tolist() == [0.5, 0.5, 1.0, 1.0]
 
 
 def test_inactive_model_is_unchanged(device):
@@ -103,10 +173,11 @@ def test_inactive_model_is_unchanged(device):
         assert all(torch.equal(a, b) for a, b in zip(parts[2], now, strict=True))
 
 
-def test_one_launch_and_the_same_bits_twice(device):
+@pytest.mark.parametrize("factors", [None, (0.1, 1.0)], ids=str)
+def test_one_launch_and_the_same_bits_twice(device, factors):
     flats = []
     for _ in range(2):
-        ours = FlatAdam(parameters(device=device), stack=STACK)
+        ours = FlatAdam(parameters(device=device), stack=STACK, lr_factors=factors)
         ours.set_grads(gradients(0, device=device))
         ours.step()  # the first step also copies the table of pieces to the device
         with measured() as traffic:
@@ -217,7 +288,7 @@ def test_replaced_gradient_raises(device):
 
 
 def test_parameters_outside_the_buffer_raise(device):
-    """A second group, a copy, a converted module, a parameter that M does not divide."""
+    """A second group, a copy, a converted module, a parameter that M does not divide, factors."""
     module = nn.Linear(4, 3, device=device)
     ours = FlatAdam(module.parameters())
     with pytest.raises(ValueError, match="one parameter group"):
@@ -231,6 +302,8 @@ def test_parameters_outside_the_buffer_raise(device):
         ours.step()
     with pytest.raises(ValueError, match="does not fit 2 models"):
         FlatAdam([nn.Parameter(torch.zeros(3, device=device))], stack=2)
+    with pytest.raises(ValueError, match="2 factors do not fit 1 parameters"):
+        FlatAdam([nn.Parameter(torch.zeros(3, device=device))], lr_factors=(0.1, 1.0))
 
 
 def test_torch_scheduler_changes_the_rate(device):
@@ -296,5 +369,13 @@ def test_buffers_that_do_not_fit_raise(device, op):
     moments = (ours.exp_avg, ours.exp_avg_sq)
     with pytest.raises(ValueError, match="do not fit"):
         op(ours.flat, ours.grad, *moments, *model, sizes=(5,), betas=BETAS, eps=1e-8)
+    with pytest.raises(ValueError, match="1 factors do not fit 2 parameters"):
+        op(
+            *(ours.flat, ours.grad, *moments, *model),
+            sizes=ours.sizes,
+            betas=BETAS,
+            eps=1e-8,
+            lr_factors=(1.0,),
+        )
     with pytest.raises(ValueError, match="contiguous"):
         op(ours.flat, ours.grad[1:], *moments, *model, sizes=ours.sizes, betas=BETAS, eps=1e-8)

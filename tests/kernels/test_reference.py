@@ -449,24 +449,27 @@ def adam_oracle(param, grad, m, v, step, lr):
     param -= lr * m_hat / (np.sqrt(v_hat) + EPS)
 
 
+@pytest.mark.parametrize("factors", [None, (0.5, 0.5, 2.0), (3.0, 1.0, 3.0)])
+@pytest.mark.parametrize("taken", [[0, 5, 0], [2, 2, 2]])
 @pytest.mark.parametrize(
     ("rates", "active"),
     [((0.5, 0.25, 0.125), (1, 1, 0)), ((0.5, 0.5, 0.5), (1, 1, 1)), ((0.5, 0.25, 0.5), (1, 0, 1))],
 )
-def test_adam_step_is_the_published_algorithm(rates, active):
+def test_adam_step_is_the_published_algorithm(rates, active, taken, factors):
     """Of models that have taken as many steps as others, or not, at the same rate, or not."""
     sizes = (4, 1, 7)
     param, grad = randn(36), randn(36, seed=1)
     exp_avg, exp_avg_sq = torch.zeros_like(param), torch.zeros_like(param)
-    taken = [0, 5, 0]
     step, lr, on = torch.tensor(taken).float(), torch.tensor(rates), torch.tensor(active).bool()
     expected = [t.clone().numpy() for t in (param, grad, exp_avg, exp_avg_sq)]
     model = np.concatenate([np.repeat(range(STACK), size) for size in sizes])
+    factor = np.repeat(factors or (1.0, 1.0, 1.0), [STACK * size for size in sizes])
+    options = {"sizes": sizes, "betas": BETAS, "eps": EPS, "lr_factors": factors}
     for count in range(1, 4):
-        adam_step(param, grad, exp_avg, exp_avg_sq, step, lr, on, sizes=sizes, betas=BETAS, eps=EPS)
+        adam_step(param, grad, exp_avg, exp_avg_sq, step, lr, on, **options)
         for k in np.flatnonzero(active):
             parts = [e[model == k] for e in expected]
-            adam_oracle(*parts, count + taken[k], rates[k])
+            adam_oracle(*parts, count + taken[k], rates[k] * factor[model == k])
             for e, part in zip(expected, parts, strict=True):
                 e[model == k] = part
     for actual, desired in zip((param, grad, exp_avg, exp_avg_sq), expected, strict=True):

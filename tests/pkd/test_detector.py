@@ -114,6 +114,14 @@ def test_fitted_attributes_follow_scikit_learn_and_pyod(fitted):
     assert fitted.student_.architecture.widths == (1, 2, 2)
 
 
+def test_a_student_alone_has_no_teacher(fitted):
+    alone = clone(fitted).set_params(structure="student-only").fit(images())
+    assert alone.teacher_ is None
+    assert set(alone.predict(images())) <= {-1, 1}
+    with pytest.raises(ValueError, match="`structure` is 'teacher-only'"):
+        clone(fitted).set_params(structure="teacher-only").fit(images())
+
+
 def test_probabilities_increase_with_the_score_and_are_one_half_at_the_threshold(fitted):
     x = images(20, seed=1)
     normal, novel = fitted.predict_proba(x).T

@@ -42,6 +42,8 @@ def test_a_path_is_printed_unchanged_and_quoted_in_commands(finished_run, capsys
             pytest.param(("--structure", name), marks=pytest.mark.slow)
             for name in ("1", "2", "3", "4", "progressive-24")
         ),
+        ("--structure", "student-only"),
+        ("--structure", "teacher-only"),
         ("--structure", "3", "--norm", "batch"),
         ("--structure", "4", "--reduction", "norm", "--norm-first", "false"),
         ("--structure", "1", "--weights", "0,0,0,0,0,0", "--betas", "0,0"),
@@ -51,9 +53,35 @@ def test_a_path_is_printed_unchanged_and_quoted_in_commands(finished_run, capsys
 def test_every_structure_and_option_trains_to_the_end(settings, tmp_path):
     assert main(["train", *TINY, *settings, "--out", str(tmp_path / "run")]) == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text())
-    phases = PHASES if "progressive" in settings[1] else PHASES[:2]
+    alone = {"student-only": ["step1"], "teacher-only": ["teacher"]}
+    phases = PHASES if "progressive" in settings[1] else alone.get(settings[1], PHASES[:2])
     assert list(results["mean_auc"]) == phases
     assert {path.stem for path in (tmp_path / "run" / "checkpoints").iterdir()} == set(phases)
+
+
+def test_a_finished_run_lends_its_teachers(finished_run, tmp_path):
+    run = tmp_path / "run"
+    argv = ["train", *TINY, "--structure", "1", "--out", str(run), "--teacher", str(finished_run)]
+    assert main(argv) == 0
+    results = [json.loads((f / "results.json").read_text()) for f in (finished_run, run)]
+    trained, taken = (
+        {(m["normal_class"], m["seed"]): m["auc"]["teacher"] for m in r["members"]} for r in results
+    )
+    assert taken.items() <= trained.items()
+    assert list(results[1]["seconds"]) == ["step1"]
+    again = tmp_path / "again"
+    assert main(["train", "--config", str(run / "config.yaml"), "--out", str(again)]) == 0
+    assert json.loads((again / "results.json").read_text())["members"] == results[1]["members"]
+    assert main(["train", "--resume", str(again)]) == 0
+
+
+def test_settings_are_chosen_on_development_images(tmp_path, capsys):
+    run = tmp_path / "run"
+    argv = ["train", *TINY, "--structure", "student-only", "--evaluate-on", "development"]
+    assert main([*argv, "--out", str(run)]) == 0
+    assert "AUC, digits, development images, last epoch" in capsys.readouterr().out
+    assert main(["evaluate", str(run)]) == 0
+    assert "development images" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("graph", [True, False])

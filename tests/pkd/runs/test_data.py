@@ -1,5 +1,7 @@
 """Preparation of a run: settings against data, members, and the split of the training images."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from pkd.training.config import TrainConfig
 from pkd.utils.errors import ConfigError, DataError
 
 CPU = torch.device("cpu")
+ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 
 
 def make_dataset(train_labels: list[int], test_labels: list[int], channels: int = 1) -> Dataset:
@@ -50,7 +53,7 @@ def test_sizes_are_the_training_images_without_the_held_out_up_to_the_limit():
 def test_training_and_held_out_images_are_disjoint_and_of_one_class():
     data = make_data(make_dataset(LABELS, [0, 1, 2]))
     for member in data.members:
-        train = data.train_set([member], CPU).images[:, 0, 0, 0].tolist()
+        train = data.train_set([member], CPU, None).images[:, 0, 0, 0].tolist()
         (held_out,) = data.held_out_images([member])
         rows = [*train, *held_out[:, 0, 0, 0].tolist()]
         expected = [k for k, label in enumerate(LABELS) if label == member.normal_class]
@@ -88,14 +91,34 @@ def test_a_test_split_without_novel_images_is_refused():
         make_data(make_dataset([0] * 8, [0, 0]))
 
 
-@pytest.mark.parametrize("batch_size", [6, 7])
-def test_a_batch_must_not_exceed_the_smallest_class(batch_size):
-    data = make_data(make_dataset(LABELS, [0, 1, 2]))
-    if batch_size == 6:
-        data.check_batch_size(batch_size)
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"batch_size": 6}, None),
+        ({"batch_size": 7}, r"`batch_size` 7 .* class 0 .* choose at most 6"),
+        ({"batch_size": 2, "teacher_batch_size": 7}, r"`teacher_batch_size` 7 .* at most 6"),
+        ({"batch_size": 3, "max_train_images": 2}, r"`batch_size` 3 .* at most 2"),
+        ({"batch_size": 3, "teacher_max_train_images": 2}, r"`batch_size` 3 .* at most 2"),
+        ({"batch_size": 3, "teacher_batch_size": 2, "teacher_max_train_images": 2}, None),
+    ],
+)
+def test_a_batch_must_not_exceed_the_smallest_class(settings, problem):
+    data = make_data(make_dataset(LABELS, [0, 1, 2]), **settings)
+    phases = data.config.phases()
+    if problem is None:
+        data.check_batch_sizes(phases)
         return
-    with pytest.raises(ConfigError, match=r"`batch_size` 7 .* class 0 .* choose at most 6"):
-        data.check_batch_size(batch_size)
+    with pytest.raises(ConfigError, match=problem):
+        data.check_batch_sizes(phases)
+
+
+def test_explicit_members_are_the_models_in_their_order():
+    data = make_data(make_dataset(LABELS, [0, 1, 2]), members=((1, 4), (0, 2), (1, 0)))
+    assert data.members == [Member(1, 4), Member(0, 2), Member(1, 0)]
+    assert data.count == 3
+    assert data.sizes == {1: 15, 0: 6}
+    with pytest.raises(ConfigError, match="`members` 3 is not a class"):
+        make_data(make_dataset(LABELS, [0, 1, 2]), members=((3, 0),))
 
 
 def test_without_held_out_images_the_training_images_set_the_threshold():
@@ -139,3 +162,29 @@ def test_a_data_set_with_other_channels_is_refused():
     assert load_dataset(TrainConfig(channels=1)).train_images.shape[1] == 1
     with pytest.raises(ConfigError, match="`channels` is 3, but digits has images with 1 channel:"):
         load_dataset(TrainConfig(channels=3))
+
+
+def test_development_images_are_taken_from_the_training_images():
+    settings = {"dataset": "digits", "held_out": 0.1}
+    test = RunData(config := TrainConfig(**settings).resolved(), load_dataset(config))
+    config = TrainConfig(**settings, evaluate_on="development").resolved()
+    development = RunData(config, load_dataset(config))
+    whole, split = test.dataset, development.dataset
+    assert len(split.train_images) + len(split.test_images) == len(whole.train_images)
+    rows = {image.tobytes() for image in whole.train_images}
+    assert {image.tobytes() for image in split.test_images} <= rows
+    train = {image.tobytes() for image in split.train_images}
+    assert not train & {image.tobytes() for image in split.test_images}
+    for label in range(10):
+        total = (whole.train_labels == label).sum()
+        assert (split.test_labels == label).sum() == math.ceil(total / 6)
+    assert split.digest != whole.digest
+
+
+def test_one_class_has_no_development_images(tmp_path):
+    dataset = make_dataset([0] * 12, [0, 1])
+    path = tmp_path / "data.npz"
+    np.savez(path, **{name: getattr(dataset, name) for name in ARRAYS})
+    config = TrainConfig(dataset="npz", data_dir=str(path), evaluate_on="development").resolved()
+    with pytest.raises(ConfigError, match=r"`evaluate_on` .* only one class"):
+        load_dataset(config)

@@ -6,7 +6,7 @@ from pkd.training.callbacks import Callback, CallbackList, TrainingInterrupted
 from pkd.training.structures import TEACHER, Phase
 
 CALLS = {
-    "on_phase_start": (Phase("teacher", TEACHER, 3), 30, 10),
+    "on_phase_start": (Phase("teacher", TEACHER, 3, 1, 0.002, None), 30, 10),
     "on_batch_end": (),
     "on_train_steps_end": (11, {"teacher G": 0.5}),
     "on_epoch_end": ({"epoch": 2}, 3),

@@ -16,7 +16,8 @@ SETTINGS = {"teacher_widths": (2, 4, 8), "student_widths": (1, 2, 4), "latent": 
 def make(number: int = 1, **settings):
     config = TrainConfig(**SETTINGS | settings).resolved()
     networks = make_networks(config, MEMBERS, 1, torch.device("cpu"))
-    return make_trainer(config, number, networks, MEMBERS, train_set()), networks, config
+    phase = config.phases()[number]
+    return make_trainer(config, phase, networks, MEMBERS, train_set()), networks, config
 
 
 def test_networks_have_the_architecture_of_the_settings_and_the_seeds_of_the_members():
@@ -36,6 +37,30 @@ def test_a_trainer_trains_the_networks_of_its_phase(number, trained):
     assert trainer.networks == {name: networks[name] for name in trained}
     assert trainer.structure == config.phases()[number].structure
     assert trainer.schedule.phase == number
+
+
+@pytest.mark.parametrize(
+    ("structure", "network", "number"),
+    [("teacher-only", "teacher", 0), ("student-only", "student", 1)],
+)
+def test_a_network_alone_has_the_weights_and_the_data_order_of_its_phase(
+    structure, network, number
+):
+    trainer, networks, _ = make(0, structure=structure)
+    assert list(networks) == list(trainer.networks) == [network]
+    assert trainer.schedule.phase == number
+    distilled = make(number, structure="2")
+    assert torch.equal(trainer.schedule.order(1), distilled[0].schedule.order(1))
+    for value, expected in zip(
+        networks[network].parameters(), distilled[1][network].parameters(), strict=True
+    ):
+        assert torch.equal(value, expected)
+
+
+def test_the_student_alone_has_no_loss_of_distillation():
+    trainer, _, _ = make(0, structure="student-only")
+    assert trainer.student_weights[:, 3:].tolist() == [[0.0] * 3] * len(MEMBERS)
+    assert trainer.adversarial == {"student": True}
 
 
 def test_a_trainer_has_the_settings_of_the_optimisation():

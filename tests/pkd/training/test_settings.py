@@ -9,7 +9,9 @@ from pkd.training.settings import (
     BEFORE,
     from_plain,
     parse_classes,
+    parse_members,
     parse_numbers,
+    parse_paths,
     parse_widths,
     to_plain,
 )
@@ -52,6 +54,35 @@ def test_numbers_are_parsed(value):
 def test_text_that_is_not_numbers_is_refused(value):
     with pytest.raises(ValueError, match="expected numbers separated by commas"):
         parse_numbers(value)
+
+
+@pytest.mark.parametrize("value", ["3:0,1:12", [[3, 0], [1, 12]], ["3:0", "1:12"]])
+def test_members_are_parsed_in_order(value):
+    assert parse_members(value) == ((3, 0), (1, 12))
+
+
+@pytest.mark.parametrize("value", ["3", "3:0,", "3:-1", "a:0", "1:2:3", 3, [3], [[1, None]]])
+def test_text_that_is_not_members_is_refused(value):
+    with pytest.raises(ValueError, match="expected models as CLASS:SEED such as 0:0,1:0"):
+        parse_members(value)
+
+
+@pytest.mark.parametrize(("value", "paths"), [("a,b", ("a,b",)), (["a", "b"], ("a", "b"))])
+def test_paths_are_parsed(value, paths):
+    assert parse_paths(value) == paths
+
+
+@pytest.mark.parametrize("value", [3, [1], {"a": 1}])
+def test_values_that_are_not_paths_are_refused(value):
+    with pytest.raises(ValueError, match="expected paths"):
+        parse_paths(value)
+
+
+def test_members_and_teachers_equal_themselves_after_saving_and_loading():
+    config = TrainConfig(members=((3, 0), (1, 2)), teacher=("/runs/a", "/runs/b")).resolved()
+    plain = to_plain(config)
+    assert from_plain(plain, Path("config.yaml")) == config
+    assert (plain["members"], plain["teacher"]) == ("3:0,1:2", ["/runs/a", "/runs/b"])
 
 
 def test_a_configuration_equals_itself_after_saving_and_loading():

@@ -24,6 +24,7 @@ from stack_helpers import (
     tensors_of,
     train,
     train_set,
+    with_prefix,
 )
 
 from pkd.models.stack import Member
@@ -146,6 +147,43 @@ def test_the_optimizer_keeps_a_constant_learning_rate_without_decay():
     trainer = make_trainer(KDGAN[1], lr=0.1)
     list(trainer.epoch(0))
     assert trainer.optimizer.param_groups[0]["lr"].tolist() == pytest.approx([0.1] * 3)
+
+
+# -- Learning rates of networks -------------------------------------------------------------------
+
+
+@NORMS
+def test_factors_give_each_network_the_rate_of_an_optimizer_of_its_own(norm):
+    """A teacher's factor of 0.1 moves the teacher as a trainer at a tenth of the rate does.
+
+    A trained teacher is independent of the student, so training it alone is the same.
+    """
+    factored = train(make_trainer(KDGAN[3], norm=norm, lr=0.01, lr_factors={"teacher": 0.1}), 1)
+    teacher = with_prefix(tensors_of(factored), "teacher")
+    alone = train(make_trainer(TEACHER, norm=norm, lr=0.001), 1)
+    assert_tensors_close(teacher, with_prefix(tensors_of(alone), "teacher"))
+    common = train(make_trainer(KDGAN[3], norm=norm, lr=0.01), 1)
+    assert not torch.equal(
+        teacher["teacher.generator.encoder.0.weight"],
+        tensors_of(common)["teacher.generator.encoder.0.weight"],
+    )
+
+
+@each_structure(fast=("KDGAN-4",))
+def test_a_factor_of_one_changes_no_bit(structure):
+    plain = train(make_trainer(structure), 1)
+    factored = train(make_trainer(structure, lr_factors={"teacher": 1.0, "student": 1.0}), 1)
+    assert_tensors_equal(tensors_of(factored), tensors_of(plain))
+    assert_tensors_equal(factored.state(20), plain.state(20))
+
+
+def test_factors_hold_for_generator_and_discriminator():
+    trainer = make_trainer(KDGAN[4], lr_factors={"teacher": 0.1})
+    factors = dict(
+        zip(trainer.optimizer.param_groups[0]["params"], trainer.optimizer.lr_factors, strict=True)
+    )
+    assert {factors[p] for p in trainer.teacher.parameters()} == {0.1}
+    assert {factors[p] for p in trainer.student.parameters()} == {1.0}
 
 
 def test_recorded_losses_are_those_of_the_step_and_disabled_terms_are_zero():
