@@ -5,7 +5,7 @@
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -135,23 +135,22 @@ def draw_losses(axes: Axes, phases: Sequence[PhaseRecords]) -> None:
     _mark_phases(axes, phases)
 
 
-def draw_roc(
-    axes: Axes, teacher: Sequence[MemberMetrics], student: Sequence[MemberMetrics]
-) -> None:
-    """Draw ROC curves of teachers and students, and the points of the students' thresholds.
+def draw_roc(axes: Axes, metrics: Mapping[str, Sequence[MemberMetrics]]) -> None:
+    """Draw the ROC curves of networks, and the points of the last network's thresholds.
 
     Args:
         axes: empty axes.
-        teacher: metrics of members with the same normal class, one for each seed.
-        student: metrics of the students of the same members.
+        metrics: "teacher", "student" or both -> metrics of members with the same normal class, one
+            for each seed.
     """
     axes.plot((0, 1), (0, 1), color=COLOURS["rule"], linewidth=1)  # of random scores
-    for network, members in (("teacher", teacher), ("student", student)):
+    for network, members in metrics.items():
         for member in members:
             false_positive_rate, recall, _ = roc_curve(member.y_true, member.y_score)
             _line(axes, false_positive_rate, recall, network)
-    for member in student:
-        _dot(axes, member.false_positive_rate, member.recall, "student")
+    network, members = list(metrics.items())[-1]
+    for member in members:
+        _dot(axes, member.false_positive_rate, member.recall, network)
     ticks = np.linspace(0, 1, 6)
     axes.set(xlabel="false positive rate", ylabel="recall", xlim=(0, 1), ylim=(0, 1))
     for axis in (axes.xaxis, axes.yaxis):
