@@ -63,7 +63,7 @@ def write_report(run: Run, output: Path | None = None, overwrite: bool = False) 
     """
     if output is None:
         output = run.folder.path / "report.html"
-        overwrite = overwrite or _is_report(output)
+        overwrite = overwrite or is_report(output)
     with atomic_write(output, overwrite) as file:  # refuses an existing file before the work
         results = load_results(run)
         page = render("report.html", page_context(run, results, member_metrics(run, results)))
@@ -71,7 +71,7 @@ def write_report(run: Run, output: Path | None = None, overwrite: bool = False) 
     return output
 
 
-def _is_report(path: Path) -> bool:
+def is_report(path: Path) -> bool:
     """Whether a file is a report of this program."""
     try:
         return GENERATOR.encode() in path.read_bytes()
