@@ -55,7 +55,7 @@ def write_sweep_report(path: Path, output: Path | None = None, overwrite: bool =
     """Write the report of a sweep.
 
     Args:
-        path: folder of a sweep with results.
+        path: folder of a sweep with results, or its sweep.json.
         output: file to write; default: report.html in the folder, which replaces an earlier report
             there.
         overwrite: whether any existing file may be replaced.
@@ -68,7 +68,7 @@ def write_sweep_report(path: Path, output: Path | None = None, overwrite: bool =
         OutputError: the file cannot be written, or exists.
     """
     if output is None:
-        output = path / "report.html"
+        output = (path if path.is_dir() else path.parent) / "report.html"
         overwrite = overwrite or is_report(output)
     with atomic_write(output, overwrite) as file:
         results = read_sweeps([path])

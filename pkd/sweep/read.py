@@ -124,8 +124,8 @@ class _File(NamedTuple):
 
 
 def is_sweep(path: Path) -> bool:
-    """Whether a folder belongs to a sweep, finished or not."""
-    return any((path / name).is_file() for name in (FILE, "plan.json"))
+    """Whether a path is a sweep.json, or the folder of a sweep with or without results."""
+    return path.name == FILE or any((path / name).is_file() for name in (FILE, "plan.json"))
 
 
 def read_sweeps(paths: Sequence[Path]) -> MergedSweeps:
