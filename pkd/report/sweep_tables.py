@@ -16,7 +16,7 @@ from pkd.sweep.read import Method
 from pkd.sweep.summary import Comparison, Difference, MethodResult, average_by_class
 
 MISSING = Cell("–")
-NOT_RUN = Cell("student-only not run")
+NOT_RUN = Cell("student-only", "not run")
 COARSE = 0.005  # half width of an interval from which an AUC has three decimals instead of four
 
 
