@@ -1,6 +1,7 @@
 """Read the results of sweeps, sweep.json, and group their rows by method."""
 
 import json
+import shlex
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from pkd.training.structures import SCHEDULES
 from pkd.utils.errors import CheckpointError
 
 FILE, FORMAT = "sweep.json", 1
-RESTORE = "restore it from a copy, or continue the sweep with `pkd sweep --resume`"
+RESTORE = "restore it from a copy, or write it again with pkd sweep --resume FOLDER"
 
 IDENTITY = ("dataset", "structure", "student_widths")
 MEMBER = ("normal_class", "class_name", "seed")
@@ -168,8 +169,8 @@ def _read(path: Path) -> _File:
     """Read a sweep.json and check what the summary needs of it."""
     if not path.is_file():
         raise CheckpointError(
-            f"{path} does not exist: give the folder of a sweep, and continue one that has no "
-            "results yet with `pkd sweep --resume`"
+            f"{path} does not exist: give the folder of a sweep with results, or continue the sweep "
+            f"with pkd sweep --resume {shlex.quote(str(path.parent))}"
         )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -76,6 +76,13 @@ def test_no_table_without_the_student_alone(comparisons_of):
     assert NOT_RUN in compression_table(comparisons).rows[0][1]
 
 
+def test_no_difference_where_the_reference_is_unclear(comparisons_of):
+    cells = [cell_rows("student-only", lr=lr) for lr in (1, 2)] + [cell_rows("2", lr=3)]
+    name, row = method_table(comparisons_of(*cells)).rows[2]
+    assert name == "KDGAN-2, lr 3"
+    assert row[1] == Cell("–")
+
+
 def test_class_table(comparisons_of):
     rows = [cell_rows(s, dataset="mnist", widths="2-4-8", seeds=[0]) for s in ("student-only", "2")]
     (comparison,) = comparisons_of(*rows)
