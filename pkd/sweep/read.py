@@ -169,8 +169,8 @@ def _read(path: Path) -> _File:
     """Read a sweep.json and check what the summary needs of it."""
     if not path.is_file():
         raise CheckpointError(
-            f"{path} does not exist: give the folder of a sweep with results, or continue the sweep "
-            f"with pkd sweep --resume {shlex.quote(str(path.parent))}"
+            f"{path} does not exist: give the folder of a sweep with results, or continue "
+            f"the sweep with pkd sweep --resume {shlex.quote(str(path.parent))}"
         )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -4,7 +4,7 @@ import json
 import sys
 
 import pytest
-from sweep_helpers import cell_rows, write_sweep
+from sweep_file_helpers import cell_rows, write_sweep
 
 from bench import paper
 from pkd.report.formats import Cell, Table

@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 from matplotlib.figure import Figure
-from sweep_helpers import cell_rows, write_sweep
+from sweep_file_helpers import cell_rows, write_sweep
 
 from pkd.cli.main import main
 from pkd.report.svg import render_svg

@@ -1,7 +1,7 @@
 """Tables of sweeps as text: digits, the student alone in every table, settings of methods."""
 
 import pytest
-from sweep_helpers import cell_rows, write_sweep
+from sweep_file_helpers import cell_rows, write_sweep
 
 from pkd.report.formats import Cell
 from pkd.report.sweep_tables import (

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from sweep_helpers import GAINS, cell_rows, write_sweep
+from sweep_file_helpers import GAINS, cell_rows, write_sweep
 
 from pkd.models.stack import Member
 from pkd.sweep.read import read_sweeps
