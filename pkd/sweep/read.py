@@ -113,6 +113,12 @@ class MergedSweeps:
         """The rows of all methods."""
         return [row for method in self.methods for row in method.rows.values()]
 
+    @property
+    def on_test_split(self) -> bool:
+        """Whether all AUCs are those of the test split, not of development images."""
+        settings = [self.settings | method.settings for method in self.methods]
+        return all(values.get("evaluate_on", "test") == "test" for values in settings)
+
 
 class _File(NamedTuple):
     """Content of a sweep.json."""

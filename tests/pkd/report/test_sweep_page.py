@@ -45,6 +45,14 @@ def test_page_of_a_sweep(sweep):
     assert NOT_RUN not in page
 
 
+def test_page_names_the_images_of_the_evaluation(tmp_path, sweep):
+    assert "on the whole test split" in page_of(sweep)
+    settings = {"evaluate_on": "development"}
+    page = page_of(write_sweep(tmp_path, cell_rows("2"), settings=settings))
+    assert "on development images" in page
+    assert "test split" not in page
+
+
 def test_page_refers_to_no_other_file_and_has_no_script(sweep):
     page = page_of(sweep)
     assert not re.search(r"https?:|//\w|url\(|@import|<script|<link|src=|href=", page)
