@@ -213,7 +213,7 @@ def _require(values: Mapping[str, Any], names: Collection[str]) -> None:
 
 
 def _add(file: _File, differing: Settings, methods: dict[str, Method]) -> None:
-    """Add the rows and curves of a file to the methods, which are made where they are missing.
+    """Add the rows and curves of a file to the methods; create missing methods.
 
     Args:
         file: content of a sweep.json.
