@@ -187,7 +187,7 @@ def draw_methods(axes: Axes, lines: Sequence[Line], teacher: float | None) -> No
     """
     values = [] if teacher is None else [teacher]
     epochs = 1
-    for line in lines:
+    for line in reversed(lines):  # KDGAN-2 covers the equal first step of P-KDGAN-II
         auc = np.concatenate(line.phases)
         colour = COLOURS[line.colour]
         width = 2.4 if line.colour == "student" else 1.7
