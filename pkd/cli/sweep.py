@@ -201,22 +201,26 @@ def _typed(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def print_plan(plan: Plan, workers: int) -> None:
     """Print cells, teachers, shards, steps and the estimated time."""
-    table = Table("cell", "members", "shards", "stack", "steps", "teachers", title="Sweep")
-    table.columns[0].overflow = table.columns[5].overflow = "fold"  # a name is shown completely
+    columns = ("cell", "members", "shards", "stack", "steps")
+    several = len(plan.groups) > 1
+    table = Table(*columns, *(("teachers",) if several else ()), title="Sweep")
+    for column in table.columns:
+        column.overflow = "fold"  # a name is shown completely
     for column in table.columns[1:5]:
         column.justify = "right"
     for cell in (*plan.groups, *plan.cells):
         shards = [shard for shard in plan.shards if shard.cell == cell.name]
         stacks = sorted({shard.stack for shard in shards})
-        steps = sum(plan.total_steps(shard) for shard in shards)
-        teachers = plan.group_of.get(cell.name, "-")
-        figures = (len(cell.members), len(shards), "-".join(map(str, stacks[:1] + stacks[1:][-1:])))
-        table.add_row(cell.name, *map(str, figures), f"{steps:,}", teachers)
+        stack = "-".join(map(str, dict.fromkeys(stacks[:1] + stacks[-1:])))
+        steps = f"{sum(map(plan.total_steps, shards)):,}"
+        teachers = (plan.group_of.get(cell.name, ""),) if several else ()
+        figures = (str(len(cell.members)), str(len(shards)), stack, steps)
+        table.add_row(cell.name, *figures, *teachers)
     print_table(table)
     steps = sum(plan.total_steps(shard) for shard in plan.shards)
     console.print(
-        f"cells: {len(plan.cells)}, shards: {len(plan.shards)}, groups of teachers: "
-        f"{len(plan.groups)} for {len(plan.group_of)} cells; {steps:,} steps, about "
+        f"cells: {len(plan.cells)}, shards: {len(plan.shards)}, groups of shared teachers: "
+        f"{len(plan.groups)}; {steps:,} steps, about "
         f"{duration(estimated_seconds(plan.shards, workers))} of training on {workers} "
         f"worker{'s' * (workers > 1)}",
         soft_wrap=True,

@@ -127,7 +127,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path, monkeypatch, cap
     monkeypatch.chdir(tmp_path)
     assert sweep(*STRUCTURES, "--dry-run") == 0
     output = capsys.readouterr().out
-    words = ("teacher_digits", "digits_2_1-2-4", "cells: 3, shards: 4", "1 for 2 cells", "50 steps")
+    words = ("teacher_digits", "digits_2_1-2-4", "cells: 3, shards: 4", "teachers: 1; 50 steps")
     assert [word for word in words if word not in output] == []
     assert list(tmp_path.iterdir()) == []
 
