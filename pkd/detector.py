@@ -18,7 +18,8 @@ from pkd.data.dataset import hold_out
 from pkd.models.ganomaly import GAN, Generator
 from pkd.models.stack import Member
 from pkd.scoring.metrics import threshold
-from pkd.scoring.novelty import scores_per_member
+from pkd.scoring.novelty import score_parts_per_member
+from pkd.scoring.score import LATENT, fit_score
 from pkd.training.config import CONTAMINATION, ResolvedConfig, TrainConfig
 from pkd.training.factory import make_networks, make_trainer
 from pkd.training.train_set import TrainSet
@@ -29,7 +30,7 @@ CHUNK = 1024  # images converted to 8 bits at a time
 # Parameters of Detector that are settings of a training run with the same name and value.
 SETTINGS = (
     *("preset", "structure", "image_size", "held_out", "latent", "lr", "batch_size", "device"),
-    *("precision", "teacher_epochs", "step1_epochs", "step2_epochs"),
+    *("precision", "teacher_epochs", "step1_epochs", "step2_epochs", "score"),
 )
 
 
@@ -55,6 +56,7 @@ class Detector(OutlierMixin, BaseEstimator):
             training images lie within, else their minimum and maximum. Values outside are clipped.
         held_out: share in (0, 1) of the images given to `fit` that set the threshold and are not
             trained on.
+        score: novelty score, "latent", "reconstruction" or "fused"; default by preset.
         preset: "quick" for a laptop, or "paper": batch 1, 500 epochs a phase.
         structure: losses of the two steps, see `pkd train --help`.
         teacher_widths: channels of the teacher's stages.
@@ -74,6 +76,7 @@ class Detector(OutlierMixin, BaseEstimator):
         teacher_: the teacher's generator, on the CPU; None with structure "student-only". Scoring
             does not need it: `del detector.teacher_` before pickling makes a small file.
         threshold_: novelty score above which an image is novel.
+        score_function_: constants of the novelty score.
         offset_: -threshold_, scikit-learn's sign.
         held_out_: (n,) bool, the training images that set the threshold.
         decision_scores_: (n,) novelty scores of the training images, higher is more novel.
@@ -95,6 +98,7 @@ class Detector(OutlierMixin, BaseEstimator):
         image_shape: Sequence[int] | None = None,
         pixel_range: tuple[float, float] | None = None,
         held_out: float = 0.1,
+        score: str | None = None,
         preset: str = "quick",
         structure: str = "progressive-23",
         teacher_widths: tuple[int, int, int] = (64, 128, 256),
@@ -114,6 +118,7 @@ class Detector(OutlierMixin, BaseEstimator):
         self.image_shape = image_shape
         self.pixel_range = pixel_range
         self.held_out = held_out
+        self.score = score
         self.preset = preset
         self.structure = structure
         self.teacher_widths = teacher_widths
@@ -150,14 +155,16 @@ class Detector(OutlierMixin, BaseEstimator):
         self.teacher_ = _copied(networks["teacher"]) if "teacher" in networks else None
         self.n_channels_, self.n_features_in_ = images.shape[1], math.prod(images.shape[1:])
         self.pixel_range_, self.held_out_ = span, held_out
-        self.decision_scores_ = self._scores(resized)
+        parts = self._parts(resized)
+        self.score_function_ = fit_score(config.score, parts[held_out])
+        self.decision_scores_ = _rounded(self.score_function_(parts))
         self.threshold_ = threshold(self.decision_scores_[held_out], config.contamination)
         self.offset_ = -self.threshold_
         self.labels_ = (self.decision_scores_ > self.threshold_).astype(int)
         return self
 
     def score_samples(self, X: Any) -> np.ndarray:  # noqa: N803
-        """(n,) float64, minus the mean square of z1 - z2 (Eq. 3): higher is more normal."""
+        """(n,) float64, minus the novelty score: higher is more normal."""
         check_is_fitted(self)
         images = channels_first(self._checked(X, fitting=False), self.image_shape)
         if images.shape[1] != self.n_channels_:
@@ -171,7 +178,8 @@ class Detector(OutlierMixin, BaseEstimator):
                 "X has floats up to 1, but this Detector was fitted on pixels in [0, 255]: scale X "
                 "to that range, or fit the Detector with `pixel_range` (0, 1)"
             )
-        return -self._scores(_resized(images, self.pixel_range_, size))
+        parts = self._parts(_resized(images, self.pixel_range_, size))
+        return -_rounded(self.score_function_(parts))
 
     def decision_function(self, X: Any) -> np.ndarray:  # noqa: N803
         """(n,) `score_samples` minus `offset_`: negative is novel."""
@@ -192,7 +200,11 @@ class Detector(OutlierMixin, BaseEstimator):
         return np.stack([1 - novel, novel], 1)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Unpickle; Detectors of early versions lack the parameter `precision`."""
+        """Unpickle; Detectors of early versions lack `precision` and have the latent score."""
+        if "score" not in state:
+            state = {"score": "latent"} | state
+            if "student_" in state:
+                state |= {"score_function_": LATENT}
         super().__setstate__({"precision": "float32"} | state)
 
     def __sklearn_tags__(self) -> Any:
@@ -239,12 +251,17 @@ class Detector(OutlierMixin, BaseEstimator):
             contamination=contamination,
         )
 
-    def _scores(self, images: Tensor) -> np.ndarray:
-        """(n,) novelty scores of resized images, higher is more novel."""
+    def _parts(self, images: Tensor) -> np.ndarray:
+        """(n, 3) parts of the novelty scores of resized images."""
         device = self._config().torch_device()
         student = copy.deepcopy(self.student_).double().to(device)
-        (scores,) = scores_per_member(student, [images])
-        return scores.astype(np.float32).astype(np.float64)
+        (parts,) = score_parts_per_member(student, [images])
+        return parts
+
+
+def _rounded(scores: np.ndarray) -> np.ndarray:
+    """Scores rounded to float32, so that a batch of another size or a GPU gives the same ones."""
+    return scores.astype(np.float32).astype(np.float64)
 
 
 def _as_tuple(value: Any) -> Any:

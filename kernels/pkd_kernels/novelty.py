@@ -105,11 +105,13 @@ def novelty_parts_kernel(
     acc: tl.constexpr = parts_ptr.dtype.element_ty
     row = tl.program_id(0).to(tl.int64)
     b_latent = tl.zeros([BLOCK], acc)
+    b_energy = tl.zeros([BLOCK], acc)
     for start in range(0, latents, BLOCK):
         i = start + tl.arange(0, BLOCK)  # [BLOCK]
         b_z1 = tl.load(z1_ptr + row * latents + i, mask=i < latents, other=0).to(acc)
         b_z2 = tl.load(z2_ptr + row * latents + i, mask=i < latents, other=0).to(acc)
         b_latent += (b_z1 - b_z2) * (b_z1 - b_z2)
+        b_energy += b_z1 * b_z1
     b_error = tl.zeros([PIXELS], acc)
     for start in range(0, pixels, PIXELS):
         i = start + tl.arange(0, PIXELS)  # [PIXELS]
@@ -117,8 +119,9 @@ def novelty_parts_kernel(
         b_x = tl.load(x_ptr + image * pixels + i, mask=i < pixels, other=0).to(acc)
         b_xh = tl.load(xh_ptr + row * pixels + i, mask=i < pixels, other=0).to(acc)
         b_error += tl.abs(b_x - b_xh)
-    tl.store(parts_ptr + 2 * row, tl.sum(b_latent, 0) / latents)
-    tl.store(parts_ptr + 2 * row + 1, tl.sum(b_error, 0) / pixels)
+    tl.store(parts_ptr + 3 * row, tl.sum(b_latent, 0) / latents)
+    tl.store(parts_ptr + 3 * row + 1, tl.sum(b_energy, 0) / latents)
+    tl.store(parts_ptr + 3 * row + 2, tl.sum(b_error, 0) / pixels)
 
 
 def _empty_parts(z1: Tensor, z2: Tensor, x: Tensor, xh: Tensor, stack: int, shared: bool) -> Tensor:
@@ -128,7 +131,7 @@ def _empty_parts(z1: Tensor, z2: Tensor, x: Tensor, xh: Tensor, stack: int, shar
 
 @custom_operator("novelty_parts", fake=_empty_parts)
 def launch_parts(z1: Tensor, z2: Tensor, x: Tensor, xh: Tensor, stack: int, shared: bool) -> Tensor:
-    """Parts (N, M, 2)."""
+    """Parts (N, M, 3)."""
     parts = _empty_parts(z1, z2, x, xh, stack, shared)
     rows = z1.shape[0] * stack
     novelty_parts_kernel[(rows,)](

@@ -436,7 +436,7 @@ def novelty_score(z1: Tensor, z2: Tensor, *, stack: int = 1) -> Tensor:
 
 
 # Columns of `novelty_parts`.
-NOVELTY_PARTS = ("latent", "reconstruction")
+NOVELTY_PARTS = ("latent", "energy", "reconstruction")
 
 
 def check_novelty_inputs(z1: Tensor, z2: Tensor, x: Tensor, xh: Tensor, stack: int) -> bool:
@@ -464,8 +464,8 @@ def novelty_parts(z1: Tensor, z2: Tensor, x: Tensor, xh: Tensor, *, stack: int =
         stack: M.
 
     Returns:
-        (N, M, 2): mean square of z1 - z2, and mean of |x - xh|. float64 for float64 inputs and
-        float32 otherwise; without gradient.
+        (N, M, 3): mean square of z1 - z2, mean square of z1, and mean of |x - xh|. float64 for
+        float64 inputs and float32 otherwise; without gradient.
 
     Raises:
         ValueError: the shapes do not fit each other.
@@ -473,10 +473,11 @@ def novelty_parts(z1: Tensor, z2: Tensor, x: Tensor, xh: Tensor, *, stack: int =
     shared = check_novelty_inputs(z1, z2, x, xh, stack)
     acc = accumulator(z1, z2, x, xh)
     rows = (len(z1), stack, -1)
-    difference = z1.to(acc).reshape(rows) - z2.to(acc).reshape(rows)
+    first, second = (z.to(acc).reshape(rows) for z in (z1, z2))
     images = x.to(acc).reshape(len(x), 1 if shared else stack, -1)
     errors = images - xh.to(acc).reshape(rows)
-    return torch.stack([difference.square().mean(2), errors.abs().mean(2)], 2)
+    parts = ((first - second).square(), first.square(), errors.abs())
+    return torch.stack([part.mean(2) for part in parts], 2)
 
 
 def check_adam_inputs(

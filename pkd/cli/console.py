@@ -96,6 +96,10 @@ def print_auc(results: dict[str, Any]) -> None:
     for label, key in (("mean", "mean_auc"), ("std over seeds", "std_auc")):
         if key in results:
             table.add_row(label, "", *(f"{results[key][phase]:.4f}" for phase in phases))
+    for score, auc in results.get("mean_auc_by_score", {}).items():
+        if auc:
+            cells = (f"{auc[phase]:.4f}" if phase in auc else "" for phase in phases)
+            table.add_row(f"mean, {score}", "", *cells)
     print_table(table)
 
 

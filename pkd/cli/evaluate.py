@@ -8,6 +8,7 @@ from pkd.cli.console import print_auc, print_skipped_files
 from pkd.cli.parser import Parser
 from pkd.runs.results import auc_summary
 from pkd.runs.run import Run
+from pkd.runs.run_parts import evaluate
 from pkd.utils.errors import CheckpointError, resume_command
 
 
@@ -37,6 +38,6 @@ def run_evaluate(args: Namespace) -> int:
     auc = {}
     for phase in finished:
         run.load_phase(phase)
-        auc[phase.name] = run.evaluate(phase.network)
+        auc[phase.name] = evaluate(run, phase.network)
     print_auc(auc_summary(run, auc))
     return 0

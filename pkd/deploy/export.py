@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from pkd.data.arrays import resize
-from pkd.deploy.inference import INPUT_NAME, OUTPUT_NAME, DetectorInfo, ScoreFunction, open_onnx
+from pkd.deploy.inference import INPUT_NAME, OUTPUT_NAMES, DetectorInfo, ScoreFunction, open_onnx
 from pkd.deploy.open_run import load_detector
 from pkd.runs.data import load_dataset
-from pkd.scoring.novelty import novelty_scores
+from pkd.scoring.novelty import score_parts
 from pkd.scoring.single import Scorer, score_function
 from pkd.training.config import ResolvedConfig
 from pkd.utils.errors import ConfigError, PkdError
@@ -87,11 +87,11 @@ def export_run(
     with atomic_write(output, overwrite) as temporary:
         config = detector.config
         images = _test_images(replace(config, data_dir=data_dir or config.data_dir))
-        scores = novelty_scores(detector.generator, images, detector.stack)[:, detector.member]
+        parts = score_parts(detector.generator, images, detector.stack)[:, detector.member]
         content, score = FORMATS[file_format](
             detector.scorer(), detector.info, INPUT_TYPES[input_type]
         )
-        difference = relative_difference(score, images.numpy(), scores)
+        difference = relative_difference(score, images.numpy(), detector.score(parts))
         if not difference <= TOLERANCE:
             raise PkdError(
                 f"the scores of the exported {detector.info.network} differ from the run's by "
@@ -124,7 +124,7 @@ def to_onnx(scorer: Scorer, info: DetectorInfo, dtype: torch.dtype) -> tuple[byt
             verbose=False,
             opset_version=OPSET,
             input_names=[INPUT_NAME],
-            output_names=[OUTPUT_NAME],
+            output_names=list(OUTPUT_NAMES),
             dynamic_shapes=_ANY_BATCH_SIZE,
         )
     assert program is not None  # for mypy: only the exporter without dynamo returns None

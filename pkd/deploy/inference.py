@@ -12,9 +12,17 @@ from pkd.utils.errors import CheckpointError, PkdError
 
 ScoreFunction = Callable[[np.ndarray], np.ndarray]  # (n, C, H, W) uint8 -> (n,) float32
 
-FORMAT_VERSION = "1"  # of exported files; it changes with their graph or their metadata keys
+# Of exported files: it changes with their graph or their metadata keys. Files of version 1 have the
+# latent score alone.
+FORMAT_VERSION = "2"
 
-INPUT_NAME, OUTPUT_NAME = "images", "scores"  # of the graph
+INPUT_NAME = "images"  # of the graph
+OUTPUT_NAMES = (
+    "scores",
+    "latent",
+    "energy",
+    "reconstruction",
+)  # the score, and the parts it is made of
 
 INPUT_TYPES = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32}
 
@@ -34,6 +42,7 @@ class DetectorInfo:
         threshold: images with a higher score are novel.
         contamination: expected share of normal images with a score above the threshold.
         version: of the pkdgan package that trained the detector.
+        score: "latent", "reconstruction" or "fused", see `pkd.scoring.score`.
     """
 
     network: str
@@ -46,6 +55,7 @@ class DetectorInfo:
     threshold: float
     contamination: float
     version: str
+    score: str = "latent"
 
     def metadata(self) -> dict[str, str]:
         """Convert to the properties "pkd.<name>" of an exported file."""
@@ -60,7 +70,9 @@ class DetectorInfo:
             KeyError: a property is missing.
             ValueError: a property has a wrong value, or the file another format version.
         """
-        if metadata.get("pkd.format") != FORMAT_VERSION:
+        if metadata.get("pkd.format") == "1":
+            metadata = {"pkd.score": "latent"} | metadata
+        elif metadata.get("pkd.format") != FORMAT_VERSION:
             raise ValueError(f"pkd.format is {metadata.get('pkd.format')}, not {FORMAT_VERSION}")
         types: dict[str, Callable[[str], Any]] = get_type_hints(cls)
         return cls(**{name: convert(metadata[f"pkd.{name}"]) for name, convert in types.items()})
@@ -105,7 +117,7 @@ def open_onnx(model: Path | bytes) -> tuple[DetectorInfo, ScoreFunction]:
         ) from error
 
     def score(images: np.ndarray) -> np.ndarray:
-        (scores,) = session.run([OUTPUT_NAME], {INPUT_NAME: images.astype(dtype)})
+        (scores,) = session.run([OUTPUT_NAMES[0]], {INPUT_NAME: images.astype(dtype)})
         return scores
 
     return info, score

@@ -11,9 +11,10 @@ from pkd.models.cost import cost
 from pkd.models.ganomaly import Generator
 from pkd.models.stack import Member
 from pkd.runs.folder import RunFolder
-from pkd.runs.results import add_thresholds
+from pkd.runs.results import add_thresholds, load_all_parts
 from pkd.runs.run import Run
 from pkd.runs.teachers import Teachers
+from pkd.scoring.score import LATENT, Score
 from pkd.scoring.single import Scorer, score_function
 from pkd.training.config import ResolvedConfig
 from pkd.training.settings import from_plain
@@ -29,6 +30,7 @@ class RunDetector(NamedTuple):
         stack: number of models in the stack.
         member: index of the detector in the stack.
         info: metadata of the detector.
+        score: its novelty score.
     """
 
     config: ResolvedConfig
@@ -36,10 +38,11 @@ class RunDetector(NamedTuple):
     stack: int
     member: int
     info: DetectorInfo
+    score: Score
 
     def scorer(self) -> Scorer:
         """The detector alone, without the rest of its stack."""
-        return Scorer(self.generator, self.member)
+        return Scorer(self.generator, self.member, self.score)
 
 
 def load_detector(
@@ -77,9 +80,10 @@ def load_detector(
     try:
         if not config.held_out:  # results.json was written before there were thresholds
             run = Run.open(path, device="cpu")
-            results["members"] = add_thresholds(run, results["members"])
+            results["members"] = add_thresholds(run, results["members"], load_all_parts(run))
             results |= {"channels": run.data.channels, "image_size": config.image_size}
-        infos = _infos(results, network, phase, config.contamination)
+        scores = [_score(member, phase) for member in results["members"]]
+        infos = _infos(results, network, phase, config, scores)
     except (KeyError, TypeError) as error:
         raise CheckpointError(
             f"{path / 'results.json'} is damaged or of another version of pkd (it has no {error}): "
@@ -101,7 +105,7 @@ def load_detector(
             f"results.json: {RESTORE}"
         ) from error
     generator.requires_grad_(False).eval()
-    return RunDetector(config, generator, len(infos), member, infos[member])
+    return RunDetector(config, generator, len(infos), member, infos[member], scores[member])
 
 
 def _teachers_of_other_runs(
@@ -113,8 +117,17 @@ def _teachers_of_other_runs(
     return teachers.tensors(folder.progress.teacher_sha256)
 
 
+def _score(member: dict[str, Any], phase: str) -> Score:
+    """Score of a member after a phase; early versions had the latent score alone."""
+    return Score(**member["score"][phase]) if "score" in member else LATENT
+
+
 def _infos(
-    results: dict[str, Any], network: str, phase: str, contamination: float
+    results: dict[str, Any],
+    network: str,
+    phase: str,
+    config: ResolvedConfig,
+    scores: Sequence[Score],
 ) -> list[DetectorInfo]:
     """Metadata of each member of a run; KeyError or TypeError if results.json is damaged."""
     return [
@@ -127,10 +140,11 @@ def _infos(
             channels=results["channels"],
             image_size=results["image_size"],
             threshold=member["threshold"][phase],
-            contamination=contamination,
+            contamination=config.contamination,
             version=results["versions"]["pkdgan"],
+            score="latent" if score == LATENT else config.score,
         )
-        for member in results["members"]
+        for member, score in zip(results["members"], scores, strict=True)
     ]
 
 

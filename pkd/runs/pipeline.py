@@ -3,12 +3,11 @@
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from pkd.models.ganomaly import load_networks, network_tensors
 from pkd.runs.plots import training_curves_png
 from pkd.runs.results import build_results
 from pkd.runs.run import Run
+from pkd.runs.run_parts import load_stack_tensors, parts_tensors, score_held_out
 from pkd.runs.stack_loop import StackLoop
 from pkd.runs.teachers import weights_sha256
 from pkd.training.callbacks import Callback
@@ -72,7 +71,7 @@ class PhaseLoop:
     def train_phase(self, number: int) -> None:
         """Train the remaining stacks of a phase, then score the held-out images."""
         run, phase = self.run, self.run.phases[number]
-        scores = run.load_stack_scores()
+        scores = load_stack_tensors(run)
         for index in range(run.folder.progress.stack, len(run.stacks)):
             loop = StackLoop(
                 run, index, scores, self.callback, self.use_graph, self._on_graph_failure
@@ -81,10 +80,11 @@ class PhaseLoop:
         progress = loop.progress
         progress.phase, progress.stack, progress.epoch = number + 1, 0, 0
         progress.auc = progress.auc | {phase.name: run.folder.metrics[-1]["auc"]}
-        tensors = network_tensors(run.trained(phase))
-        held_out = run.score_held_out(phase)
-        tensors |= {f"held_out.{k}": torch.from_numpy(values) for k, values in enumerate(held_out)}
-        tensors["test_scores"] = torch.cat([scores[k] for k in sorted(scores)], 1)
+        tensors = network_tensors(run.trained(phase)) | parts_tensors(
+            [scores[k] for k in sorted(scores)],
+            score_held_out(run, phase.network),
+            len(run.stacks),
+        )
         run.folder.save_phase(phase.name, tensors, progress)
 
     def _on_graph_failure(self, reason: str) -> None:

@@ -2,6 +2,7 @@
 
 import platform
 from collections.abc import Sequence
+from statistics import mean
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,10 @@ import numpy as np
 from pkd.models.cost import cost
 from pkd.models.stack import Member
 from pkd.runs.run import Run
+from pkd.runs.run_parts import load_parts
 from pkd.runs.teachers import CHECKPOINT, PREFIX, weights_sha256
 from pkd.scoring.metrics import MemberMetrics, auc_by_member, average, threshold
+from pkd.scoring.score import SCORES, Parts
 from pkd.training.settings import to_plain
 from pkd.utils.device import device_name, in_tf32
 from pkd.utils.errors import RESTORE, CheckpointError, DataError, resume_command
@@ -29,11 +32,11 @@ def build_results(run: Run, auc: dict[str, list[float]]) -> dict[str, Any]:
         auc: phase -> AUC of each member after that phase.
 
     Raises:
-        CheckpointError: the checkpoint of a phase is damaged, see `Run.held_out_scores`.
+        CheckpointError: the checkpoint of a phase is damaged, see `load_parts`.
     """
     config, dataset = run.config, run.dataset
     seconds = run.folder.progress.seconds
-    results = auc_summary(run, auc)
+    results, parts = auc_summary(run, auc), load_all_parts(run)
     return {
         "dataset": results.pop("dataset"),
         "data_sha256": dataset.digest,
@@ -42,8 +45,9 @@ def build_results(run: Run, auc: dict[str, list[float]]) -> dict[str, Any]:
         "channels": run.data.channels,
         "image_size": config.image_size,
         "config": to_plain(config),
-        "members": _with_teachers(run, add_thresholds(run, results.pop("members"))),
+        "members": _with_teachers(run, add_thresholds(run, results.pop("members"), parts)),
         **results,
+        "mean_auc_by_score": mean_auc_by_score(run, parts),
         "cost": {name: vars(cost(gan.architecture)) for name, gan in run.networks.items()},
         "seconds": {phase: round(value, 1) for phase, value in seconds.items()},
         "hardware": device_name(run.device) + ", TF32" * in_tf32(config.precision, run.device),
@@ -84,18 +88,39 @@ def auc_summary(run: Run, auc: dict[str, list[float]]) -> dict[str, Any]:
     }
 
 
-def add_thresholds(run: Run, members: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Add the threshold after each phase to the members of results.json."""
+def load_all_parts(run: Run) -> dict[str, Parts]:
+    """Load the parts of the scores after each phase; CheckpointError as `load_parts`."""
+    return {phase.name: load_parts(run, phase) for phase in run.phases}
+
+
+def add_thresholds(
+    run: Run, members: list[dict[str, Any]], parts: dict[str, Parts]
+) -> list[dict[str, Any]]:
+    """Add the score and its threshold after each phase to the members of results.json."""
+    name, share = run.config.score, run.config.contamination
+    scores = {phase: part.fit(name) for phase, part in parts.items()}
     thresholds = {
-        phase.name: [
-            threshold(scores, run.config.contamination) for scores in run.held_out_scores(phase)
-        ]
-        for phase in run.phases
+        phase: [threshold(values, share) for values in part.held_out_scores(name)]
+        for phase, part in parts.items()
     }
     return [
-        member | {"threshold": {phase: values[k] for phase, values in thresholds.items()}}
+        member
+        | {
+            "score": {phase: vars(values[k]) for phase, values in scores.items()},
+            "threshold": {phase: values[k] for phase, values in thresholds.items()},
+        }
         for k, member in enumerate(members)
     ]
+
+
+def mean_auc_by_score(run: Run, parts: dict[str, Parts]) -> dict[str, dict[str, float]]:
+    """Mean AUC over all members by every score: score -> phase -> AUC."""
+    labels, members = run.dataset.test_labels, run.members
+    complete = {phase: part for phase, part in parts.items() if part.test.shape[2] > 1}
+    return {
+        name: {phase: mean(part.auc(name, labels, members)) for phase, part in complete.items()}
+        for name in SCORES
+    }
 
 
 def summarize_auc(
@@ -136,7 +161,7 @@ def load_results(run: Run) -> dict[str, Any]:
     phases = {phase.name for phase in run.phases}
     try:
         if "threshold" not in results["members"][0]:  # written before there were thresholds
-            results["members"] = add_thresholds(run, results["members"])
+            results["members"] = add_thresholds(run, results["members"], load_all_parts(run))
         members = [
             (m["normal_class"], m["seed"], {*m["auc"]}, {*m["threshold"]})
             for m in results["members"]
@@ -157,7 +182,7 @@ def load_results(run: Run) -> dict[str, Any]:
 
 
 def member_metrics(run: Run, results: dict[str, Any]) -> dict[str, list[MemberMetrics]]:
-    """Compute the metrics of each member after each phase, from the scores of `Run.test_scores`.
+    """Compute the metrics of each member after each phase, from the scores of its checkpoints.
 
     Args:
         run: a finished run.
@@ -172,7 +197,7 @@ def member_metrics(run: Run, results: dict[str, Any]) -> dict[str, list[MemberMe
     labels, members = run.dataset.test_labels, results["members"]
     metrics = {}
     for phase in run.phases:
-        scores = run.test_scores(phase)
+        scores = load_parts(run, phase).test_scores(run.config.score)
         auc = [member["auc"][phase.name] for member in members]
         if not np.allclose(auc_by_member(scores, labels, run.members), auc):
             raise CheckpointError(

@@ -9,7 +9,6 @@ from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,14 +18,12 @@ from pkd.runs.data import RunData, load_dataset, prepare
 from pkd.runs.folder import RunFolder
 from pkd.runs.memory import check_memory, fitting_stack
 from pkd.runs.teachers import Teachers
-from pkd.scoring.metrics import auc_by_member
-from pkd.scoring.novelty import novelty_scores, scores_per_member
 from pkd.training.config import DeviceName, ResolvedConfig, TrainConfig
 from pkd.training.factory import make_networks
 from pkd.training.settings import from_plain, to_plain
 from pkd.training.structures import Phase
 from pkd.utils.device import precision
-from pkd.utils.errors import RESTORE, CheckpointError, DivergenceError, PkdError
+from pkd.utils.errors import RESTORE, CheckpointError, PkdError
 
 logger = logging.getLogger(__name__)
 
@@ -187,101 +184,3 @@ class Run:
     def precision(self) -> AbstractContextManager[None]:
         """Context in which float32 products have the precision of the settings."""
         return precision(self.config.precision, self.device)
-
-    def evaluate(self, network: str) -> list[float]:
-        """AUC of each member of a network on the test split; PkdError as `scores`."""
-        scores = self.score_test_split(network)
-        return auc_by_member(scores, self.dataset.test_labels, self.members)
-
-    def score_test_split(self, network: str) -> np.ndarray:
-        """Score the test split (T, M) with a network of all members; PkdError as `scores`."""
-        with self.precision():
-            scores = [self.scores(self.on_device(stack), stack, network) for stack in self.stacks]
-        return np.concatenate(scores, 1)
-
-    def scores(
-        self,
-        networks: dict[str, GAN],
-        stack: slice,
-        network: str,
-        stride: int = 1,
-        on_batch_end: Callable[[], None] = lambda: None,
-    ) -> np.ndarray:
-        """Scores (T, M) of every `stride`-th test image by each member of a stack.
-
-        Args:
-            networks: networks of the stack, on the device.
-            stack: the stack.
-            network: name of the network that scores.
-            stride: step between the test images.
-            on_batch_end: called after each batch; may raise to stop.
-
-        Raises:
-            DivergenceError: a score is not finite; the message names the member.
-        """
-        images, members = self.test_images[::stride], self.members[stack]
-        scores = novelty_scores(networks[network].generator, images, len(members), on_batch_end)
-        for member, finite in zip(members, np.isfinite(scores).all(0), strict=True):
-            if not finite:
-                raise DivergenceError(
-                    f"scores of the {network} of {member} are not finite: train again with a lower "
-                    "`lr`"
-                )
-        return scores
-
-    def load_stack_scores(self) -> dict[int, Tensor]:
-        """Test scores (T, M) of the stacks that finished the current phase, by stack."""
-        name, prefix = self.folder.progress.tensors, "test_scores."
-        if not name:
-            return {}
-        tensors = self.folder.load_tensors(name, prefix)
-        return {int(key.removeprefix(prefix)): tensors[key] for key in tensors}
-
-    def score_held_out(self, phase: Phase) -> list[np.ndarray]:
-        """Score each member's held-out images (n,) with the current network of a phase."""
-        return [
-            scores
-            for stack in self.stacks
-            for scores in scores_per_member(
-                self.on_device(stack)[phase.network].generator,
-                self.data.held_out_images(self.members[stack]),
-            )
-        ]
-
-    def test_scores(self, phase: Phase) -> np.ndarray:
-        """Load the scores (T, M) of the test split after a finished phase.
-
-        Checkpoints of earlier versions lack them: then they are computed.
-
-        Raises:
-            CheckpointError: the checkpoint is damaged.
-        """
-        name = f"{phase.name}.safetensors"
-        scores = self.folder.load_tensors(name, "test_scores").get("test_scores")
-        if scores is None:
-            self.load_phase(phase)
-            return self.score_test_split(phase.network)
-        if scores.shape != (len(self.test_images), len(self.members)):
-            raise CheckpointError(
-                f"checkpoint {self.folder.checkpoints / name} has test scores of shape "
-                f"{tuple(scores.shape)}, which does not fit the run: {RESTORE}"
-            )
-        return scores.numpy()
-
-    def held_out_scores(self, phase: Phase) -> list[np.ndarray]:
-        """Load the scores (n,) of each member's held-out images after a finished phase.
-
-        Raises:
-            CheckpointError: the checkpoint is damaged, or has no such scores.
-        """
-        name = f"{phase.name}.safetensors"
-        tensors = self.folder.load_tensors(name, "held_out.")
-        if not tensors and not self.data.held_out.any():
-            self.load_phase(phase)
-            return self.score_held_out(phase)
-        if len(tensors) != len(self.members):
-            raise CheckpointError(
-                f"checkpoint {self.folder.checkpoints / name} has scores of held-out images for "
-                f"{len(tensors)} of {len(self.members)} models: {RESTORE}"
-            )
-        return [tensors[f"held_out.{k}"].numpy() for k in range(len(tensors))]

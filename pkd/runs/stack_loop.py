@@ -13,7 +13,7 @@ from torch import Tensor
 from pkd.models.ganomaly import load_networks, network_tensors
 from pkd.models.stack import write_back
 from pkd.runs.run import Run
-from pkd.scoring.metrics import auc_by_member
+from pkd.runs.run_parts import compute_stack_parts
 from pkd.training.callbacks import Callback, TrainingInterrupted
 from pkd.training.factory import make_trainer
 
@@ -29,7 +29,7 @@ class StackLoop:
     Args:
         run: the run; its progress selects the phase.
         index: number of the stack.
-        scores: stack -> (T, M) test scores, of the stacks that are finished.
+        scores: stack -> (T, M, 3) parts of test scores, of the stacks that are finished.
         callback: hooks of the training.
         use_graph: on a GPU, capture the step as a CUDA graph.
         on_graph_failure: called with the reason if the capture fails.
@@ -64,7 +64,7 @@ class StackLoop:
         )
 
     def train(self) -> dict[int, Tensor]:
-        """Train the remaining epochs; return the test scores of the stacks up to this one.
+        """Train the remaining epochs; return the parts of test scores up to this stack.
 
         Raises:
             TrainingInterrupted: raised by a callback, passed on after a checkpoint.
@@ -103,23 +103,23 @@ class StackLoop:
         run, progress, network = self.run, self.progress, self.phase.network
         last = progress.epoch + 1 == self.phase.epochs
         stride = 1 if last else self._curve_stride
-        scores = run.scores(
-            self.trainer.networks, self.stack, network, stride, self.callback.on_batch_end
+        parts = compute_stack_parts(
+            run, self.trainer.networks, self.stack, network, stride, self.callback.on_batch_end
         )
         labels = run.dataset.test_labels[::stride]
         record = {
             "phase": self.phase.name,
             "epoch": progress.epoch + 1,
             "network": network,
-            "auc": auc_by_member(scores, labels, run.members[self.stack]),
-            "test_images": len(scores),
+            "auc": parts.auc(run.config.score, labels, run.members[self.stack]),
+            "test_images": len(labels),
             "losses": self.trainer.history.epoch_means(),
         }
         self._add_to_metrics(record)
         self.callback.on_epoch_end(record, self.phase.epochs)
         progress.epoch, progress.step = progress.epoch + 1, 0
         if last:
-            self.scores = self.scores | {self.index: torch.from_numpy(scores)}
+            self.scores = self.scores | {self.index: torch.from_numpy(parts.test)}
 
     @cached_property
     def _curve_stride(self) -> int:

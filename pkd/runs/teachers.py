@@ -17,10 +17,11 @@ from pkd.utils.errors import RESTORE, CheckpointError, ConfigError, resume_comma
 
 CHECKPOINT, PREFIX = "teacher.safetensors", "teacher."
 
-# Settings that decide the weights of a trained teacher, beside its phase and the images.
+# Settings that decide weights and AUC of a trained teacher, beside its phase and the images.
 SETTINGS = (
     *("image_size", "held_out", "teacher_widths", "latent", "norm", "norm_first"),
     *("betas", "reduction", "lr_schedule"),
+    "score",  # decides the AUC of the teacher, not its weights
 )
 
 

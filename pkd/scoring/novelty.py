@@ -1,11 +1,11 @@
-"""Novelty scores of image sets by the models of a stack."""
+"""Parts of the novelty scores of image sets by the models of a stack, see `pkd.scoring.score`."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 import torch
-from pkd_kernels import novelty_score, scale_pixels
+from pkd_kernels import novelty_parts, scale_pixels
 from torch import Tensor
 
 from pkd.models.ganomaly import Generator
@@ -17,7 +17,7 @@ MODEL_IMAGES_PER_BATCH = 1024
 MEMBER_BATCH_SIZE = 64
 
 
-def novelty_scores(
+def score_parts(
     generator: Generator,
     images: Tensor,
     stack: int,
@@ -34,24 +34,29 @@ def novelty_scores(
         on_batch_end: called after each batch; may raise to stop.
 
     Returns:
-        (T, M) float32, or float64 for a generator in float64; higher is more novel.
+        (T, M, 3) float32, or float64 for a generator in float64.
     """
     batches = images.split(max(1, MODEL_IMAGES_PER_BATCH // stack))
     return _score_batches(generator, batches, stack, on_batch_end)
 
 
-def scores_per_member(generator: Generator, images: Sequence[Tensor]) -> list[np.ndarray]:
+def score_parts_per_member(
+    generator: Generator,
+    images: Sequence[Tensor],
+    on_batch_end: Callable[[], None] = lambda: None,
+) -> list[np.ndarray]:
     """Score different images by each model of a stack.
 
     Args:
         generator: a stack of M models.
         images: M tensors (n, C, H, W) uint8, n at least 1 and possibly different.
+        on_batch_end: called after each batch; may raise to stop.
 
     Returns:
-        M arrays (n,) float64, computed in the generator's precision; higher is more novel.
+        M arrays (n, 3) float64, computed in the generator's precision.
     """
-    scores = _score_batches(generator, _stacked_batches(images), len(images))
-    return [scores[: len(part), k].astype(np.float64) for k, part in enumerate(images)]
+    parts = _score_batches(generator, _stacked_batches(images), len(images), on_batch_end)
+    return [parts[: len(part), k].astype(np.float64) for k, part in enumerate(images)]
 
 
 def _stacked_batches(images: Sequence[Tensor]) -> Iterator[Tensor]:
@@ -67,20 +72,21 @@ def _score_batches(
     generator: Generator,
     batches: Iterable[Tensor],
     stack: int,
-    on_batch_end: Callable[[], None] = lambda: None,
+    on_batch_end: Callable[[], None],
 ) -> np.ndarray:
-    """Novelty scores (n, M), the mean square of z1 - z2 (Eq. 3), of uint8 batches.
+    """Parts (n, M, 3) of the scores of uint8 batches.
 
     The batches are moved to the generator's device and converted to its precision.
     """
     weight = next(generator.parameters())
-    scores = []
+    parts = []
     with _evaluation_mode(generator):
         for batch in batches:
-            outputs = generator(scale_pixels(batch.to(weight.device)).to(weight.dtype))
-            scores.append(novelty_score(outputs.z1, outputs.z2, stack=stack))
+            x = scale_pixels(batch.to(weight.device)).to(weight.dtype)
+            z1, xh, z2 = generator(x)
+            parts.append(novelty_parts(z1, z2, x, xh, stack=stack))
             on_batch_end()
-    return torch.cat(scores).cpu().numpy()
+    return torch.cat(parts).cpu().numpy()
 
 
 @contextmanager

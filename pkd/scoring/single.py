@@ -15,6 +15,7 @@ from pkd_kernels import ACTIVATIONS, NORM_EPS
 from torch import Tensor, nn
 
 from pkd.models.ganomaly import Generator, Layer
+from pkd.scoring.score import LATENT, TINY, Score
 from pkd.utils.device import convolutions
 
 HALF_RANGE = 127.5  # x / HALF_RANGE - 1 maps pixels from [0, 255] to [-1, 1]
@@ -23,15 +24,17 @@ Function = Callable[[Tensor], Tensor]
 
 
 class Scorer(nn.Module):
-    """Novelty scores of images (Eq. 3, mean square of z1 - z2) by one model of a stack.
+    """Novelty scores of images by one model of a stack.
 
     Args:
         generator: the stack; its weights become constants.
         member: index of the model.
+        score: combines the parts of the score.
     """
 
-    def __init__(self, generator: Generator, member: int = 0):
+    def __init__(self, generator: Generator, member: int = 0, score: Score = LATENT):
         super().__init__()
+        self.score = score
         first = generator.encoder[0]
         networks = (generator.encoder, generator.decoder, generator.reencoder)
         self.encoder, self.decoder, self.reencoder = (
@@ -44,18 +47,33 @@ class Scorer(nn.Module):
             for network in networks
         )
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Score images.
 
         Args:
             images: (N, C, H, W) in [0, 255], of any type.
 
         Returns:
-            (N,) float32, at least 0; higher is more novel.
+            Scores (N,) float32, at least 0, higher is more novel; then the parts that they are
+            made of, (N,) each, in the order of `NOVELTY_PARTS`.
         """
-        z1 = _apply(self.encoder, images.to(torch.float32) - HALF_RANGE)
-        z2 = _apply(self.reencoder, _apply(self.decoder, z1))
-        return (z1 - z2).square_().mean(1)
+        centred = images.to(torch.float32) - HALF_RANGE
+        z1 = _apply(self.encoder, centred)
+        xh = _apply(self.decoder, z1)
+        error = (centred / HALF_RANGE - xh).abs_().flatten(1).mean(1)
+        latent = (z1 - _apply(self.reencoder, xh)).square_().mean(1)
+        energy = z1.square().mean(1)
+        return self._combine(latent, energy, error), latent, energy, error
+
+    def _combine(self, latent: Tensor, energy: Tensor, error: Tensor) -> Tensor:
+        """`Score.__call__` on tensors."""
+        parts = (latent, energy, error / self.score.reference)
+        factors = [
+            part if exponent == 1 else part.clamp_min(TINY).pow(exponent)
+            for part, exponent in zip(parts, self.score.exponents, strict=True)
+            if exponent
+        ]
+        return math.prod(factors[1:], start=factors[0])
 
 
 def _apply(functions: list[Function], y: Tensor) -> Tensor:
@@ -111,7 +129,7 @@ def score_function(
     """Wrap a module that scores tensors as a function of arrays.
 
     Args:
-        scorer: (n, C, H, W) images to (n,) scores.
+        scorer: `Scorer`, or its exported graph.
         dtype: type of the images that `scorer` accepts.
         flops: multiply-adds for one image, which decide on the use of oneDNN.
     """
@@ -119,6 +137,6 @@ def score_function(
     @torch.inference_mode()
     def score(images: np.ndarray) -> np.ndarray:
         with convolutions(len(images), flops)():
-            return scorer(torch.from_numpy(images).to(dtype)).numpy()
+            return scorer(torch.from_numpy(images).to(dtype))[0].numpy()
 
     return score

@@ -31,12 +31,14 @@ PRESETS: dict[str, dict[str, Any]] = {
         "student_widths": (8, 16, 64),
         "max_train_images": 1000,
         "held_out": 0.1,
+        "score": "fused",
         # After a few hundred steps this falling rate gives a better AUC than the paper's.
         "lr": 0.0005,
         "lr_schedule": "linear",
     },
     "paper": {
         "held_out": 0.02,  # the paper trains on all images
+        "score": "latent",
         "lr": 0.002,
         "lr_schedule": "constant",
     },
@@ -88,6 +90,8 @@ class TrainConfig:
         evaluate_on: images that AUCs are computed on: the test split, or, to choose settings
             without it, a sixth of each class's training images, which are then not trained on.
         contamination: share of normal images that the threshold may classify as novel.
+        score: novelty score: "latent", the paper's difference of latents; "reconstruction", the
+            reconstruction error; or "fused", both; default by preset.
         lr: Adam's learning rate; default by preset.
         teacher_lr: learning rate of the teacher's own training; default: lr.
         step2_teacher_lr: learning rate of the teacher in the second step of a progressive
@@ -132,6 +136,7 @@ class TrainConfig:
     held_out: float | None = None
     evaluate_on: Literal["test", "development"] = "test"
     contamination: float = CONTAMINATION
+    score: Literal["latent", "reconstruction", "fused"] | None = None
     lr: float | None = None
     teacher_lr: float | None = None
     step2_teacher_lr: float | None = None
@@ -230,6 +235,7 @@ class ResolvedConfig(TrainConfig):
     step2_epochs: int = field(kw_only=True)
     batch_size: int = field(kw_only=True)
     held_out: float = field(kw_only=True)
+    score: Literal["latent", "reconstruction", "fused"] = field(kw_only=True)
     lr: float = field(kw_only=True)
     lr_schedule: Literal["constant", "linear"] = field(kw_only=True)
 

@@ -118,6 +118,7 @@ BEFORE = {
     "teacher_max_train_images": None,
     "step2_teacher_lr": None,
     "evaluate_on": "test",
+    "score": "latent",
 }
 
 

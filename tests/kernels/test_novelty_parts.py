@@ -53,7 +53,7 @@ def test_one_launch_that_reads_once_and_has_no_gradient(device):
     if device == "cpu":
         loaded = {"z1_ptr": 120, "z2_ptr": 120, "x_ptr": 180, "xh_ptr": 180}
         assert traffic.loaded == {f"novelty_parts.{name}": n for name, n in loaded.items()}
-        assert traffic.stored == {"novelty_parts.parts_ptr": 12}
+        assert traffic.stored == {"novelty_parts.parts_ptr": 18}
 
 
 @pytest.mark.parametrize("wrong", [0, 1, 2, 3])

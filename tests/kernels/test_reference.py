@@ -376,8 +376,9 @@ def test_novelty_parts_against_numpy(shared):
     first, second = (z.numpy().reshape(4, 3, 5) for z in (z1, z2))
     images = np.broadcast_to(x.numpy().reshape(4, -1, 32), (4, 3, 32))
     np.testing.assert_allclose(actual[..., 0], ((first - second) ** 2).mean(2), rtol=1e-14)
+    np.testing.assert_allclose(actual[..., 1], (first**2).mean(2), rtol=1e-14)
     errors = np.abs(images - xh.numpy().reshape(4, 3, 32))
-    np.testing.assert_allclose(actual[..., 1], errors.mean(2), rtol=1e-14)
+    np.testing.assert_allclose(actual[..., 2], errors.mean(2), rtol=1e-14)
 
 
 SHAPES = [(6, 2, 4, 4), (3,), (9, 1)]  # each M = 3 equal blocks, one of them a single element

@@ -187,7 +187,8 @@ def test_weights_that_are_not_finite_never_replace_a_good_checkpoint(
 
 
 def test_scores_that_are_not_finite_are_reported(refused, tmp_path, monkeypatch):
-    monkeypatch.setattr("pkd.runs.run.novelty_scores", lambda *_: np.full((360, 2), np.nan))
+    parts = np.full((360, 2, 3), np.nan)
+    monkeypatch.setattr("pkd.runs.run_parts.score_parts", lambda *_: parts)
     argv = ["train", *TINY, "--out", tmp_path / "run"]
     refused(argv, "scores of the teacher of normal class 0, seed 0", "lower --lr")
 

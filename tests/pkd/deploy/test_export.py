@@ -61,7 +61,7 @@ def test_scorer_gives_the_scores_of_its_member_of_the_stack(architecture):
         expected = scores_of_member(generator, images, member)
         scorer = Scorer(generator, member)
         for pixels in (torch.from_numpy(images), torch.from_numpy(images).float()):
-            np.testing.assert_allclose(scorer(pixels).numpy(), expected, rtol=1e-5)
+            np.testing.assert_allclose(scorer(pixels)[0].numpy(), expected, rtol=1e-5)
     first_scores = {round(float(scores_of_member(generator, images, m)[0]), 6) for m in range(3)}
     assert len(first_scores) == 3
 
@@ -85,7 +85,7 @@ def test_onnx_graph_has_one_node_for_each_operation_and_no_source_paths():
     ops = [node.op_type for node in graph.node]
     assert ops.count("Conv") + ops.count("ConvTranspose") + ops.count("Gemm") == 12
     assert ops.count("InstanceNormalization") == 9
-    assert len(ops) <= 42
+    assert len(ops) <= 48
     assert len(content) < 4 * sum(p.numel() for p in Generator(architecture).parameters()) + 20_000
     for path in (Path(torch.__file__).parent, Path(export.__file__).parent):
         assert str(path).encode() not in content
@@ -98,7 +98,7 @@ def test_difference_is_the_largest_relative_one_of_all_images():
         batches = iter([np.float32(scores[:1]), np.float32(scores[1:])])
         score = lambda _, batches=batches: next(batches)  # noqa: E731
         assert relative_difference(score, images, expected) == 0.5, k
-    brightness = score_function(lambda x: x.float().mean((1, 2, 3)))
+    brightness = score_function(lambda x: (x.float().mean((1, 2, 3)),))
     assert relative_difference(brightness, images, np.zeros(3)) == 0
 
 
@@ -144,7 +144,7 @@ def test_export_prints_the_difference_of_the_scores(small_run, tmp_path, capsys)
     extra_files = {"pkd.json": ""}
     program = torch.export.load(tmp_path / "s.pt2", extra_files=extra_files)
     assert json.loads(extra_files["pkd.json"])["pkd.class_name"] == "5"
-    assert program.module()(torch.zeros(3, 1, 32, 32, dtype=torch.uint8)).shape == (3,)
+    assert program.module()(torch.zeros(3, 1, 32, 32, dtype=torch.uint8))[0].shape == (3,)
 
 
 def test_export_reads_test_images_from_a_folder_that_moved(tmp_path):

@@ -30,7 +30,7 @@ def test_teachers_of_other_runs_are_loaded_from_there(shared_teachers_run, teach
     source = load_detector(teacher_only_run, "teacher", 5, 1)
     assert detector.info.threshold == source.info.threshold
     images = torch.randint(256, (3, 1, 32, 32), dtype=torch.uint8)
-    scores, expected = (network.scorer()(images).numpy() for network in (detector, source))
+    scores, expected = (network.scorer()(images)[0].numpy() for network in (detector, source))
     np.testing.assert_allclose(scores, expected, rtol=1e-5)
     assert load_detector(shared_teachers_run, normal_class=5, seed=1).info.network == "student"
 

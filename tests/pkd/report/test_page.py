@@ -20,7 +20,7 @@ from sklearn.metrics import average_precision_score
 
 from pkd.cli.main import main
 from pkd.runs.run import Run
-from pkd.scoring.novelty import novelty_scores
+from pkd.runs.run_parts import compute_parts
 
 TINY = (
     *("--device", "cpu", "--latent", "8", "--batch-size", "2", "--max-train-images", "20"),
@@ -111,8 +111,7 @@ def test_numbers_agree_with_results_json_and_with_the_scores(finished):
     metrics = {3: {}, 5: {}}  # class -> phase -> metrics of each seed
     for phase in run.phases:
         run.load_phase(phase)
-        network = run.networks[phase.network].generator
-        scores = novelty_scores(network, run.test_images, len(run.members))
+        scores = compute_parts(run, phase.network).test_scores("fused")
         for member, y_score in zip(results["members"], scores.T, strict=True):
             y_true = run.dataset.test_labels != member["normal_class"]
             y_pred = y_score > member["threshold"][phase.name]
@@ -208,7 +207,7 @@ def test_examples_are_the_most_normal_and_the_most_novel_test_images(photos, pho
         with torch.no_grad():
             xh = network(run.test_images.float() / 127.5 - 1).xh
         reconstructions[phase.network] = (xh * 127.5 + 127.5).round().permute(0, 2, 3, 1).numpy()
-    scores = novelty_scores(run.networks["student"].generator, run.test_images, 1)[:, 0]
+    scores = compute_parts(run, "student").test_scores("fused")[:, 0]
     order = scores.argsort()
     chosen = [*order[:4], *order[: -4 - 1 : -1]]
     assert len(images) == len(chosen)

@@ -11,6 +11,7 @@ from run_helpers import PHASES, SMALL_NETWORKS, file_contents
 from pkd.cli.main import main
 from pkd.runs.pipeline import train
 from pkd.runs.run import Run
+from pkd.runs.run_parts import load_parts
 from pkd.scoring.metrics import threshold
 from pkd.training.callbacks import Callback
 from pkd.training.config import TrainConfig
@@ -40,7 +41,7 @@ def test_results_contain_what_scoring_new_images_needs(small_run):
     run = Run.open(small_run, device="cpu")
     labels = run.dataset.train_labels
     for phase in run.phases:
-        held_out_scores = run.held_out_scores(phase)
+        held_out_scores = load_parts(run, phase).held_out_scores("fused")
         for member, scores in zip(results["members"], held_out_scores, strict=True):
             assert len(scores) == np.ceil(0.1 * (labels == member["normal_class"]).sum())
             assert member["threshold"][phase.name] == threshold(scores, 0.05)

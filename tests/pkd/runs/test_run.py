@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from pkd.runs.folder import RunFolder
 from pkd.runs.run import Run
+from pkd.runs.run_parts import compute_parts, compute_stack_parts, evaluate, load_parts
 from pkd.training.config import TrainConfig
 from pkd.utils.errors import CheckpointError, ConfigError, OutputError, PkdError
 
@@ -38,25 +39,24 @@ def test_evaluate_gives_the_auc_of_results_json(run, small_run):
     for phase in run.phases:
         run.load_phase(phase)
         expected = [member["auc"][phase.name] for member in members]
-        assert run.evaluate(phase.network) == pytest.approx(expected, abs=1e-6)
+        assert evaluate(run, phase.network) == pytest.approx(expected, abs=1e-6)
 
 
 def test_stored_scores_equal_computed_scores(run):
     for phase in run.phases:
         run.load_phase(phase)
-        scores = run.test_scores(phase)
-        assert scores.shape == (360, 4)
-        np.testing.assert_allclose(run.score_test_split(phase.network), scores, rtol=1e-4)
-        held_out = zip(run.score_held_out(phase), run.held_out_scores(phase), strict=True)
-        for computed, stored in held_out:
-            np.testing.assert_allclose(computed, stored, rtol=1e-4)
+        stored, computed = load_parts(run, phase), compute_parts(run, phase.network)
+        assert stored.test.shape == (360, 4, 3)
+        np.testing.assert_allclose(computed.test, stored.test, rtol=1e-4)
+        for actual, expected in zip(computed.held_out, stored.held_out, strict=True):
+            np.testing.assert_allclose(actual, expected, rtol=1e-4)
 
 
 def test_a_stride_selects_every_nth_test_image(run):
     run.load_phase(run.phases[-1])
     stack = run.stacks[0]
-    scores = run.scores(run.networks, stack, "student", stride=7)
-    np.testing.assert_allclose(scores, run.score_test_split("student")[::7], rtol=1e-4)
+    parts = compute_stack_parts(run, run.networks, stack, "student", stride=7)
+    np.testing.assert_allclose(parts.test, compute_parts(run, "student").test[::7], rtol=1e-4)
 
 
 def test_a_callback_can_stop_the_scoring(run):
@@ -64,7 +64,7 @@ def test_a_callback_can_stop_the_scoring(run):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run.scores(run.networks, run.stacks[0], "student", on_batch_end=stop)
+        compute_stack_parts(run, run.networks, run.stacks[0], "student", on_batch_end=stop)
 
 
 def test_missing_test_scores_of_an_earlier_version_are_computed(run_copy):
@@ -73,7 +73,7 @@ def test_missing_test_scores_of_an_earlier_version_are_computed(run_copy):
     expected = tensors.pop("test_scores").numpy()
     save_file(tensors, path)
     run = Run.open(run_copy, device="cpu")
-    np.testing.assert_allclose(run.test_scores(run.phases[-1]), expected, rtol=1e-4)
+    np.testing.assert_allclose(load_parts(run, run.phases[-1]).test, expected, rtol=1e-4)
 
 
 def test_test_scores_of_another_shape_are_refused(run_copy):
@@ -82,7 +82,7 @@ def test_test_scores_of_another_shape_are_refused(run_copy):
     save_file(tensors | {"test_scores": tensors["test_scores"][:7].contiguous()}, path)
     run = Run.open(run_copy, device="cpu")
     with pytest.raises(CheckpointError, match=r"step2\.safetensors has test scores of shape"):
-        run.test_scores(run.phases[-1])
+        load_parts(run, run.phases[-1])
 
 
 def test_a_new_run_needs_usable_settings_and_a_new_folder(tmp_path, small_run):

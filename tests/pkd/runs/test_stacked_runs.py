@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from pkd.cli.main import main
 from pkd.runs import pipeline
 from pkd.runs.run import Run
+from pkd.runs.run_parts import evaluate
 from pkd.training.callbacks import Callback, TrainingInterrupted
 from pkd.training.config import TrainConfig
 from pkd.training.settings import PARSERS
@@ -66,7 +67,7 @@ def test_a_run_in_several_stacks_is_evaluated_stack_by_stack(runs):
     run = Run.open(runs["3"])
     for phase in run.phases:
         run.load_phase(phase)
-        actual = run.evaluate(phase.network)
+        actual = evaluate(run, phase.network)
         assert actual == pytest.approx(run.folder.progress.auc[phase.name], abs=1e-3)  # in float32
 
 

@@ -1,4 +1,4 @@
-"""Novelty scores of image sets."""
+"""Parts of the novelty scores of image sets."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 
 from pkd.models.architecture import Architecture
 from pkd.models.ganomaly import GAN
-from pkd.scoring.novelty import novelty_scores
+from pkd.scoring.novelty import score_parts
 
 SEEDS = (3, 1, 4)
 NORMS = pytest.mark.parametrize("norm", ["instance", "batch"])
@@ -28,37 +28,39 @@ def images(n=11):
 
 
 @NORMS
-def test_scores_are_mean_squares_of_latent_differences(norm):
+def test_parts_are_latent_difference_energy_and_reconstruction_error(norm):
     generator = make_generator(norm)
-    scores = novelty_scores(generator, images(), len(SEEDS))
-    assert scores.shape == (11, 3)
-    assert scores.dtype == np.float32
+    parts = score_parts(generator, images(), len(SEEDS))
+    assert parts.shape == (11, 3, 3)
+    assert parts.dtype == np.float32
+    x = images().float() / 127.5 - 1
     with torch.no_grad():
-        outputs = generator.eval()(images().float() / 127.5 - 1)
-    difference = (outputs.z1 - outputs.z2).double().numpy().reshape(11, 3, 8)
-    np.testing.assert_allclose(scores, (difference**2).mean(2), rtol=1e-3)
-    assert scores.min() > 0
+        z1, xh, z2 = (t.double().reshape(11, 3, -1).numpy() for t in generator.eval()(x))
+    error = np.abs(x.double().reshape(11, 1, -1).numpy() - xh)
+    expected = [((z1 - z2) ** 2).mean(2), (z1**2).mean(2), error.mean(2)]
+    np.testing.assert_allclose(parts, np.stack(expected, 2), rtol=1e-3)
+    assert parts.min() > 0
 
 
 @NORMS
 @pytest.mark.parametrize("batch", [1, 4, 11])
-def test_scores_do_not_depend_on_batch_size_neighbours_or_order(norm, batch, monkeypatch):
+def test_parts_do_not_depend_on_batch_size_neighbours_or_order(norm, batch, monkeypatch):
     generator = make_generator(norm)
-    expected = novelty_scores(generator, images(), len(SEEDS))
+    expected = score_parts(generator, images(), len(SEEDS))
     assert (expected.std(0) > 1e-2 * expected.mean(0)).all()
     monkeypatch.setattr("pkd.scoring.novelty.MODEL_IMAGES_PER_BATCH", batch * len(SEEDS))
     order = np.random.default_rng(0).permutation(11)
-    shuffled = novelty_scores(generator, images()[order], len(SEEDS))
+    shuffled = score_parts(generator, images()[order], len(SEEDS))
     np.testing.assert_allclose(shuffled, expected[order], rtol=1e-4)
-    some = novelty_scores(generator, images()[3:5], len(SEEDS))
+    some = score_parts(generator, images()[3:5], len(SEEDS))
     np.testing.assert_allclose(some, expected[3:5], rtol=1e-4)
 
 
-def test_a_model_gives_the_same_scores_in_a_stack_and_alone():
+def test_a_model_gives_the_same_parts_in_a_stack_and_alone():
     architecture = Architecture(1, (2, 4, 8), 8)
-    stacked = novelty_scores(GAN(architecture, SEEDS).generator, images(), len(SEEDS))
+    stacked = score_parts(GAN(architecture, SEEDS).generator, images(), len(SEEDS))
     for m, seed in enumerate(SEEDS):
-        alone = novelty_scores(GAN(architecture, [seed]).generator, images(), 1)
+        alone = score_parts(GAN(architecture, [seed]).generator, images(), 1)
         np.testing.assert_allclose(stacked[:, m], alone[:, 0], rtol=1e-4)
 
 
@@ -67,7 +69,7 @@ def test_a_model_gives_the_same_scores_in_a_stack_and_alone():
 def test_scoring_does_not_change_the_generator(norm, training):
     generator = make_generator(norm).train(training)
     before = {k: v.clone() for k, v in generator.state_dict().items()}
-    novelty_scores(generator, images(), len(SEEDS))
+    score_parts(generator, images(), len(SEEDS))
     assert all(module.training == training for module in generator.modules())
     assert all(torch.equal(v, before[k]) for k, v in generator.state_dict().items())
 
@@ -82,7 +84,7 @@ def test_scoring_can_be_stopped_between_batches(monkeypatch):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        novelty_scores(generator, images(), len(SEEDS), stop_at_third_batch)
+        score_parts(generator, images(), len(SEEDS), stop_at_third_batch)
     assert generator.training
 
 
@@ -91,5 +93,5 @@ def test_all_models_share_the_images_of_a_batch(limit, sizes, monkeypatch):
     monkeypatch.setattr("pkd.scoring.novelty.MODEL_IMAGES_PER_BATCH", limit)
     generator, shapes = make_generator("instance"), []
     generator.register_forward_pre_hook(lambda _, inputs: shapes.append(inputs[0].shape))
-    novelty_scores(generator, images(), len(SEEDS))
+    score_parts(generator, images(), len(SEEDS))
     assert shapes == [(n, 1, 32, 32) for n in sizes]

@@ -10,7 +10,7 @@ import yaml
 
 from pkd import Detector
 from pkd.cli.main import main
-from pkd.runs import run
+from pkd.runs import run_parts
 from pkd.training.config import TrainConfig
 from pkd.training.trainer import Trainer
 from pkd.utils import device as hardware
@@ -134,8 +134,8 @@ def precisions(monkeypatch) -> set[tuple[str, str]]:
         monkeypatch.setattr(owner, name, watched)
 
     watch(Trainer, "step")
-    watch(run, "novelty_scores")
-    watch(run, "scores_per_member")
+    watch(run_parts, "score_parts")
+    watch(run_parts, "score_parts_per_member")
     monkeypatch.setattr("pkd.training.config.in_tf32", lambda name, device: name == "tf32")
     monkeypatch.setattr("pkd.runs.results.in_tf32", lambda name, device: name == "tf32")
     on_gpu = lambda name, device: hardware.precision(name, GPU)  # noqa: E731
@@ -155,7 +155,7 @@ def test_a_run_trains_and_scores_in_its_precision_and_reports_it(
     folder = tmp_path / "run"
     argv = ["train", *TINY, "--device", "cpu", "--precision", name, "--out", str(folder)]
     assert main(argv) == 0
-    functions = ("step", "novelty_scores", "scores_per_member")
+    functions = ("step", "score_parts", "score_parts_per_member")
     assert precisions == {(function, inside) for function in functions}
     assert torch.get_float32_matmul_precision() == outside
     assert yaml.safe_load((folder / "config.yaml").read_text())["precision"] == name
@@ -164,7 +164,7 @@ def test_a_run_trains_and_scores_in_its_precision_and_reports_it(
     assert results["hardware"].endswith(", TF32") == (name == "tf32")
     precisions.clear()
     assert main(["evaluate", str(folder), "--device", "cpu"]) == 0
-    assert precisions == {("novelty_scores", inside)}
+    assert precisions == {(function, inside) for function in functions[1:]}
     assert main(["report", str(folder), "--device", "cpu"]) == 0
     page = (folder / "report.html").read_text()
     assert (f">{name}<" in page, ", TF32" in page) == (True, name == "tf32")
