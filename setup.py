@@ -4,6 +4,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+RAY = "ray>=2.40"
 TENSORBOARD = "tensorboard>=2.16"
 
 setup(
@@ -68,6 +69,7 @@ setup(
     ],
     extras_require={
         "export": ["onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.20"],
+        "ray": [RAY],
         "tensorboard": [TENSORBOARD],
         "docs": ["sphinx>=8", "myst-parser>=4", "furo>=2024.8"],
         "test": [
@@ -78,6 +80,7 @@ setup(
             "pytest-benchmark>=5",
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.6",
+            RAY,
             "ruff>=0.9",
             TENSORBOARD,
             "types-PyYAML>=6",

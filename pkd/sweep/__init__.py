@@ -1,0 +1,1 @@
+"""Many trainings from one command: cells, shared teachers, shards and engines."""
