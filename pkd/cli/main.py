@@ -9,11 +9,13 @@ from pkd.cli.export import export_parser, run_export
 from pkd.cli.parser import Parser, guarded
 from pkd.cli.report import report_parser, run_report
 from pkd.cli.score import run_score, score_parser
+from pkd.cli.sweep import run_sweep, sweep_parser
 from pkd.cli.train import run_train, train_parser
 from pkd.utils.errors import PkdError
 
 COMMANDS = {
     "train": (train_parser, run_train),
+    "sweep": (sweep_parser, run_sweep),
     "evaluate": (evaluate_parser, run_evaluate),
     "report": (report_parser, run_report),
     "export": (export_parser, run_export),

@@ -1,7 +1,7 @@
 """Command-line flags for the settings of a training run."""
 
-from argparse import ArgumentTypeError
-from collections.abc import Callable
+from argparse import SUPPRESS, ArgumentTypeError
+from collections.abc import Callable, Collection
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -40,25 +40,60 @@ class TextType:
         return self.name
 
 
-def add_settings(parser: ArgumentParser) -> None:
-    """Add a flag for every field of TrainConfig."""
+def add_settings(
+    parser: ArgumentParser, only_given: bool = False, lists: Collection[str] = ()
+) -> None:
+    """Add a flag for every field of TrainConfig.
+
+    Args:
+        parser: the parser.
+        only_given: leave settings that are not given out of the parsed arguments.
+        lists: settings that accept several values, separated by commas.
+    """
     docstring = docstring_parser.parse(TrainConfig.__doc__ or "")
     texts = {param.arg_name: param.description for param in docstring.params}
     hints = get_type_hints(TrainConfig)
     for field in fields(TrainConfig):
         assert field.default is not MISSING
-        options = _argument_type(field.name, hints[field.name])
-        parser.add_argument(
-            flag(field.name), default=field.default, help=texts[field.name], **options
-        )
-        if hints[field.name] is bool:
+        hint, default = hints[field.name], SUPPRESS if only_given else field.default
+        argument_type = _list_type if field.name in lists else _argument_type
+        options = argument_type(field.name, hint)
+        parser.add_argument(flag(field.name), default=default, help=texts[field.name], **options)
+        if hint is bool:
             parser.add_argument(
                 flag(f"no_{field.name}"),
                 dest=field.name,
                 action="store_false",
-                default=field.default,  # else store_false sets it to true
+                default=default,  # else store_false sets it to true
                 help=f"same as {flag(field.name)} false",
             )
+
+
+def _list_type(name: str, hint: Any) -> dict[str, Any]:
+    """Keyword arguments of `add_argument` for a setting with several values."""
+    parse = PARSERS.get(name) or _parse_choice(_required(hint))
+
+    def parse_list(value: Any) -> list[Any]:
+        items = value.split(",") if isinstance(value, str) else value  # jsonargparse repeats it
+        return [parse(item) for item in items]
+
+    return {"type": TextType(name, parse_list), "metavar": f"{name.upper()},..."}
+
+
+def _parse_choice(hint: Any) -> Callable[[Any], Any]:
+    """Conversion of text that is one of the values of a Literal."""
+
+    def parse(value: Any) -> Any:
+        if value not in get_args(hint):
+            raise ValueError(f"expected one of {', '.join(get_args(hint))}, got {value!r}")
+        return value
+
+    return parse
+
+
+def _required(hint: Any) -> Any:
+    """Type of a setting without None."""
+    return get_args(hint)[0] if type(None) in get_args(hint) else hint
 
 
 def _argument_type(name: str, hint: Any) -> dict[str, Any]:
@@ -70,7 +105,7 @@ def _argument_type(name: str, hint: Any) -> dict[str, Any]:
         return {"type": TextType(name, PARSERS[name]), "metavar": metavar}
     if hint is bool:  # --name, --name false, --no-name
         return {"type": bool, "nargs": "?", "const": True}
-    required = get_args(hint)[0] if type(None) in get_args(hint) else hint  # without None
+    required = _required(hint)
     if get_origin(required) is Literal:
         return {"type": TextType("text", str), "choices": get_args(required)}
     return {"type": TextType("text", str) if required is str else hint}

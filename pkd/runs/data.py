@@ -1,6 +1,6 @@
 """Data of a run: data set, members and split, prepared once from the settings."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -48,8 +48,14 @@ def load_dataset(config: ResolvedConfig) -> Dataset:
     return dataset
 
 
-def prepare(settings: TrainConfig) -> tuple[ResolvedConfig, "RunData"]:
+def prepare(
+    settings: TrainConfig, load_data: Callable[[ResolvedConfig], Dataset] = load_dataset
+) -> tuple[ResolvedConfig, "RunData"]:
     """Resolve the settings of a new run against its data.
+
+    Args:
+        settings: of the user.
+        load_data: `load_dataset`, or a function that keeps what it has loaded.
 
     Returns:
         The settings with every value known, except `stack`, and the data.
@@ -59,7 +65,7 @@ def prepare(settings: TrainConfig) -> tuple[ResolvedConfig, "RunData"]:
     """
     config = settings.resolved()
     config.training_device()
-    data = RunData(config, load_dataset(config))
+    data = RunData(config, load_data(config))
     config = replace(config, channels=data.channels)
     if config.dataset in OWN_DATA:
         config = replace(config, **settings.lengths(min(data.sizes.values())))
@@ -114,7 +120,7 @@ class RunData:
         labels, test_labels = self.dataset.train_labels, self.dataset.test_labels
         sizes, limit = {}, config.max_train_images
         for k in self._normal_classes(config):
-            total, size = (labels == k).sum(), self._available(k)
+            total, size = (labels == k).sum(), self.available(k)
             if total == 0 or not (test_labels == k).any():
                 raise ConfigError(
                     "normal_class",
@@ -130,7 +136,7 @@ class RunData:
             sizes[k] = min(size, limit or size)
         return sizes
 
-    def _available(self, label: int) -> int:
+    def available(self, label: int) -> int:
         """Images of a class that are not held out."""
         return int(((self.dataset.train_labels == label) & ~self.held_out).sum())
 
@@ -158,7 +164,7 @@ class RunData:
         for phase in phases:
             teacher = phase.name == "teacher" and self.config.teacher_batch_size is not None
             for k in self.sizes:
-                available = self._available(k)
+                available = self.available(k)
                 size = min(available, phase.max_train_images or available)
                 if phase.batch_size > size:
                     raise ConfigError(

@@ -17,7 +17,7 @@ that does not exist.
 import json
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from pkd.runs.progress import Progress, parse_progress
 from pkd.utils.errors import (
     RESTORE,
     CheckpointError,
@@ -37,50 +38,6 @@ from pkd.utils.errors import (
     resume_command,
 )
 from pkd.utils.files import atomic_write
-
-
-@dataclass
-class Progress:
-    """Position of the training.
-
-    Attributes:
-        phase: number of finished phases.
-        stack: number of stacks that finished the current phase.
-        epoch: finished epochs of the current stack.
-        step: finished steps of the current epoch.
-        tensors: checkpoint of this position; None at the beginning of a phase.
-        metrics: lines of metrics.jsonl up to this position.
-        auc: finished phase -> AUC of each member on the whole test split.
-        seconds: finished or current phase -> time spent in it.
-        teacher_sha256: digest of each member's teacher, where the teachers come from other runs.
-    """
-
-    phase: int = 0
-    stack: int = 0
-    epoch: int = 0
-    step: int = 0
-    tensors: str | None = None
-    metrics: int = 0
-    auc: dict[str, list[float]] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-    teacher_sha256: list[str] = field(default_factory=list)
-
-
-def parse_progress(text: str) -> Progress:
-    """Parse progress.json; AttributeError, TypeError or ValueError if it is damaged."""
-    progress = Progress(**json.loads(text))
-    names = ("phase", "stack", "epoch", "step", "metrics")
-    counts = [getattr(progress, name) for name in names]
-    if not all(type(count) is int and count >= 0 for count in counts):
-        raise ValueError(f"{', '.join(names)} are {counts}")
-    if progress.tensors and not re.fullmatch(r"progress-\d{6,}\.safetensors", progress.tensors):
-        raise ValueError(f"tensors is {progress.tensors!r}")
-    numbers = [*progress.seconds.values()]
-    for values in progress.auc.values():
-        numbers += values
-    if not all(isinstance(number, float) for number in numbers):
-        raise ValueError("auc or seconds holds a value that is not a number")
-    return progress
 
 
 class RunFolder:
@@ -232,6 +189,24 @@ class RunFolder:
         progress.tensors = None
         self._save_tensors(f"{name}.safetensors", tensors)
         self._commit(progress)
+
+    def restart_phase(self, metrics: int, config: dict[str, Any]) -> None:
+        """Go back to the start of the current phase, and replace the settings.
+
+        Args:
+            metrics: lines of metrics.jsonl of the finished phases.
+            config: content of config.yaml.
+        """
+        progress = Progress(**asdict(self.progress))
+        progress.stack, progress.epoch, progress.step, progress.tensors = 0, 0, 0, None
+        progress.metrics = metrics
+        progress.seconds = {k: v for k, v in progress.seconds.items() if k in progress.auc}
+        # In this order the files fit each other after each of the writes. Lines of metrics.jsonl
+        # after the first `metrics` are not read, and the next checkpoint removes them.
+        self._write_json("progress.json", asdict(progress))
+        self._write(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+        self.progress, self.metrics = progress, self.metrics[:metrics]
+        self._remove_stale()
 
     def _save_tensors(self, name: str, tensors: dict[str, Tensor]) -> None:
         tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}

@@ -25,13 +25,8 @@ def check_memory(config: ResolvedConfig, data: RunData) -> None:
     on_gpu = config.torch_device().type == "cuda"  # where `fitting_stack` finds the largest stack
     members = data.count
     stack = min(config.stack or (1 if on_gpu else members), members)
-    architectures = [config.architecture(name, data.channels) for name in config.networks]
-    weights = max(cost(architecture).parameters for architecture in architectures)
-    needed = 16 * stack * weights  # float32: weights, gradients and two moments
-    if on_gpu:
-        available = torch.cuda.mem_get_info()[1]
-    else:
-        available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    per_model, available = weight_memory(config, data.channels)
+    needed = stack * per_model
     if needed > available:
         raise ConfigError(
             "teacher_widths",
@@ -39,6 +34,22 @@ def check_memory(config: ResolvedConfig, data: RunData) -> None:
             f"{needed / 2**30:,.0f} GiB, but the device has {available / 2**30:,.0f}: choose "
             "smaller widths or `latent`, fewer classes or `seeds`, or a smaller `stack`",
         )
+
+
+def weight_memory(config: ResolvedConfig, channels: int) -> tuple[int, int]:
+    """Bytes for weights, gradients and moments of a network, and bytes that the device has.
+
+    Args:
+        config: settings.
+        channels: channels of the images.
+    """
+    architectures = [config.architecture(name, channels) for name in config.networks]
+    weights = max(cost(architecture).parameters for architecture in architectures)
+    if config.torch_device().type == "cuda":
+        available = torch.cuda.mem_get_info()[1]
+    else:
+        available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return 16 * weights, available  # float32: weights, gradients and two moments
 
 
 def fitting_stack(config: ResolvedConfig, data: RunData) -> int | None:
@@ -59,7 +70,7 @@ def training_memory(config: ResolvedConfig, data: RunData, count: int) -> int:
     members = data.members[:count]
     networks = make_networks(config, members, data.channels, device)
     with precision(config.precision, device):
-        for phase in config.phases():
+        for phase in config.trained_phases():
             train_set = data.train_set(members, device, phase.max_train_images)
             trainer = make_trainer(config, phase, networks, members, train_set)
             trainer.begin_epoch(0)

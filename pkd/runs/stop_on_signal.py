@@ -1,6 +1,7 @@
 """Callback that stops training on SIGINT or SIGTERM, after a checkpoint."""
 
 import signal
+from collections.abc import Callable
 from types import FrameType, TracebackType
 
 from typing_extensions import override
@@ -9,10 +10,17 @@ from pkd.training.callbacks import Callback, TrainingInterrupted
 
 
 class StopOnSignal(Callback):
-    """Context in which SIGINT and SIGTERM stop training after the current batch."""
+    """Context in which SIGINT and SIGTERM stop training after the current batch.
 
-    def __init__(self) -> None:
-        self.requested = False
+    Args:
+        on_signal: called with each of these signals.
+
+    Attributes:
+        requested: whether there was such a signal.
+    """
+
+    def __init__(self, on_signal: Callable[[], None] = lambda: None) -> None:
+        self.requested, self.on_signal = False, on_signal
 
     def __enter__(self) -> "StopOnSignal":
         self._previous = {
@@ -32,6 +40,7 @@ class StopOnSignal(Callback):
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         self.requested = True
+        self.on_signal()
 
     @override
     def on_batch_end(self) -> None:

@@ -253,6 +253,10 @@ class ResolvedConfig(TrainConfig):
         schedule = SCHEDULES[self.structure]
         return [self._phase(name, structure) for name, structure in schedule.items()]
 
+    def trained_phases(self) -> list[Phase]:
+        """Phases that the run trains: without the teacher's if its teachers are from other runs."""
+        return [phase for phase in self.phases() if not (phase.name == "teacher" and self.teacher)]
+
     def _phase(self, name: str, structure: Structure) -> Phase:
         """Phase with the settings that apply to it."""
         phase = Phase(

@@ -9,7 +9,8 @@ import torch
 from run_helpers import file_contents
 from safetensors.torch import save_file
 
-from pkd.runs.folder import Progress, RunFolder, parse_progress
+from pkd.runs.folder import RunFolder
+from pkd.runs.progress import Progress, parse_progress
 from pkd.utils.errors import CheckpointError, OutputError, PkdError
 
 CONFIG = {"dataset": "digits"}
