@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -188,6 +188,16 @@ def test_each_task_has_a_gpu_of_its_own(tmp_path, monkeypatch):
 # -- Signals and the end ---------------------------------------------------------------------------
 
 
+def assert_ends(mark: str, seconds: float, except_pids: Sequence[int] = ()) -> None:
+    """Wait until the processes with a mark in their environment have ended."""
+    end = time.monotonic() + seconds
+    while pids := set(orphans.marked(mark, "PKD_RAY_TEST")).difference(except_pids):
+        commands = [Path(f"/proc/{pid}/cmdline") for pid in pids]
+        names = [path.read_bytes() for path in commands if path.exists()]
+        assert time.monotonic() < end, names
+        time.sleep(0.1)
+
+
 @pytest.mark.slow
 def test_ctrl_c_reaches_the_driver_but_no_worker(tmp_path):
     """SIGINT to the whole process group, as a terminal sends it; afterwards no process is left."""
@@ -209,10 +219,7 @@ def test_ctrl_c_reaches_the_driver_but_no_worker(tmp_path):
         assert lines == ["interrupted", "interrupted", "closed"]
         for name in ("a", "b"):  # no task was repeated
             assert (tmp_path / name).read_text().split() == ["started", "checkpoint"]
-        end = time.monotonic() + 5
-        while len(orphans.marked(mark, "PKD_RAY_TEST")) > 1:  # the driver itself still runs
-            assert time.monotonic() < end
-            time.sleep(0.1)
+        assert_ends(mark, 5, [driver.pid])
         driver.communicate("")
         assert driver.returncode == 0
     finally:
@@ -233,10 +240,7 @@ def test_a_killed_driver_leaves_no_process(tmp_path):
     finally:
         driver.kill()
     driver.wait()
-    end = time.monotonic() + 30
-    while orphans.marked(mark, "PKD_RAY_TEST"):
-        assert time.monotonic() < end
-        time.sleep(0.1)
+    assert_ends(mark, 30)
 
 
 # -- A running cluster -----------------------------------------------------------------------------
