@@ -238,7 +238,8 @@ class PlainNetwork:
         self, x: Tensor, fake: Tensor, discriminator: Discriminator | None = None
     ) -> Tensor:
         """L_d = BCE(D(x), 1) + BCE(D(xh), 0); `discriminator` replaces D."""
-        discriminator = discriminator or self.gan.discriminator
+        # Not `or`: the truth value of a function is a graph break in torch 2.11.
+        discriminator = self.gan.discriminator if discriminator is None else discriminator
         real_logit, _ = discriminator(x)
         fake_logit, _ = discriminator(fake)
         real = F.binary_cross_entropy_with_logits(real_logit, torch.ones_like(real_logit))
@@ -254,7 +255,7 @@ class PlainNetwork:
         """L_g, K_l, or their sum; `discriminator` replaces D."""
         (z1, xh, z2), reduction = outputs, self.reduction
         con, enc, adv, k1, kx, k2 = self.weights
-        discriminator = discriminator or self.gan.discriminator
+        discriminator = self.gan.discriminator if discriminator is None else discriminator
         loss = 0.0  # not a tensor: adding one would cost the baseline a launch
         if self.adversarial:
             _, f_real = discriminator(x)

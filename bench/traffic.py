@@ -24,6 +24,7 @@ import torch
 from pkd_kernels import FlatAdam
 from torch import Tensor, nn
 
+from bench.interpreter import repair_interpreter
 from bench.op_inputs import (
     CASES,
     FEATURE,
@@ -173,6 +174,7 @@ def check_minimum(rows: list[dict[str, Any]]) -> None:
 
 def main() -> None:
     """Count and check all ops; write the rows."""
+    repair_interpreter()
     rows = [r for op in CASES for shape in COUNTED for r in loss_rows(op, *shape)]
     rows += [norm_row(1, 1), norm_row(16, 1), adam_row(1)]
     check_minimum(rows)

@@ -13,11 +13,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-from importlib.metadata import version
-
 import orphans
 import pytest
 import torch
+
+from bench.interpreter import repair_interpreter
 
 SLOW_TIMEOUT = 600  # seconds; pyproject.toml has the limit of the other tests
 PTX = os.environ.get("PKD_PTX")
@@ -27,23 +27,7 @@ if PTX:
     lane.install(int(PTX))
 elif not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
-
-
-def _make_interpreter_of_triton_3_6_accept_numpy_2_4() -> None:
-    """Make an index of a one-element array: int() of it, as Triton does, fails in NumPy 2.4."""
-    from triton.runtime import interpreter
-
-    original = interpreter._patch_lang_tensor
-
-    def patch_lang_tensor(tensor, scope):
-        original(tensor, scope)
-        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
-
-    interpreter._patch_lang_tensor = patch_lang_tensor
-
-
-if not torch.cuda.is_available() and version("triton").startswith("3.6."):
-    _make_interpreter_of_triton_3_6_accept_numpy_2_4()
+    repair_interpreter()
 
 
 def pytest_configure() -> None:

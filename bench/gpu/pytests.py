@@ -55,10 +55,23 @@ def _gpu_tests(deadline: float) -> Iterator[Fact]:
     `load` with chunks of one test keeps the order, so the first tests run first.
     """
     workers = worker_count(nvidia_smi("memory.free").get("memory.free", ""))
-    arguments = ["tests", "-m", "gpu", "-n", str(workers), "--max-worker-restart", "1000"]
+    arguments = [*gpu_test_paths(), "-m", "gpu", "-n", str(workers), "--max-worker-restart", "1000"]
     arguments += ["--dist", "load", "--maxschedchunk", "1"]
     arguments += [*TIMEOUT, *(f"--tests-first={part}" for part in FIRST)]
     yield from _complete(pytest_facts(arguments, deadline, workers))
+
+
+def gpu_test_paths() -> list[str]:
+    """Return the files with GPU tests; for a conftest.py its folder, whose tests have its fixtures.
+
+    Every worker collects all files that pytest gets. The others take time, and some of them need
+    packages that a GPU machine may lack.
+    """
+    texts = {p: p.read_text(encoding="utf-8") for p in sorted((ROOT / "tests").rglob("*.py"))}
+    marked = [path for path, text in texts.items() if "pytest.mark.gpu" in text]
+    folders = {path.parent for path in marked if path.name == "conftest.py"}
+    files = {path for path in marked if not folders & set(path.parents)}
+    return [str(path.relative_to(ROOT)) for path in sorted(folders | files)]
 
 
 def _complete(facts: Iterable[Fact]) -> Iterator[Fact]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from pkd_kernels import dispatch
 
+from bench.interpreter import repair_interpreter
 from bench.ladder.cells import SMALL, Cell, Settings
 from bench.ladder.contenders import BASE, Entry
 from pkd.training import cuda_graph
@@ -25,6 +26,7 @@ def install(interpret: bool) -> None:
     Args:
         interpret: run the kernels in the interpreter, not their definitions.
     """
+    repair_interpreter()
     dispatch.BACKEND = "triton" if interpret else "reference"
     applies, compile_step = Entry.applies, torch.compile
 

@@ -4,6 +4,9 @@
 
 `bench.gpu.runner` starts this command. A task that fails, crashes or hangs becomes a fact, and the
 other tasks still run. Tasks that an earlier call has done are left out.
+
+A task can go on after an error, such as a contender or a tiling that fails on a GPU; the error is
+then one of its facts. In a rehearsal nothing should fail, so there such a fact fails the task.
 """
 
 import argparse
@@ -61,10 +64,14 @@ class StageProcess:
         tasks: its tasks.
         facts: where results are written.
         deadline: end of the last task, a time.time().
+        strict: a fact with an error fails its task.
     """
 
-    def __init__(self, stage: str, tasks: Tasks, facts: Facts, deadline: float):
+    def __init__(
+        self, stage: str, tasks: Tasks, facts: Facts, deadline: float, strict: bool = False
+    ):
         self.stage, self.tasks, self.facts, self.deadline = stage, tasks, facts, deadline
+        self.strict = strict
         self.parent = os.getppid()
         self.running: dict[str, Running] = {}
         # A fork of this process has imported all modules. It can use the GPU, because this process
@@ -101,6 +108,8 @@ class StageProcess:
         try:
             for fact in self.tasks.run[name](deadline):
                 self.facts.append(self.stage, task=name, **fact)
+                if self.strict and "error" in fact:
+                    outcome = {"ended": FAILED, "error": fact["error"]}
         except Exception as error:  # any error: the other tasks must run
             traceback.print_exc()
             outcome = {"ended": FAILED, "error": first_line(error)}
@@ -154,7 +163,8 @@ def main() -> int:
     args = parser.parse_args()
     facts = Facts(args.facts, args.call)
     tasks = tasks_of(args.tasks, args.rehearse)
-    return 0 if StageProcess(args.stage, tasks, facts, args.deadline).run() else 1
+    process = StageProcess(args.stage, tasks, facts, args.deadline, strict=args.rehearse)
+    return 0 if process.run() else 1
 
 
 if __name__ == "__main__":

@@ -9,9 +9,14 @@ import torch
 from bench.ladder.contenders import BASE, COMPILE, CONTENDERS
 from bench.ladder.training_setup import TrainingSetup
 from pkd.models.paper import PAPER_STUDENTS, TEACHER_WIDTHS
-from pkd.training.structures import KDGAN, TEACHER
+from pkd.training.structures import KDGAN, STUDENT, TEACHER
 
-STRUCTURES = {"KDGAN-2": KDGAN[2], "KDGAN-3": KDGAN[3], "teacher": TEACHER}
+STRUCTURES = {
+    "student alone": STUDENT,
+    "KDGAN-2": KDGAN[2],
+    "KDGAN-3": KDGAN[3],
+    "teacher": TEACHER,
+}
 
 STUDENTS = {
     "-".join(map(str, widths)): (channels, widths)
@@ -97,6 +102,9 @@ def plan(device: torch.device) -> list[Cell]:
         *_compile_cells(),
     ]
     others = [
+        Cell("student alone", student, stack) for student in (LARGE, SMALL) for stack in (1, 30)
+    ]
+    others += [
         Cell(structure, student, stack)
         for structure, student in product(("KDGAN-2", "KDGAN-3"), (LARGE, SMALL, "2-4-8"))
         for stack in STACKS

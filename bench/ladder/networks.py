@@ -40,7 +40,7 @@ class FusedLosses(PlainNetwork):
         self, x: Tensor, fake: Tensor, discriminator: Discriminator | None = None
     ) -> Tensor:
         """L_d in one launch."""
-        discriminator = discriminator or self.gan.discriminator
+        discriminator = self.gan.discriminator if discriminator is None else discriminator
         logits = [discriminator(images)[0][:, None] for images in (x, fake)]
         return discriminator_loss(*logits).squeeze(0)
 
@@ -52,7 +52,7 @@ class FusedLosses(PlainNetwork):
         discriminator: Discriminator | None = None,
     ) -> Tensor:
         """L_g, K_l, or their sum, in one launch."""
-        discriminator = discriminator or self.gan.discriminator
+        discriminator = self.gan.discriminator if discriminator is None else discriminator
         f_real, f_fake = None, None
         if self.adversarial:
             (_, f_real), (_, f_fake) = (discriminator(images) for images in (x, outputs.xh))

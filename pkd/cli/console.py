@@ -85,7 +85,9 @@ def print_table(table: Table) -> None:
 def print_auc(results: dict[str, Any]) -> None:
     """Print the AUC of each member after each phase, and the mean."""
     phases = list(results["mean_auc"])
-    table = Table("normal class", "seed", *phases, title=f"AUC, {results['dataset']}, last epoch")
+    images = "development images, " if results["evaluate_on"] == "development" else ""
+    title = f"AUC, {results['dataset']}, {images}last epoch"
+    table = Table("normal class", "seed", *phases, title=title, min_width=len(title))
     for member in results["members"]:
         auc = (f"{member['auc'][phase]:.4f}" for phase in phases)
         name = f"{member['normal_class']} {member['class_name']}"

@@ -13,7 +13,7 @@ from jsonargparse import Namespace
 from rich.table import Table
 
 from pkd.cli.console import console, print_table
-from pkd.cli.parser import Parser
+from pkd.cli.parser import Parser, with_flags
 from pkd.cli.settings import add_settings
 from pkd.sweep.cells import Cell, combine_settings, resolve_cells
 from pkd.sweep.driver import Driver, Outcome, lock, new_folder, sweep_command
@@ -60,6 +60,9 @@ def sweep_parser() -> Parser:
 def run_sweep(args: Namespace) -> int:
     """Train the cells of a new sweep, or continue one; return the exit code."""
     given = {name: args[name] for name in NAMES if name in args}
+    for name in ("address", "workers"):
+        if args.engine == "local" and args[name] is not None:
+            raise ConfigError(name, "is a setting of the engine 'ray': add `engine` ray")
     if args.resume:
         if given or args.config or args.out or args.dry_run:
             raise PkdError(
@@ -90,7 +93,7 @@ def _run(directory: Path, plan: Plan, engine: Engine) -> int:
     """Run the shards of a plan; return the exit code."""
     console.print(f"sweep folder: {directory}", soft_wrap=True)
     print_plan(plan, engine.workers)
-    display = ProgressDisplay(directory, plan, console)
+    display = ProgressDisplay(directory, plan, console, with_flags)
     outcome = Driver(directory, plan, engine, display).run()
     return _report(directory, outcome)
 
@@ -98,7 +101,7 @@ def _run(directory: Path, plan: Plan, engine: Engine) -> int:
 def _report(directory: Path, outcome: Outcome) -> int:
     """Print how a sweep ended; return the exit code."""
     for name, error in outcome.failed.items():
-        console.print(f"failed: {name}: {error}", soft_wrap=True)
+        console.print(f"failed: {name}: {with_flags(error)}", soft_wrap=True)
     if outcome.interrupted:
         console.print(f"stopped; continue with: {sweep_command(directory)}", soft_wrap=True)
         return 130
@@ -114,9 +117,6 @@ def _report(directory: Path, outcome: Outcome) -> int:
 def _engine(args: Namespace, cells: Sequence[Cell]) -> Engine:
     """The engine of the command line."""
     if args.engine == "local":
-        for name in ("address", "workers"):
-            if args[name] is not None:
-                raise ConfigError(name, "is a setting of the engine 'ray': add `engine` ray")
         return LocalEngine()
     from pkd.sweep.ray_engine import RayEngine  # an optional package
 
@@ -202,6 +202,7 @@ def _typed(values: Mapping[str, Any]) -> dict[str, Any]:
 def print_plan(plan: Plan, workers: int) -> None:
     """Print cells, teachers, shards, steps and the estimated time."""
     table = Table("cell", "members", "shards", "stack", "steps", "teachers", title="Sweep")
+    table.columns[0].overflow = table.columns[5].overflow = "fold"  # a name is shown completely
     for column in table.columns[1:5]:
         column.justify = "right"
     for cell in (*plan.groups, *plan.cells):
@@ -214,8 +215,8 @@ def print_plan(plan: Plan, workers: int) -> None:
     print_table(table)
     steps = sum(plan.total_steps(shard) for shard in plan.shards)
     console.print(
-        f"{len(plan.cells)} cells in {len(plan.shards)} shards; {len(plan.groups)} groups of "
-        f"teachers serve {len(plan.group_of)} cells; {steps:,} steps, about "
+        f"cells: {len(plan.cells)}, shards: {len(plan.shards)}, groups of teachers: "
+        f"{len(plan.groups)} for {len(plan.group_of)} cells; {steps:,} steps, about "
         f"{duration(estimated_seconds(plan.shards, workers))} of training on {workers} "
         f"worker{'s' * (workers > 1)}",
         soft_wrap=True,

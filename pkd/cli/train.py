@@ -56,7 +56,7 @@ def run_train(args: Namespace) -> int:
         return 130
     finally:
         run.folder.release()
-    print_auc(results)
+    print_auc({"evaluate_on": "test"} | results)  # files of earlier versions lack it
     console.print(f"run folder: {run.folder.path}", soft_wrap=True)
     return 0
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -57,3 +57,21 @@ def hold_out(labels: np.ndarray, share: float, seed: int = 0) -> np.ndarray:
         shuffled = np.random.default_rng([seed, label]).permutation(rows)
         held_out[shuffled[: math.ceil(share * len(rows))]] = True
     return held_out
+
+
+DEVELOPMENT_SHARE, DEVELOPMENT_SEED = 1 / 6, 1
+
+
+def development_split(dataset: Dataset) -> Dataset:
+    """Replace the test split by a sixth of the training images of each class.
+
+    Settings can be chosen on the result without a look at the test split.
+    """
+    chosen = hold_out(dataset.train_labels, DEVELOPMENT_SHARE, DEVELOPMENT_SEED)
+    return replace(
+        dataset,
+        train_images=dataset.train_images[~chosen],
+        train_labels=dataset.train_labels[~chosen],
+        test_images=dataset.train_images[chosen],
+        test_labels=dataset.train_labels[chosen],
+    )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pkd.data.arrays import resize
-from pkd.data.dataset import Dataset, hold_out
+from pkd.data.dataset import Dataset, development_split, hold_out
 from pkd.data.folder import load_folder
 from pkd.data.npz import load_npz
 from pkd.data.standard import load
@@ -45,7 +45,15 @@ def load_dataset(config: ResolvedConfig) -> Dataset:
             f"is {config.channels}, but {name} has images with {channels} "
             f"channel{'s' * (channels > 1)}: convert the images",
         )
-    return dataset
+    if config.evaluate_on == "test":
+        return dataset
+    if len(np.unique(dataset.train_labels)) == 1:
+        raise ConfigError(
+            "evaluate_on",
+            "is 'development', but the training images have only one class, so none of them can "
+            "stand for novel images: use 'test'",
+        )
+    return development_split(dataset)
 
 
 def prepare(

@@ -79,6 +79,7 @@ def auc_summary(run: Run, auc: dict[str, list[float]]) -> dict[str, Any]:
     ]
     return {
         "dataset": run.config.dataset,
+        "evaluate_on": run.config.evaluate_on,
         "members": members,
         **summarize_auc(auc, run.members),
     }

@@ -16,7 +16,7 @@ from pkd.training.structures import Phase
 from pkd.utils.errors import ConfigError
 
 # Settings that decide the images of a cell.
-IMAGES = ("dataset", "data_dir", "skip_bad", "image_size", "channels")
+IMAGES = ("dataset", "data_dir", "skip_bad", "image_size", "channels", "evaluate_on")
 ALWAYS_NAMED = ("dataset", "structure", "student_widths")
 NAME_LENGTH, MAX_MEMBERS = 100, 100_000
 

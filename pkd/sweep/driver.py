@@ -159,6 +159,8 @@ class Driver:
             self.outcome.interrupted = True
         elif result["status"] == "out_of_memory" and shard.stack > 1:
             self._halve_stack(shard)
+        elif result["status"] == "out_of_memory":
+            self._fail(shard, f"{result['error']}; choose a smaller `batch_size`, then start again")
         else:
             self._fail(shard, result["error"])
 

@@ -190,7 +190,7 @@ def _wait_for(device: torch.device) -> None:
 
 
 def free_memory() -> None:
-    """Free the memory of networks that are no longer used, which a worker's next task needs."""
-    gc.collect()
+    """Free the GPU memory of networks that are no longer used, which the next task needs."""
     if torch.cuda.is_available():
+        gc.collect()
         torch.cuda.empty_cache()

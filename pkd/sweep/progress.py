@@ -3,7 +3,7 @@
 import json
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -120,14 +120,21 @@ class ProgressDisplay:
         directory: folder of the sweep.
         plan: its plan.
         console: where to print.
+        spelling: converts the settings in messages, which are in backticks.
 
     Attributes:
         running: names of the shards whose tasks are submitted and have not ended.
         finished: names of the shards that are finished.
     """
 
-    def __init__(self, directory: Path, plan: Plan, console: Console):
-        self.folder, self.plan, self.console = progress_folder(directory), plan, console
+    def __init__(
+        self,
+        directory: Path,
+        plan: Plan,
+        console: Console,
+        spelling: Callable[[str], str] = str,
+    ):
+        self.folder, self.console, self.spelling = progress_folder(directory), console, spelling
         self.running: set[str] = set()
         self.finished: set[str] = set()
         self._steps = {shard.name: plan.total_steps(shard) for shard in plan.shards}
@@ -168,7 +175,7 @@ class ProgressDisplay:
 
     def message(self, text: str) -> None:
         """Print a line above the bar."""
-        self.console.print(text, soft_wrap=True)
+        self.console.print(self.spelling(text), soft_wrap=True)
 
     def _show(self) -> None:
         terminal = self.console.is_terminal

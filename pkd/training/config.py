@@ -85,6 +85,8 @@ class TrainConfig:
             image is in colour.
         held_out: share of each class's training images that is held out of training and sets the
             novelty threshold; default by preset.
+        evaluate_on: images that AUCs are computed on: the test split, or, to choose settings
+            without it, a sixth of each class's training images, which are then not trained on.
         contamination: share of normal images that the threshold may classify as novel.
         lr: Adam's learning rate; default by preset.
         teacher_lr: learning rate of the teacher's own training; default: lr.
@@ -128,6 +130,7 @@ class TrainConfig:
     image_size: int = 32
     channels: int | None = None
     held_out: float | None = None
+    evaluate_on: Literal["test", "development"] = "test"
     contamination: float = CONTAMINATION
     lr: float | None = None
     teacher_lr: float | None = None

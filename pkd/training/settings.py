@@ -117,6 +117,7 @@ BEFORE = {
     "teacher_batch_size": None,
     "teacher_max_train_images": None,
     "step2_teacher_lr": None,
+    "evaluate_on": "test",
 }
 
 

@@ -28,7 +28,7 @@ from pkd.models.architecture import Architecture
 from pkd.models.ganomaly import GAN
 from pkd.models.stack import Member
 from pkd.training.losses import Objective
-from pkd.training.structures import KDGAN, TEACHER, Structure
+from pkd.training.structures import KDGAN, STUDENT, TEACHER, Structure
 from pkd.training.train_set import TrainSet
 from pkd.training.trainer import Trainer
 
@@ -142,7 +142,9 @@ def parameter_vector(network: torch.nn.Module) -> Tensor:
     return torch.cat([p.detach().flatten() for p in network.parameters()])
 
 
-STRUCTURES = {"teacher": TEACHER} | {f"KDGAN-{k}": v for k, v in KDGAN.items()}
+STRUCTURES = {"teacher": TEACHER, "student alone": STUDENT} | {
+    f"KDGAN-{k}": v for k, v in KDGAN.items()
+}
 
 
 SLOW = ("KDGAN-3",)  # its losses are a part of those of KDGAN-4

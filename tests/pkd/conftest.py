@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 from run_helpers import SMALL_NETWORKS
+from sweep_helpers import STRUCTURES, TINY_SWEEP, make_sweeps_fast
 
 from pkd.cli.main import main
 
@@ -38,6 +39,22 @@ def small_onnx(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     selection = ("--normal-class", "5", "--seed", "1")
     assert main(["export", str(small_run), "--output", str(file), *selection]) == 0
     return file
+
+
+@pytest.fixture(scope="session")
+def small_sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a finished sweep over three structures on the digits 0 and 1; read only."""
+    out = tmp_path_factory.mktemp("small") / "sweep"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        make_sweeps_fast(monkeypatch)
+        assert main(["sweep", *TINY_SWEEP, *STRUCTURES, "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture
+def fast_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sweeps measure few steps and draw no curves."""
+    make_sweeps_fast(monkeypatch)
 
 
 @pytest.fixture

@@ -11,11 +11,13 @@ from torch import Tensor
 from pkd.models.architecture import Architecture
 from pkd.models.ganomaly import GAN
 from pkd.models.stack import Member
-from pkd.training.structures import KDGAN, TEACHER, Structure
+from pkd.training.structures import KDGAN, STUDENT, TEACHER, Structure
 from pkd.training.train_set import TrainSet
 from pkd.training.trainer import Trainer
 
-STRUCTURES = {"teacher": TEACHER} | {f"KDGAN-{k}": v for k, v in KDGAN.items()}
+STRUCTURES = {"teacher": TEACHER, "student alone": STUDENT} | {
+    f"KDGAN-{k}": v for k, v in KDGAN.items()
+}
 WIDTHS = {"teacher": (2, 4, 8), "student": (1, 2, 4)}
 MEMBERS = (Member(0, 5), Member(3, 1), Member(1, 5))
 SIZES = {0: 13, 1: 20, 3: 17}

@@ -45,6 +45,11 @@ def _error(deadline):
     raise ValueError("first line\nsecond line")
 
 
+def _error_as_fact(deadline):
+    yield {"value": 1, "error": "ValueError: one contender"}
+    yield {"value": 2}
+
+
 def _child(deadline):
     subprocess.Popen(["sh", "-c", f"sleep 1; touch {os.environ['FAKE_FILE']}"])
     yield {"value": 1}
@@ -76,6 +81,10 @@ def out_of_memory(rehearse):
 
 def error(rehearse):
     return _tasks("error", bad=_error)
+
+
+def error_as_fact(rehearse):
+    return _tasks("error_as_fact", bad=_error_as_fact)
 
 
 def child(rehearse):

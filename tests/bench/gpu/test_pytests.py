@@ -39,6 +39,13 @@ def test_tests_use_all_cores_for_which_gpu_memory_suffices(monkeypatch):
     assert pytests.worker_count("") == 16
 
 
+def test_only_files_with_gpu_tests_are_collected():
+    paths = pytests.gpu_test_paths()
+    assert {"tests/kernels", "tests/pkd/test_detector.py"} < set(paths)
+    assert not any(path.startswith(("tests/kernels/", "tests/bench/gpu")) for path in paths)
+    assert not any("export" in path for path in paths)
+
+
 @pytest.mark.parametrize(("passed", "not_run"), [(0, 0), (3, 1)])
 def test_tests_that_were_not_run_are_an_error(passed, not_run):
     facts = pytests._complete([{"passed": 0, "not_run": 9}, {"passed": passed, "not_run": not_run}])

@@ -74,6 +74,16 @@ def test_a_task_that_fails_costs_itself_alone(facts, name, error):
     assert [f["value"] for f in facts.of(name) if f.get("task") == "bad" and "value" in f] == [1]
 
 
+@pytest.mark.parametrize(("rehearse", "end"), [(False, "done"), (True, "failed")])
+def test_an_error_among_the_facts_of_a_task_fails_a_rehearsal_only(facts, rehearse, end):
+    name = "error_as_fact"
+    assert run_stages([stage(name)], facts, rehearse=rehearse) == {name: end}
+    assert task_ends(facts, name) == {"first": "done", "bad": end, "last": "done"}
+    assert [f["value"] for f in facts.of(name) if f.get("task") == "bad" and "value" in f] == [1, 2]
+    errors = [f["error"] for f in facts.of(name) if "error" in f]
+    assert errors == ["ValueError: one contender"] * (2 if rehearse else 1)
+
+
 def test_a_task_that_hangs_costs_a_part_of_its_stage(facts):
     start = time.time()
     assert run_stage(stage("hang"), facts, start + 5) == "failed"

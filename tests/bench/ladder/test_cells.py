@@ -11,7 +11,7 @@ CPU = torch.device("cpu")
 def test_the_plan_for_a_gpu_contains_every_cell_once_and_starts_with_the_targets():
     cells = plan(torch.device("cuda"))
     titles = [cell.title for cell in cells]
-    assert len(set(titles)) == len(titles) == 28 + 6
+    assert len(set(titles)) == len(titles) == 32 + 6
     one = "KDGAN-2, 8-16-64, M = 1"
     small = ["KDGAN-2, 1-2-4, M = 128", "KDGAN-2, 1-2-4, M = 1"]
     with_targets = [one, "KDGAN-2, 8-16-64, M = 30", *small, "teacher, M = 1"]

@@ -64,6 +64,30 @@ def test_grouped_convolution_runs_the_reference_with_any_backend(monkeypatch):
     check(setup, contender)
 
 
+@pytest.mark.slow
+def test_torch_compile_captures_all_gradients_in_one_graph(monkeypatch):
+    """A graph break inside `torch.func.grad` costs speed, or the compilation fails."""
+    graphs, compile_step = [], torch.compile
+
+    def run_graph(module, inputs):
+        graphs.append([str(node.target) for node in module.graph.nodes])
+        return module.forward
+
+    def compile_eagerly(call, mode, dynamic):
+        return compile_step(call, backend=run_graph, dynamic=dynamic)
+
+    monkeypatch.setattr(torch, "compile", compile_eagerly)
+    setup = training_setup("KDGAN-2")
+    contender = CONTENDERS["torch.compile"].build(setup, setup.members(1))
+    contender.advance(CHECK_STEPS)
+    check(setup, contender)
+    convolutions = [sum("conv" in target for target in graph) for graph in graphs]
+    # The frozen teacher; the student with both losses; Adam.
+    assert [count > 0 for count in convolutions[:3]] == [True, True, False]
+    assert not any(convolutions[2:])
+    assert len(graphs) <= 5
+
+
 @pytest.fixture
 def fake_graphs(monkeypatch) -> None:
     """Capture on a CPU: the call runs three times, and a replay is a call."""

@@ -75,6 +75,15 @@ def test_a_finished_run_lends_its_teachers(finished_run, tmp_path):
     assert main(["train", "--resume", str(again)]) == 0
 
 
+def test_settings_are_chosen_on_development_images(tmp_path, capsys):
+    run = tmp_path / "run"
+    argv = ["train", *TINY, "--structure", "student-only", "--evaluate-on", "development"]
+    assert main([*argv, "--out", str(run)]) == 0
+    assert "AUC, digits, development images, last epoch" in capsys.readouterr().out
+    assert main(["evaluate", str(run)]) == 0
+    assert "development images" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("graph", [True, False])
 def test_a_failed_graph_capture_is_reported_once_and_the_run_trains(
     graph, tmp_path, monkeypatch, capsys

@@ -1,5 +1,7 @@
 """Preparation of a run: settings against data, members, and the split of the training images."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from pkd.training.config import TrainConfig
 from pkd.utils.errors import ConfigError, DataError
 
 CPU = torch.device("cpu")
+ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 
 
 def make_dataset(train_labels: list[int], test_labels: list[int], channels: int = 1) -> Dataset:
@@ -159,3 +162,29 @@ def test_a_data_set_with_other_channels_is_refused():
     assert load_dataset(TrainConfig(channels=1)).train_images.shape[1] == 1
     with pytest.raises(ConfigError, match="`channels` is 3, but digits has images with 1 channel:"):
         load_dataset(TrainConfig(channels=3))
+
+
+def test_development_images_are_taken_from_the_training_images():
+    settings = {"dataset": "digits", "held_out": 0.1}
+    test = RunData(config := TrainConfig(**settings).resolved(), load_dataset(config))
+    config = TrainConfig(**settings, evaluate_on="development").resolved()
+    development = RunData(config, load_dataset(config))
+    whole, split = test.dataset, development.dataset
+    assert len(split.train_images) + len(split.test_images) == len(whole.train_images)
+    rows = {image.tobytes() for image in whole.train_images}
+    assert {image.tobytes() for image in split.test_images} <= rows
+    train = {image.tobytes() for image in split.train_images}
+    assert not train & {image.tobytes() for image in split.test_images}
+    for label in range(10):
+        total = (whole.train_labels == label).sum()
+        assert (split.test_labels == label).sum() == math.ceil(total / 6)
+    assert split.digest != whole.digest
+
+
+def test_one_class_has_no_development_images(tmp_path):
+    dataset = make_dataset([0] * 12, [0, 1])
+    path = tmp_path / "data.npz"
+    np.savez(path, **{name: getattr(dataset, name) for name in ARRAYS})
+    config = TrainConfig(dataset="npz", data_dir=str(path), evaluate_on="development").resolved()
+    with pytest.raises(ConfigError, match=r"`evaluate_on` .* only one class"):
+        load_dataset(config)
