@@ -223,7 +223,7 @@ def test_ctrl_c_reaches_the_driver_but_no_worker(tmp_path):
         driver.communicate("")
         assert driver.returncode == 0
     finally:
-        driver.kill()
+        orphans.kill_marked(mark, "PKD_RAY_TEST")
 
 
 @pytest.mark.slow
@@ -237,10 +237,11 @@ def test_a_killed_driver_leaves_no_process(tmp_path):
     try:
         for name in ("a", "b"):
             ray_tasks.wait_for(tmp_path / name)
-    finally:
         driver.kill()
-    driver.wait()
-    assert_ends(mark, 30)
+        driver.wait()
+        assert_ends(mark, 30)
+    finally:
+        orphans.kill_marked(mark, "PKD_RAY_TEST")
 
 
 # -- A running cluster -----------------------------------------------------------------------------
