@@ -3,7 +3,7 @@
 import gc
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -69,7 +69,7 @@ def step_seconds(config: ResolvedConfig, phase: Phase, channels: int, count: int
     Raises:
         torch.OutOfMemoryError: the stack does not fit the GPU.
     """
-    device = config.training_device()
+    config, device = _with_narrow_teacher(config, phase), config.training_device()
     steps = BLOCK[device.type]
     members = [Member(0, seed) for seed in range(count)]
     shape = (steps * phase.batch_size, channels, config.image_size, config.image_size)
@@ -91,6 +91,11 @@ def step_seconds(config: ResolvedConfig, phase: Phase, channels: int, count: int
             _wait_for(device)
             fastest = min(fastest, (time.perf_counter() - start) / steps)
     return fastest
+
+
+def _with_narrow_teacher(config: ResolvedConfig, phase: Phase) -> ResolvedConfig:
+    """Settings with a small teacher, if the steps of a phase only read its cached outputs."""
+    return replace(config, teacher_widths=(1, 1, 1)) if phase.structure.cached_teacher else config
 
 
 def images_per_second(config: ResolvedConfig, phase: Phase, channels: int, count: int) -> float:
@@ -163,7 +168,7 @@ def measure_cell(cell: Cell, known: dict[tuple[Any, ...], float]) -> Measurement
 def _known_step_seconds(
     cell: Cell, phase: Phase, count: int, known: dict[tuple[Any, ...], float]
 ) -> float:
-    config, channels = cell.config, cell.channels
+    config, channels = _with_narrow_teacher(cell.config, phase), cell.channels
     networks = (config.architecture(name, channels) for name in phase.structure.networks)
     settings = (config.device, config.precision, config.graph, config.reduction)
     key = (*networks, phase.structure, phase.batch_size, *settings, count)

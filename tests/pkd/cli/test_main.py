@@ -8,7 +8,7 @@ from pkd.cli.main import COMMANDS, main
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        ([], ("train,sweep,evaluate,report,export,score",)),
+        ([], ("train,sweep,evaluate,report,export",)),
         (["fly"], ("fly", "train")),
         (["evaluate"], ("run",)),
         (["report"], ("run",)),
