@@ -23,8 +23,8 @@ MARK = "PKD_RAY_TEST"
 SECONDS = 120.0
 # Two cells train long enough to be interrupted in the middle.
 SETTINGS = (
-    *("--structure", "student-only,2", "--step1-epochs", "60", "--teacher-epochs", "20"),
-    *("--checkpoint-every", "0.2"),
+    *("--structure", "student-only,2", "--step1-epochs", "8", "--teacher-epochs", "2"),
+    *("--max-train-images", "140", "--checkpoint-every", "0.2"),
 )
 STUDENT = "digits_student-only_1-2-4_part1"
 DISTILLED = "digits_2_1-2-4_part1"
