@@ -63,11 +63,17 @@ def new_folder(directory: Path) -> Iterator[None]:
 @contextmanager
 def lock(directory: Path) -> Iterator[None]:
     """Keep other drivers from a sweep; PkdError if one uses it."""
+    file_lock = FileLock(directory / ".lock", timeout=0)
     try:
-        with FileLock(directory / ".lock", timeout=0):
-            yield
+        file_lock.acquire()
     except Timeout as error:
         raise PkdError(f"another process runs the sweep in {directory}: wait for it") from error
+    except OSError as error:
+        raise OutputError.from_os_error(directory, error) from error
+    try:
+        yield
+    finally:
+        file_lock.release()
 
 
 class Driver:
