@@ -19,7 +19,7 @@ from pkd.cli.console import console, print_table
 from pkd.cli.parser import Parser, with_flags
 from pkd.cli.settings import add_settings
 from pkd.sweep.cells import Cell, combine_settings, resolve_cells
-from pkd.sweep.driver import Driver, Outcome, lock, new_folder, sweep_command
+from pkd.sweep.driver import Driver, Outcome, check_unused, lock, new_folder, sweep_command
 from pkd.sweep.engines import Engine, LocalEngine
 from pkd.sweep.plan import Plan, Shard
 from pkd.sweep.planning import make_plan
@@ -67,8 +67,6 @@ def run_sweep(args: Namespace) -> int:
     for name in ("address", "workers"):
         if args.engine == "local" and args[name] is not None:
             raise ConfigError(name, "is a setting of the engine 'ray': add `engine` ray")
-    if args.workers is not None and args.workers < 1:
-        raise ConfigError("workers", f"is {args.workers}, but must be at least 1")
     if args.resume:
         if given or args.config or args.out or args.dry_run:
             raise PkdError(
@@ -83,10 +81,12 @@ def run_sweep(args: Namespace) -> int:
         return 0
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     directory = args.out or Path("runs") / f"sweep-{stamp}"
-    with new_folder(directory), closing(_engine(args, cells)) as engine:
+    check_unused(directory)  # before the measurement
+    with closing(_engine(args, cells)) as engine:
         plan = make_plan(cells, engine)
-        plan.write(directory)
-        return _run(directory, plan, engine)
+        with new_folder(directory):
+            plan.write(directory)
+            return _run(directory, plan, engine)
 
 
 def _resume(args: Namespace) -> int:

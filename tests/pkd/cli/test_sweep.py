@@ -215,7 +215,6 @@ def test_a_damaged_file_of_settings_is_refused(content, refused_sweep, tmp_path)
         (("--seeds", "10000000"), ("--seeds", "20,000,000 models", "at most")),
         (("--normal-class", "11"), ("--normal-class 11 is not a class",)),
         (("--workers", "2"), ("--workers is a setting of the engine 'ray'", "--engine")),
-        (("--engine", "ray", "--workers", "0"), ("--workers is 0", "at least 1")),
         (("--address", "auto"), ("--address is a setting of the engine 'ray'",)),
         (("--resume", "x"), ("--resume takes every setting from the sweep's plan.json",)),
     ],
