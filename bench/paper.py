@@ -1,18 +1,32 @@
-"""Print results of runs and of the paper as Markdown tables.
+"""Print results of sweeps or runs beside the paper's as Markdown tables.
 
+    python -m bench.paper SWEEP_DIR [SWEEP_DIR ...]
     python -m bench.paper RUN_DIR [RUN_DIR ...]
 
-The results of runs are read from their results.json; the paper's are from its Tables 2 to 4.
+The tables of sweeps are those of `pkd report`. The results of runs are read from their
+results.json; the paper's are from its Tables 2 to 4.
 """
 
 import argparse
 import json
+from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from bench.markdown import table
 from pkd.models.paper import PAPER_CLASSES, paper_mean
+from pkd.report.formats import Cell, Table
+from pkd.report.sweep_tables import (
+    class_table,
+    comparison_title,
+    compression_table,
+    method_table,
+)
+from pkd.sweep.read import is_sweep, read_sweeps
+from pkd.sweep.summary import summarize
 from pkd.training.structures import PHASE_NAMES
+from pkd.utils.errors import CheckpointError
 
 MISSING = "–"
 
@@ -35,12 +49,9 @@ def summary(runs: list[dict[str, Any]]) -> str:
     header += ["minutes", "hardware"]
     rows = []
     for run in runs:
-        teacher, student = run["cost"]["teacher"], run["cost"]["student"]
-        row = [
-            run["dataset"],
-            run["config"]["student_widths"],
-            f"1/{teacher['flops'] / student['flops']:.0f}",
-        ]
+        flops = [size["flops"] for _, size in sorted(run["cost"].items())]  # student, teacher
+        ratio = f"1/{flops[1] / flops[0]:.0f}" if len(flops) == 2 else MISSING
+        row = [run["dataset"], run["config"]["student_widths"], ratio]
         for phase in PHASE_NAMES:
             row += [mean_auc(run, phase), auc(paper_mean(run, phase))]
         rows.append([*row, f"{sum(run['seconds'].values()) / 60:.0f}", run["hardware"]])
@@ -63,8 +74,38 @@ def by_class(run: dict[str, Any]) -> str:
     return table(header, rows)
 
 
+def markdown(table_of_report: Table, first: str) -> str:
+    """Return a table of a report as Markdown.
+
+    Args:
+        table_of_report: the table.
+        first: title of the column with the names of the rows.
+    """
+    groups = [title for title, span in table_of_report.groups for _ in range(span)]
+    titles = zip_longest(groups, table_of_report.columns, fillvalue="")
+    header = [first, *(f"{group}: {title}" if group else title for group, title in titles)]
+    rows = [*table_of_report.rows, *table_of_report.footer]
+    return table(header, [[name, *map(cell_text, cells)] for name, cells in rows])
+
+
+def cell_text(cell: Cell) -> str:
+    """Return a cell as text in one line."""
+    paper = f"({cell.paper})" if cell.paper else ""
+    return " ".join(filter(None, (cell.value, cell.spread, paper)))
+
+
+def sweep_report(paths: Sequence[Path]) -> str:
+    """Return Tables 3, 2 and 4 of sweeps, rows merged; CheckpointError as `read_sweeps`."""
+    comparisons = summarize(read_sweeps(paths))
+    parts = [markdown(method_table(comparisons), "method")]
+    for comparison in comparisons:
+        parts.append(f"{comparison_title(comparison)}, by class:")
+        parts.append(markdown(class_table(comparison), "class"))
+    return "\n\n".join([*parts, markdown(compression_table(comparisons), "data set, student")])
+
+
 def report(runs: list[dict[str, Any]]) -> str:
-    """Return all tables."""
+    """Return all tables of runs."""
     parts = [summary(runs)]
     for run in runs:
         parts.append(f"{run['dataset']}, student {run['config']['student_widths']}, by class:")
@@ -81,10 +122,17 @@ def read_results(folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Print the tables of the runs on the command line."""
+    """Print the tables of the sweeps or runs on the command line."""
     parser = argparse.ArgumentParser(prog="python -m bench.paper", description=__doc__)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR")
-    print(report([read_results(folder) for folder in parser.parse_args().runs]))
+    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR")
+    folders = parser.parse_args().folders
+    try:
+        if any(map(is_sweep, folders)):
+            print(sweep_report(folders))
+        else:
+            print(report([read_results(folder) for folder in folders]))
+    except CheckpointError as error:
+        raise SystemExit(str(error)) from error
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pkd.deploy.export import FORMATS, INPUT_TYPES, export_run
 
 def export_parser() -> Parser:
     """Parser of the command."""
-    parser = Parser(description="Write a run's student as one file, verified.")
+    parser = Parser(description="Write a detector of a run as one file, verified.")
     parser.add_argument("run", type=Path, help="run folder")
     parser.add_argument("--output", type=Path, required=True, help="file to write")
     parser.add_argument("--overwrite", action="store_true", help="replace --output if it exists")
@@ -39,7 +39,7 @@ def run_export(args: Namespace) -> int:
         overwrite=args.overwrite,
         file_format=args.format,
         input_type=args.input,
-        network=args.network or "student",
+        network=args.network,
         normal_class=args.normal_class,
         seed=args.seed,
         data_dir=args.data_dir,

@@ -42,7 +42,9 @@ class Parser(ArgumentParser):
 def add_model_selection(parser: Parser) -> None:
     """Add the flags that select one of a run's models."""
     parser.add_argument(
-        "--network", choices=("student", "teacher"), help="of a run; default: student"
+        "--network",
+        choices=("student", "teacher"),
+        help="of a run; default: the student if the run has one",
     )
     parser.add_argument(
         "--normal-class", type=int | None, help="number of the class, if a run has several"

@@ -58,7 +58,7 @@ def export_run(
     overwrite: bool = False,
     file_format: str = "onnx",
     input_type: str = "uint8",
-    network: str = "student",
+    network: str | None = None,
     normal_class: int | None = None,
     seed: int | None = None,
     data_dir: str | None = None,
@@ -71,7 +71,7 @@ def export_run(
         overwrite: whether an existing file may be replaced.
         file_format: a key of FORMATS.
         input_type: type of the pixels in [0, 255], a key of INPUT_TYPES.
-        network: "student" or "teacher".
+        network: "student" or "teacher"; None is the student, or the teacher of a teacher-only run.
         normal_class: may be None if the run has one normal class only.
         seed: None is 0.
         data_dir: folder or file of the test images; None takes the run's.
@@ -94,9 +94,9 @@ def export_run(
         difference = relative_difference(score, images.numpy(), scores)
         if not difference <= TOLERANCE:
             raise PkdError(
-                f"the scores of the exported {network} differ from the run's by {difference:.1e} "
-                f"relatively (at most {TOLERANCE:.0e} is allowed), so nothing was written: try "
-                "other versions of onnx and onnxruntime, or the other `format`"
+                f"the scores of the exported {detector.info.network} differ from the run's by "
+                f"{difference:.1e} relatively (at most {TOLERANCE:.0e} is allowed), so nothing was "
+                "written: try other versions of onnx and onnxruntime, or the other `format`"
             )
         temporary.write_bytes(content)
     return ExportSummary(detector.info, len(content), len(images), difference)

@@ -4,12 +4,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from pkd.deploy.inference import DetectorInfo, ScoreFunction
 from pkd.models.cost import cost
 from pkd.models.ganomaly import Generator
+from pkd.models.stack import Member
 from pkd.runs.folder import RunFolder
 from pkd.runs.results import add_thresholds
 from pkd.runs.run import Run
+from pkd.runs.teachers import Teachers
 from pkd.scoring.single import Scorer, score_function
 from pkd.training.config import ResolvedConfig
 from pkd.training.settings import from_plain
@@ -39,26 +43,36 @@ class RunDetector(NamedTuple):
 
 
 def load_detector(
-    path: Path, network: str = "student", normal_class: int | None = None, seed: int | None = None
+    path: Path,
+    network: str | None = None,
+    normal_class: int | None = None,
+    seed: int | None = None,
 ) -> RunDetector:
     """Load one detector of a finished run, from the last phase that evaluated its network.
 
     Args:
         path: run folder.
-        network: "student" or "teacher".
+        network: "student" or "teacher"; None is the student, or the teacher of a teacher-only run.
         normal_class: may be None if the run has one normal class only.
         seed: None is 0.
 
     Raises:
         CheckpointError: the run is not finished, damaged, or of another version of pkd.
         DataError: the run has no thresholds and its data set, which they need, cannot be used.
-        ConfigError: the run has no detector of this class and seed.
+        ConfigError: the run has no such network, or no detector of this class and seed.
     """
     folder = RunFolder.open(path)
     config = from_plain(folder.config(), path / "config.yaml")
     results, phases = folder.results(), config.phases()
     if results is None or folder.progress.phase < len(phases):
         raise CheckpointError(f"{path} is not finished: continue it with {resume_command(path)}")
+    network = network or config.networks[-1]
+    if network not in config.networks:
+        raise ConfigError(
+            "network",
+            f"{network} is not in {path}, whose structure is {config.structure}: choose "
+            f"{config.networks[-1]}",
+        )
     phase = [phase.name for phase in phases if phase.network == network][-1]
     try:
         if not config.held_out:  # results.json was written before there were thresholds
@@ -72,18 +86,31 @@ def load_detector(
             f"{RESTORE}"
         ) from error
     member = select_member(infos, normal_class, seed)
-    file, prefix = f"{phase}.safetensors", f"{network}.generator."
-    tensors = folder.load_tensors(file, prefix)
+    prefix = f"{network}.generator."
+    if phase == "teacher" and config.teacher:
+        tensors = _teachers_of_other_runs(folder, config, results)
+    else:
+        tensors = folder.load_tensors(f"{phase}.safetensors", prefix)
+    weights = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
     generator = Generator(config.architecture(network, infos[0].channels), len(infos))
     try:
-        generator.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items()})
+        generator.load_state_dict(weights)
     except RuntimeError as error:
         raise CheckpointError(
-            f"checkpoint {folder.checkpoints / file} does not fit config.yaml and "
+            f"checkpoint {folder.checkpoints / phase}.safetensors does not fit config.yaml and "
             f"results.json: {RESTORE}"
         ) from error
     generator.requires_grad_(False).eval()
     return RunDetector(config, generator, len(infos), member, infos[member])
+
+
+def _teachers_of_other_runs(
+    folder: RunFolder, config: ResolvedConfig, results: dict[str, Any]
+) -> dict[str, Tensor]:
+    """Weights of the teachers that a run took; ConfigError or CheckpointError as `Teachers`."""
+    members = [Member(member["normal_class"], member["seed"]) for member in results["members"]]
+    teachers = Teachers(config, results["data_sha256"], members, beside=folder.path)
+    return teachers.tensors(folder.progress.teacher_sha256)
 
 
 def _infos(
@@ -124,7 +151,10 @@ def select_member(infos: Sequence[DetectorInfo], normal_class: int | None, seed:
 
 
 def open_run(
-    path: Path, network: str = "student", normal_class: int | None = None, seed: int | None = None
+    path: Path,
+    network: str | None = None,
+    normal_class: int | None = None,
+    seed: int | None = None,
 ) -> tuple[DetectorInfo, ScoreFunction]:
     """Load one detector of a finished run to score in PyTorch; see `load_detector`."""
     detector = load_detector(path, network, normal_class, seed)

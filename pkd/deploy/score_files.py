@@ -42,7 +42,8 @@ def open_detector(
 
     Args:
         path: run folder, or ONNX file that `pkd export` wrote.
-        network: of a run: "student" or "teacher"; None is "student".
+        network: of a run: "student" or "teacher"; None is the student, or the teacher of a
+            teacher-only run.
         normal_class: of a run; may be None if it has one normal class only.
         seed: of a run; None is 0.
 
@@ -54,7 +55,7 @@ def open_detector(
     if path.is_dir():
         from pkd.deploy.open_run import open_run  # imports torch, which ONNX files do not need
 
-        return open_run(path, network or "student", normal_class, seed)
+        return open_run(path, network, normal_class, seed)
     choices = {"network": network, "normal_class": normal_class, "seed": seed}
     given = [name for name, value in choices.items() if value is not None]
     if given:

@@ -3,27 +3,27 @@
 This module builds the content; report.html has the layout and the style.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib import resources
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
+from pkd.report.formats import METHOD_TITLES, format_duration, format_ratio
 from pkd.report.reconstructions import example_images
 from pkd.report.svg import render_svg
 from pkd.report.tables import (
     ClassMembers,
     class_metrics,
-    compression_table,
     dataset_title,
-    format_duration,
-    format_ratio,
+    evaluated_phases,
     metrics_table,
     phase_row,
+    size_table,
     summary_tiles,
 )
 from pkd.runs.plots import (
@@ -40,8 +40,6 @@ from pkd.scoring.metrics import MemberMetrics
 from pkd.utils.files import atomic_write
 
 GENERATOR = '<meta name="generator" content="pkd report">'  # identifies reports of this program
-
-METHODS = {"progressive-23": "P-KDGAN-II-(2)(3)", "progressive-24": "P-KDGAN-II-(2)(4)"}
 
 CLASS_CHART, TRAINING_CHART = (300, 336), (420, 260)  # width and height in points
 
@@ -65,15 +63,15 @@ def write_report(run: Run, output: Path | None = None, overwrite: bool = False) 
     """
     if output is None:
         output = run.folder.path / "report.html"
-        overwrite = overwrite or _is_report(output)
+        overwrite = overwrite or is_report(output)
     with atomic_write(output, overwrite) as file:  # refuses an existing file before the work
         results = load_results(run)
-        page = render(page_context(run, results, member_metrics(run, results)))
+        page = render("report.html", page_context(run, results, member_metrics(run, results)))
         file.write_text(page, encoding="utf-8")
     return output
 
 
-def _is_report(path: Path) -> bool:
+def is_report(path: Path) -> bool:
     """Whether a file is a report of this program."""
     try:
         return GENERATOR.encode() in path.read_bytes()
@@ -81,13 +79,24 @@ def _is_report(path: Path) -> bool:
         return False
 
 
-def render(context: dict[str, Any]) -> str:
-    """Render the page; every value in `context` that is not Markup is escaped."""
-    template = resources.files("pkd.report").joinpath("report.html").read_text(encoding="utf-8")
+def render(template: str, context: dict[str, Any]) -> str:
+    """Render a template of this package; values in `context` that are not Markup are escaped."""
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        loader=FunctionLoader(_read_template),
     )
-    return environment.from_string(template).render(context)
+    environment.globals |= {
+        "generator": Markup(GENERATOR),
+        "format_ratio": format_ratio,
+    }
+    return environment.get_template(template).render(context)
+
+
+def _read_template(name: str) -> str:
+    return resources.files("pkd.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def page_context(
@@ -100,25 +109,25 @@ def page_context(
         results: its `load_results`.
         metrics: its `member_metrics`.
     """
-    structure, last = results["config"]["structure"], run.phases[-1].name
-    student, teacher = metrics[last], metrics["teacher"]
+    by_network = {name: metrics[phase] for name, phase in evaluated_phases(run.phases).items()}
+    last = run.phases[-1]
     classes = group_by_class(run)
     return {
-        "generator": Markup(GENERATOR),
-        "format_ratio": format_ratio,
         "title": dataset_title(run),
-        "method": METHODS.get(structure, f"KDGAN-{structure}"),
-        "seeds": run.config.seeds,
+        "method": METHOD_TITLES[results["config"]["structure"]],
+        "networks": list(by_network),
+        "network": last.network,
+        "seeds": len({member.seed for member in run.members}),
         "contamination": run.config.contamination,
         "results": results,
-        "classes": class_sections(run, teacher, student, classes),
-        "tiles": summary_tiles(results, teacher, student, classes, last),
+        "classes": class_sections(run, by_network, classes),
+        "tiles": summary_tiles(results, by_network, classes, last),
         "metrics": metrics_table(run.phases, results, metrics, classes),
-        "novel_fraction": mean(member.y_true.mean() for member in student),
+        "novel_fraction": mean(member.y_true.mean() for member in metrics[last.name]),
         "test_images": len(run.test_images),
         "training_charts": training_charts(run.folder.metrics),
         "members": len(run.members),
-        "compression": compression_table(results),
+        "sizes": size_table(results),
         "phases": [phase_row(phase, results) for phase in run.phases],
         "training_time": format_duration(sum(results["seconds"].values())),
         "settings": {key.replace("_", "-"): value for key, value in results["config"].items()},
@@ -127,9 +136,9 @@ def page_context(
 
 def group_by_class(run: Run) -> list[ClassMembers]:
     """Group the members of a run by their normal class."""
-    positions: dict[int, list[int]] = {}
+    positions: dict[int, dict[int, int]] = {}
     for k, member in enumerate(run.members):
-        positions.setdefault(member.normal_class, []).append(k)
+        positions.setdefault(member.normal_class, {})[member.seed] = k
     return [
         ClassMembers(number, run.dataset.classes[number], members)
         for number, members in positions.items()
@@ -138,22 +147,32 @@ def group_by_class(run: Run) -> list[ClassMembers]:
 
 def class_sections(
     run: Run,
-    teacher: Sequence[MemberMetrics],
-    student: Sequence[MemberMetrics],
+    metrics: Mapping[str, Sequence[MemberMetrics]],
     classes: Sequence[ClassMembers],
 ) -> list[dict[str, Any]]:
-    """Build metrics, charts and example images of each class."""
-    examples = example_images(run, student, [group.members[0] for group in classes])
-    limits = ratio_limits(student)
+    """Build metrics, charts and example images of each class.
+
+    Args:
+        run: a finished run.
+        metrics: network -> metrics of all members.
+        classes: of the run.
+    """
+    network = run.phases[-1].network
+    scorer = metrics[network]
+    first_members = [group.members[min(group.members)] for group in classes]
+    examples = example_images(run, scorer, first_members)
+    limits = ratio_limits(scorer)
     sections = []
     for group, class_examples in zip(classes, examples, strict=True):
-        teachers, students = ([network[k] for k in group.members] for network in (teacher, student))
-        histogram = partial(draw_histogram, metrics=students, limits=limits)
-        roc = partial(draw_roc, teacher=teachers, student=students)
+        of_class = {
+            name: [values[k] for k in group.members.values()] for name, values in metrics.items()
+        }
+        histogram = partial(draw_histogram, metrics=of_class[network], limits=limits)
+        roc = partial(draw_roc, metrics=of_class)
         sections.append(
             {
                 "name": group.name,
-                "metrics": class_metrics(student, group),
+                "metrics": class_metrics(scorer, group),
                 "histogram": render_svg(
                     histogram, *CLASS_CHART, f"Histogram of scores, normal class {group.name}"
                 ),

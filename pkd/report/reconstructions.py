@@ -1,4 +1,4 @@
-"""Test images with their reconstructions by teacher and student, for a report."""
+"""Test images with their reconstructions by the networks of a run, for a report."""
 
 import base64
 import io
@@ -23,10 +23,10 @@ class Example(NamedTuple):
     """A test image with its reconstructions.
 
     Attributes:
-        source: data URI of a PNG: input, teacher's and student's reconstruction below each other.
+        source: data URI of a PNG: the input, and below it the reconstruction by each network.
         class_name: true class.
         novel: whether the true class is not the normal class.
-        score_ratio: student's score divided by its threshold.
+        score_ratio: score divided by its threshold.
     """
 
     source: str
@@ -41,25 +41,26 @@ def example_images(
     """Find the test images with the lowest and with the highest scores, and reconstruct them.
 
     Args:
-        run: a finished run; its teacher is replaced by that of the first phase.
-        metrics: of the students of all members.
+        run: a finished run; its networks are replaced by those of the phases that evaluate them.
+        metrics: of all members, of the network that scores.
         members: positions in the stack of the members to show.
 
     Returns:
         For each member its examples, "most normal" and "most novel".
     """
-    bytes_per_image = run.test_images[0].numel() * len(members) * 3 * 2
+    phases = {phase.network: phase for phase in run.phases}  # the last that evaluates a network
+    bytes_per_image = run.test_images[0].numel() * len(members) * (1 + len(phases)) * 2
     count = min(max(1, MAX_BYTES // bytes_per_image), MAX_IMAGES, len(run.test_images) // 2)
     orders = [metrics[k].y_score.argsort(kind="stable") for k in members]
     rows = np.stack([np.append(order[:count], order[: -count - 1 : -1]) for order in orders], 1)
     stack = len(run.members)
     originals = run.test_images[torch.from_numpy(rows)]  # [2 * count, members, C, H, W]
+    parts = [originals]
     with run.precision():
-        run.load_phase(run.phases[-1])
-        student = reconstruct(run.networks["student"].generator, originals, members, stack)
-        run.load_phase(run.phases[0])
-        teacher = reconstruct(run.networks["teacher"].generator, originals, members, stack)
-    pictures = torch.cat([part.cpu() for part in (originals, teacher, student)], 3).numpy()
+        for network, phase in phases.items():
+            run.load_phase(phase)
+            parts.append(reconstruct(run.networks[network].generator, originals, members, stack))
+    pictures = torch.cat([part.cpu() for part in parts], 3).numpy()
     labels, names = run.dataset.test_labels, run.dataset.classes
     examples = [
         [

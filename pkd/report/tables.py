@@ -1,54 +1,29 @@
-"""Tables and numbers of a report, formatted as text."""
+"""Tables and numbers of a run's report, formatted as text."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any, NamedTuple
 
 from pkd.models.paper import paper_class, paper_mean, table4
+from pkd.models.stack import Member
+from pkd.report.formats import (
+    DATASET_TITLES,
+    Cell,
+    Table,
+    format_count,
+    format_duration,
+    format_ratio,
+)
 from pkd.runs.plots import PHASE_TITLES
 from pkd.runs.run import Run
-from pkd.scoring.metrics import MemberMetrics
+from pkd.scoring.metrics import MemberMetrics, average
 from pkd.training.config import OWN_DATA
-from pkd.training.structures import KDGAN, Phase
-
-DATASET_TITLES = {
-    "digits": "Digits",
-    "mnist": "MNIST",
-    "fashion_mnist": "Fashion-MNIST",
-    "cifar10": "CIFAR-10",
-}
+from pkd.training.structures import KDGAN, STUDENT, Phase
 
 # Metrics of every class: title, attribute of MemberMetrics.
 METRICS = {"AUC": "auc", "average precision": "average_precision", "F1": "f1"}
-
-
-class Cell(NamedTuple):
-    """A number, its standard deviation over seeds, and the number that the paper reports."""
-
-    value: str
-    spread: str = ""
-    paper: str = ""
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table with named rows.
-
-    Attributes:
-        groups: headings above the columns: (title, number of columns).
-        columns: titles of the columns.
-        rows: (name, cells).
-        footer: (name, cells) of the rows below, e.g. of means.
-    """
-
-    groups: list[tuple[str, int]]
-    columns: list[str]
-    rows: list[tuple[str, list[Cell]]]
-    footer: list[tuple[str, list[Cell]]] = field(default_factory=list)
 
 
 class MetricColumn(NamedTuple):
@@ -75,12 +50,12 @@ class ClassMembers(NamedTuple):
     Attributes:
         number: of the class.
         name: of the class.
-        members: positions in the stack, one for each seed.
+        members: seed -> position in the stack.
     """
 
     number: int
     name: str
-    members: list[int]
+    members: dict[int, int]
 
 
 def dataset_title(run: Run) -> str:
@@ -103,12 +78,19 @@ def metric_cell(
         metric: attribute of MemberMetrics.
         form: format specification of a number.
     """
-    by_seed = [
-        mean(getattr(metrics[k], metric) for k in members)
-        for members in zip(*(group.members for group in classes), strict=True)
-    ]
-    spread = f"± {stdev(by_seed):{form}}" if len(by_seed) > 1 else ""
-    return Cell(f"{mean(by_seed):{form}}", spread)
+    mean, std = average(
+        {
+            Member(group.number, seed): getattr(metrics[position], metric)
+            for group in classes
+            for seed, position in group.members.items()
+        }
+    )
+    return Cell(f"{mean:{form}}", "" if std is None else f"± {std:{form}}")
+
+
+def evaluated_phases(phases: Sequence[Phase]) -> dict[str, str]:
+    """Network -> the last phase that evaluates it."""
+    return {phase.network: phase.name for phase in phases}
 
 
 def metrics_table(
@@ -125,7 +107,6 @@ def metrics_table(
         metrics: phase -> metrics of all members.
         classes: rows of the table.
     """
-    last = phases[-1].name
     columns = [MetricColumn("AUC", PHASE_TITLES[phase.name], "auc", phase.name) for phase in phases]
     columns += [
         MetricColumn(group, network, metric, phase)
@@ -133,10 +114,11 @@ def metrics_table(
             ("average precision", "average_precision"),
             ("F1 at threshold", "f1"),
         )
-        for network, phase in (("teacher", "teacher"), ("student", last))
+        for network, phase in evaluated_phases(phases).items()
     ]
+    last = phases[-1]
     columns += [
-        MetricColumn("student at threshold", title, metric, last, ".1%")
+        MetricColumn(f"{last.network} at threshold", title, metric, last.name, ".1%")
         for title, metric in (("false positive rate", "false_positive_rate"), ("recall", "recall"))
     ]
 
@@ -164,53 +146,69 @@ def metrics_table(
 
 def summary_tiles(
     results: dict[str, Any],
-    teacher: Sequence[MemberMetrics],
-    student: Sequence[MemberMetrics],
+    metrics: Mapping[str, Sequence[MemberMetrics]],
     classes: Sequence[ClassMembers],
-    phase: str,
+    phase: Phase,
 ) -> list[dict[str, Any]]:
     """Build the tiles at the top of the page: quality, size and training time.
 
     Args:
         results: content of results.json.
-        teacher: metrics of all members after the first phase.
-        student: metrics of all members after the last phase.
+        metrics: network -> metrics of all members after the last phase that evaluates it.
         classes: of the run.
-        phase: name of the last phase.
+        phase: the last one.
 
     Returns:
         For each tile its "name", its "cell", and a "note" to compare it with.
     """
-    references = [f"teacher {metric_cell(teacher, classes, 'auc').value}"]
-    if paper := paper_mean(results, phase):
+    network = phase.network
+    references = [
+        f"{name} {metric_cell(values, classes, 'auc').value}"
+        for name, values in metrics.items()
+        if name != network
+    ]
+    if paper := paper_mean(results, phase.name):
         references.append(f"paper {paper:.4f}")
     recall, false_positive_rate = (
-        metric_cell(student, classes, metric, ".0%").value
+        metric_cell(metrics[network], classes, metric, ".0%").value
         for metric in ("recall", "false_positive_rate")
     )
-    costs = [results["cost"][network]["flops"] for network in ("teacher", "student")]
+    teachers_taken = "teacher" in metrics and "teacher" not in results["seconds"]
     return [
         {
-            "name": "AUC of the student",
-            "cell": metric_cell(student, classes, "auc"),
+            "name": f"AUC of the {network}",
+            "cell": metric_cell(metrics[network], classes, "auc"),
             "note": ", ".join(references),
         },
         {
             "name": "F1 at the threshold",
-            "cell": metric_cell(student, classes, "f1"),
+            "cell": metric_cell(metrics[network], classes, "f1"),
             "note": f"recall {recall}, false positive rate {false_positive_rate}",
         },
-        {
-            "name": "Compression",
-            "cell": Cell(format_ratio(costs[0] / costs[1])),
-            "note": "{1} multiply-adds per image, teacher {0}".format(*map(format_count, costs)),
-        },
+        size_tile(results["cost"]),
         {
             "name": "Training time",
             "cell": Cell(format_duration(sum(results["seconds"].values()))),
-            "note": results["hardware"],
+            "note": results["hardware"] + "; teachers of other runs" * teachers_taken,
         },
     ]
+
+
+def size_tile(costs: dict[str, dict[str, int]]) -> dict[str, Any]:
+    """Build the tile of the compression; of a single network, of its cost."""
+    if len(costs) == 1:
+        (cost,) = costs.values()
+        return {
+            "name": "Multiply-adds per image",
+            "cell": Cell(format_count(cost["flops"])),
+            "note": f"{format_count(cost['parameters'])} parameters",
+        }
+    teacher, student = (costs[network]["flops"] for network in ("teacher", "student"))
+    return {
+        "name": "Compression",
+        "cell": Cell(format_ratio(teacher / student)),
+        "note": f"{format_count(student)} multiply-adds per image, teacher {format_count(teacher)}",
+    }
 
 
 def class_metrics(
@@ -220,7 +218,7 @@ def class_metrics(
     return [(title, metric_cell(metrics, [members], metric)) for title, metric in METRICS.items()]
 
 
-def compression_table(results: dict[str, Any]) -> Table:
+def size_table(results: dict[str, Any]) -> Table:
     """Build the table of network sizes, with the ratios of the paper if the networks are the same.
 
     Args:
@@ -233,8 +231,11 @@ def compression_table(results: dict[str, Any]) -> Table:
             [Cell(f"{costs[network][size]:,}") for size in sizes],
         )
         for network in ("teacher", "student")
+        if network in costs
     ]
-    ratios = {"ratio": tuple(costs["teacher"][size] / costs["student"][size] for size in sizes)}
+    ratios = {}
+    if len(costs) == 2:
+        ratios["ratio"] = tuple(costs["teacher"][size] / costs["student"][size] for size in sizes)
     paper = table4().get(results["dataset"])
     if paper and costs == {"teacher": vars(paper.teacher), "student": vars(paper.student)}:
         ratios["ratio, counted as in the paper"] = paper.paper_style
@@ -246,31 +247,12 @@ def compression_table(results: dict[str, Any]) -> Table:
 def phase_row(phase: Phase, results: dict[str, Any]) -> dict[str, str]:
     """Format the row of a phase in the table of phases."""
     structures = {structure: f"KDGAN-{number}" for number, structure in KDGAN.items()}
+    structures[STUDENT] = "student alone"
+    seconds = results["seconds"].get(phase.name)
     return {
         "name": PHASE_TITLES[phase.name],
         "structure": structures.get(phase.structure, "GANomaly"),
         "trained": " and ".join(phase.structure.trained),
         "epochs": f"{phase.epochs:,}",
-        "time": format_duration(results["seconds"][phase.name]),
+        "time": "other runs" if seconds is None else format_duration(seconds),
     }
-
-
-def format_ratio(ratio: float) -> str:
-    """Format a ratio, e.g. 0.03×, 24.45×, 712×."""
-    return f"{ratio:.0f}×" if ratio >= 100 else f"{ratio:.2f}×"
-
-
-def format_count(count: float) -> str:
-    """Format a count with three digits, e.g. 78.6k, 5.12M."""
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if count >= size:
-            return f"{count / size:.3g}{letter}"
-    return str(count)
-
-
-def format_duration(seconds: float) -> str:
-    """Format a time, e.g. 42 s, 13 min, 2 h 5 min."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"

@@ -5,7 +5,7 @@
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -28,6 +28,13 @@ COLOURS = {
     "teacher": "#8a8f98",
     "normal": "#1f6fc5",
     "novel": "#c8500a",
+    # of the methods of a sweep
+    "method1": "#0b6fb8",
+    "method2": "#c24a00",
+    "method3": "#00805c",
+    "method4": "#b0488f",
+    "method5": "#8a6a00",
+    "method6": "#6b4fc0",
 }
 STYLE: dict[str, Any] = {  # of matplotlib; must be active while a plot is drawn
     **dict.fromkeys(("axes.spines.left", "axes.spines.right", "axes.spines.top"), False),
@@ -117,7 +124,7 @@ def draw_auc(axes: Axes, phases: Sequence[PhaseRecords]) -> None:
         _line(axes, phase.epochs, auc.mean(1), network)
     ticks = round_ticks(min(axes.dataLim.y0, 0.99), axes.dataLim.y1)  # never beyond 1
     axes.set(xlabel="epoch", ylabel="AUC", ylim=(ticks[0], ticks[-1]))
-    _set_ticks(axes.yaxis, ticks)
+    set_ticks(axes.yaxis, ticks)
     _mark_phases(axes, phases)
 
 
@@ -131,31 +138,30 @@ def draw_losses(axes: Axes, phases: Sequence[PhaseRecords]) -> None:
                     _line(axes, phase.epochs, losses, network, part)
     ticks = log_ticks(axes.dataLim.y0, axes.dataLim.y1)
     axes.set(xlabel="epoch", ylabel="loss", yscale="log", ylim=(ticks[0], ticks[-1]))
-    _set_ticks(axes.yaxis, ticks, log=True)
+    set_ticks(axes.yaxis, ticks, log=True)
     _mark_phases(axes, phases)
 
 
-def draw_roc(
-    axes: Axes, teacher: Sequence[MemberMetrics], student: Sequence[MemberMetrics]
-) -> None:
-    """Draw ROC curves of teachers and students, and the points of the students' thresholds.
+def draw_roc(axes: Axes, metrics: Mapping[str, Sequence[MemberMetrics]]) -> None:
+    """Draw the ROC curves of networks, and the points of the last network's thresholds.
 
     Args:
         axes: empty axes.
-        teacher: metrics of members with the same normal class, one for each seed.
-        student: metrics of the students of the same members.
+        metrics: "teacher", "student" or both -> metrics of members with the same normal class, one
+            for each seed.
     """
     axes.plot((0, 1), (0, 1), color=COLOURS["rule"], linewidth=1)  # of random scores
-    for network, members in (("teacher", teacher), ("student", student)):
+    for network, members in metrics.items():
         for member in members:
             false_positive_rate, recall, _ = roc_curve(member.y_true, member.y_score)
             _line(axes, false_positive_rate, recall, network)
-    for member in student:
-        _dot(axes, member.false_positive_rate, member.recall, "student")
+    network, members = list(metrics.items())[-1]
+    for member in members:
+        _dot(axes, member.false_positive_rate, member.recall, network)
     ticks = np.linspace(0, 1, 6)
     axes.set(xlabel="false positive rate", ylabel="recall", xlim=(0, 1), ylim=(0, 1))
     for axis in (axes.xaxis, axes.yaxis):
-        _set_ticks(axis, ticks)
+        set_ticks(axis, ticks)
 
 
 def ratio_limits(metrics: Sequence[MemberMetrics]) -> tuple[float, float]:
@@ -183,14 +189,14 @@ def draw_histogram(
     # predicted novel: replace each score by the next smaller number.
     ratios = np.clip(np.nextafter(ratios, 0), *limits)
     axes.set(xlabel="score ÷ threshold", ylabel="% of images", xscale="log", xlim=limits)
-    _set_ticks(axes.xaxis, log_ticks(*limits), log=True)
+    set_ticks(axes.xaxis, log_ticks(*limits), log=True)
     for kind, chosen, opacity in (("normal", ~novel, 0.38), ("novel", novel, 0.1)):
         percent = 100 * np.histogram(ratios[chosen], edges)[0] / chosen.sum()
         colour = COLOURS[kind]
         axes.stairs(percent, edges, fill=True, fc=(colour, opacity), ec=colour, linewidth=1.5)
     ticks = round_ticks(0, axes.dataLim.y1)
     axes.set_ylim(ticks[0], ticks[-1])
-    _set_ticks(axes.yaxis, ticks)
+    set_ticks(axes.yaxis, ticks)
     _vertical_line(axes, 1.0)
     _text_above(axes, 1.0, "threshold")
 
@@ -279,7 +285,7 @@ def log_ticks(low: float, high: float) -> np.ndarray:
     return ticks[first : last + 1]
 
 
-def _set_ticks(axis: Axis, ticks: np.ndarray, log: bool = False) -> None:
+def set_ticks(axis: Axis, ticks: np.ndarray, log: bool = False) -> None:
     """Label the ticks of an axis; of many ticks of a log axis, only powers of ten."""
     if log and len(ticks) > MAX_LOG_TICKS:
         exponents = np.log10(ticks)

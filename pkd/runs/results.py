@@ -2,7 +2,6 @@
 
 import platform
 from collections.abc import Sequence
-from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ from pkd.models.cost import cost
 from pkd.models.stack import Member
 from pkd.runs.run import Run
 from pkd.runs.teachers import CHECKPOINT, PREFIX, weights_sha256
-from pkd.scoring.metrics import MemberMetrics, auc_by_member, threshold
+from pkd.scoring.metrics import MemberMetrics, auc_by_member, average, threshold
 from pkd.training.settings import to_plain
 from pkd.utils.device import device_name, in_tf32
 from pkd.utils.errors import RESTORE, CheckpointError, DataError, resume_command
@@ -105,21 +104,15 @@ def summarize_auc(
     """Compute the mean AUC over classes after each phase, and its spread over seeds.
 
     Returns:
-        "mean_auc": phase -> mean over seeds of the mean over classes. "std_auc": phase -> standard
-        deviation over seeds of the mean over classes; only if there are several seeds.
+        "mean_auc": phase -> mean over classes and seeds. "std_auc": phase -> standard deviation
+        over seeds of the mean over classes; only if each class has the same seeds, and several.
     """
-    seeds = sorted({member.seed for member in members})
-    by_seed = {
-        phase: [
-            mean(value for value, m in zip(values, members, strict=True) if m.seed == seed)
-            for seed in seeds
-        ]
-        for phase, values in auc.items()
+    averages = {
+        phase: average(dict(zip(members, values, strict=True))) for phase, values in auc.items()
     }
-    summary = {"mean_auc": {phase: mean(values) for phase, values in by_seed.items()}}
-    if len(seeds) > 1:
-        summary["std_auc"] = {phase: stdev(values) for phase, values in by_seed.items()}
-    return summary
+    summary = {"mean_auc": {phase: value.mean for phase, value in averages.items()}}
+    spreads = {phase: value.std for phase, value in averages.items() if value.std is not None}
+    return summary | ({"std_auc": spreads} if spreads else {})
 
 
 def load_results(run: Run) -> dict[str, Any]:

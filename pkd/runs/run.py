@@ -79,7 +79,7 @@ class Run:
         config, data = prepare(settings)
         check_memory(config, data)
         if config.teacher:
-            Teachers(config, data.dataset, data.members)  # refuses those that do not fit
+            Teachers(config, data.dataset.digest, data.members)  # refuses those that do not fit
         config = replace(config, stack=fitting_stack(config, data))
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
         out = out or Path("runs") / f"{config.dataset}-{stamp}"
@@ -153,7 +153,7 @@ class Run:
     @cached_property
     def teachers(self) -> Teachers:
         """Teachers from other runs; PkdError if these runs have changed."""
-        return Teachers(self.config, self.dataset, self.members, beside=self.folder.path)
+        return Teachers(self.config, self.dataset.digest, self.members, beside=self.folder.path)
 
     def load_phase(self, phase: Phase) -> None:
         """Load the networks of a finished phase; CheckpointError if they do not fit."""

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pkd.data.dataset import Dataset
 from pkd.models.stack import Member
 from pkd.runs.folder import RunFolder
 from pkd.training.config import ResolvedConfig
@@ -78,7 +77,7 @@ class Teachers:
 
     Args:
         config: settings of the run; `teacher` names the finished runs.
-        dataset: data set of the run.
+        data_sha256: digest of the images of the run, `Dataset.digest`.
         members: of the run.
         beside: folder of the run. A source that is missing is looked for beside it: both may have
             been moved together.
@@ -91,12 +90,12 @@ class Teachers:
     def __init__(
         self,
         config: ResolvedConfig,
-        dataset: Dataset,
+        data_sha256: str,
         members: Sequence[Member],
         beside: Path | None = None,
     ):
         paths = [_existing(Path(path), beside) for path in config.teacher or ()]
-        sources = [_open_source(path, config, dataset) for path in paths]
+        sources = [_open_source(path, config, data_sha256) for path in paths]
         self._teachers = [(_source_of(member, sources), member) for member in members]
 
     def tensors(self, sha256: Sequence[str] = ()) -> dict[str, Tensor]:
@@ -178,7 +177,7 @@ def _existing(path: Path, beside: Path | None) -> Path:
     return moved if not path.is_dir() and moved.is_dir() else path
 
 
-def _open_source(path: Path, config: ResolvedConfig, dataset: Dataset) -> _Source:
+def _open_source(path: Path, config: ResolvedConfig, data_sha256: str) -> _Source:
     """Open a finished run and check that its teachers fit a run."""
     folder = RunFolder.open(path)
     source_config = from_plain(folder.config(), path / "config.yaml")
@@ -190,7 +189,7 @@ def _open_source(path: Path, config: ResolvedConfig, dataset: Dataset) -> _Sourc
     if source_config.teacher:
         names = " ".join(source_config.teacher)
         raise ConfigError("teacher", f"{path} took its teachers from other runs: give {names}")
-    if results["data_sha256"] != dataset.digest:
+    if results["data_sha256"] != data_sha256:
         raise ConfigError(
             "teacher",
             f"{path} was trained on other images than those of the data set {config.dataset} that "

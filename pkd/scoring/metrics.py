@@ -1,9 +1,11 @@
 """Metrics of novelty detection: AUC, average precision, and F1, recall and FPR at a threshold."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from statistics import mean, stdev
+from typing import NamedTuple
 
 import numpy as np
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
@@ -59,6 +61,36 @@ class MemberMetrics:
         """(T,) scores divided by the threshold, in [MIN_SCORE_RATIO, 1 / MIN_SCORE_RATIO]."""
         ratios = self.y_score.astype(float) / max(self.threshold, np.finfo(np.float32).tiny)
         return np.clip(ratios, MIN_SCORE_RATIO, 1 / MIN_SCORE_RATIO)
+
+
+class Average(NamedTuple):
+    """Mean of a metric over classes and seeds.
+
+    Attributes:
+        mean: mean over classes of the mean over the seeds of a class.
+        std: standard deviation over seeds of the mean over classes; None for a single seed, and
+            where classes have different seeds.
+    """
+
+    mean: float
+    std: float | None
+
+
+def average(values: Mapping[Member, float]) -> Average:
+    """Average a metric over classes and seeds.
+
+    Args:
+        values: member -> metric; not empty.
+    """
+    by_class: dict[int, dict[int, float]] = {}
+    for member, value in values.items():
+        by_class.setdefault(member.normal_class, {})[member.seed] = value
+    overall = mean(mean(seeds.values()) for seeds in by_class.values())
+    first, *others = by_class.values()
+    if len(first) == 1 or any(other.keys() != first.keys() for other in others):
+        return Average(overall, None)
+    by_seed = [mean(seeds[seed] for seeds in by_class.values()) for seed in first]
+    return Average(overall, stdev(by_seed))
 
 
 def auc_by_member(scores: np.ndarray, labels: np.ndarray, members: Sequence[Member]) -> list[float]:

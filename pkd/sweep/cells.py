@@ -115,7 +115,7 @@ def resolve_cells(configs: Sequence[TrainConfig], varied: Sequence[str]) -> list
         plain.append(to_plain(config))
         name = unique_name(name, [cell.name for cell in cells])
         if config.teacher:
-            Teachers(config, data.dataset, data.members)  # refuses those that do not fit
+            Teachers(config, data.dataset.digest, data.members)  # refuses those that do not fit
         images = {k: data.available(k) for k in data.sizes}
         members, digest = tuple(data.members), data.dataset.digest
         cells.append(Cell(name, config, tuple(varied), members, images, digest))

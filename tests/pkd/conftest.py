@@ -32,6 +32,35 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+def train_small(out: Path, *settings: str) -> Path:
+    """Train a run on the digits with small networks and 20 images of each class."""
+    limit = ("--max-train-images", "20")
+    assert main(["train", *SMALL_NETWORKS, *limit, *settings, "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture(scope="session")
+def student_only_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of students without teachers, classes with different seeds; read only."""
+    out = tmp_path_factory.mktemp("small") / "students"
+    return train_small(out, "--structure", "student-only", "--members", "3:0,5:0,5:1")
+
+
+@pytest.fixture(scope="session")
+def teacher_only_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of teachers without students; read only."""
+    out = tmp_path_factory.mktemp("small") / "teachers"
+    return train_small(out, "--structure", "teacher-only", "--members", "3:0,5:0,5:1")
+
+
+@pytest.fixture(scope="session")
+def shared_teachers_run(teacher_only_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run that took its teachers from `teacher_only_run`; read only."""
+    out = tmp_path_factory.mktemp("small") / "distilled"
+    teachers = ("--teacher", str(teacher_only_run))
+    return train_small(out, "--structure", "2", "--members", "5:1,3:0", *teachers)
+
+
 @pytest.fixture(scope="session")
 def small_onnx(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """ONNX file of the student of digit 5 and seed 1 of `small_run`; read only."""

@@ -54,3 +54,22 @@ def test_a_checkpoint_without_scores_of_held_out_images_is_refused(refused, run_
     assert main(["evaluate", str(run_copy)]) == 0
     (run_copy / "results.json").unlink()
     refused(["train", "--resume", run_copy], *words, unchanged=run_copy)
+
+
+@pytest.mark.parametrize(
+    ("fixture", "phases"),
+    [
+        ("student_only_run", ["step1"]),
+        ("teacher_only_run", ["teacher"]),
+        ("shared_teachers_run", ["teacher", "step1"]),
+    ],
+)
+def test_evaluate_runs_with_one_network_or_teachers_of_other_runs(fixture, phases, request, capsys):
+    run = request.getfixturevalue(fixture)
+    assert main(["evaluate", str(run)]) == 0
+    rows = table_rows(capsys.readouterr().out)
+    results = json.loads((run / "results.json").read_text())
+    assert rows[0] == ["normal class", "seed", *phases]
+    for row, member in zip(rows[1:], results["members"], strict=False):
+        assert row[2:] == [f"{member['auc'][phase]:.4f}" for phase in phases]
+    assert [row[0] for row in rows[len(results["members"]) + 1 :]][:1] == ["mean"]

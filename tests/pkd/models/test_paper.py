@@ -47,6 +47,7 @@ def run(**changes):
         ({}, [0.9311, 0.9241, 0.9293]),
         ({"structure": "progressive-24"}, [0.9311, 0.9241, 0.9257]),
         ({"structure": "3"}, [0.9311, 0.9290, 0.9290]),
+        ({"structure": "student-only"}, [0.9311, 0.9120, 0.9120]),
         ({"dataset": "mnist", "student_widths": "2-4-8"}, [0.9780, 0.9675, 0.9725]),
         ({"student_widths": "8-16-64"}, [0.9311, None, None]),
         ({"teacher_widths": "8-16-32"}, [None, 0.9241, 0.9293]),

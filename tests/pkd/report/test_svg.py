@@ -88,7 +88,7 @@ def member():
 
 PLOTS = {
     "example": draw_example,
-    "roc": partial(draw_roc, teacher=[member()], student=[member()]),
+    "roc": partial(draw_roc, metrics={"teacher": [member()], "student": [member()]}),
     "histogram": partial(draw_histogram, metrics=[member()], limits=(0.1, 10)),
 }
 
@@ -106,7 +106,7 @@ def test_a_colour_without_css_variable_is_an_error():
 
 
 def test_the_page_defines_all_colours_in_both_themes():
-    page = resources.files("pkd.report").joinpath("report.html").read_text(encoding="utf-8")
+    page = resources.files("pkd.report").joinpath("base.html").read_text(encoding="utf-8")
     light, dark = re.findall(r":root \{(.*?)\}", page, re.DOTALL)
     for theme in (light, dark):
         assert set(re.findall(r"--(\w+): #[0-9a-f]{6}", theme)) >= COLOURS.keys()

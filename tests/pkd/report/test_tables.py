@@ -4,7 +4,8 @@ import pytest
 
 from pkd.models.architecture import Architecture
 from pkd.models.cost import cost
-from pkd.report.tables import compression_table, format_count, format_duration, format_ratio
+from pkd.report.formats import format_count, format_duration, format_ratio
+from pkd.report.tables import size_table
 
 
 @pytest.mark.parametrize(
@@ -19,7 +20,7 @@ def test_compression_with_the_ratios_of_the_paper(dataset, widths, paper):
     widths = {"teacher": (64, 128, 256), "student": widths}
     costs = {name: vars(cost(Architecture(1, of))) for name, of in widths.items()}
     config = {f"{name}_widths": "-".join(map(str, of)) for name, of in widths.items()}
-    table = compression_table({"dataset": dataset, "config": config, "cost": costs})
+    table = size_table({"dataset": dataset, "config": config, "cost": costs})
     assert [name for name, _ in table.rows] == [
         f"{name} {config[f'{name}_widths']}" for name in costs
     ]

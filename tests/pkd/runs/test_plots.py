@@ -140,7 +140,7 @@ def member(seed=0, threshold=1.0):
 
 def test_roc_curves_and_thresholds():
     teachers, students = [member(0), member(1)], [member(2, 0.7), member(3, 0.9)]
-    axes = drawn(draw_roc, teachers, students)
+    axes = drawn(draw_roc, {"teacher": teachers, "student": students})
     for network, metrics in (("teacher", teachers), ("student", students)):
         expected = [np.stack(roc_curve(m.y_true, m.y_score)[:2], 1) for m in metrics]
         if network == "student":

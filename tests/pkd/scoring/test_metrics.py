@@ -5,7 +5,13 @@ import pytest
 from sklearn.metrics import average_precision_score
 
 from pkd.models.stack import Member
-from pkd.scoring.metrics import MIN_SCORE_RATIO, MemberMetrics, auc_by_member, threshold
+from pkd.scoring.metrics import (
+    MIN_SCORE_RATIO,
+    MemberMetrics,
+    auc_by_member,
+    average,
+    threshold,
+)
 
 
 def test_metrics_at_the_threshold():
@@ -74,3 +80,16 @@ def test_false_positive_rate_of_new_normal_scores_is_the_contamination(contamina
     scores = rng.exponential(size=(trials, n + 1))
     exceed = [row[n] > threshold(row[:n], contamination) for row in scores]
     assert contamination - 1 / (n + 1) - 0.02 < np.mean(exceed) < contamination + 0.02
+
+
+def test_average_over_classes_and_its_spread_over_seeds():
+    values = {Member(k, seed): k + seed / 10 for k in (0, 1, 5) for seed in (0, 1, 2)}
+    assert average(values) == pytest.approx((2.1, 0.1))
+    assert average({Member(3, 1): 0.25}) == (0.25, None)
+    assert average({Member(3, 1): 0.25, Member(4, 1): 0.75}) == (0.5, None)
+
+
+def test_average_of_classes_with_different_seeds_has_no_spread():
+    values = {Member(0, 0): 0.2, Member(0, 1): 0.4, Member(1, 0): 0.9}
+    assert average(values) == pytest.approx((0.6, None))
+    assert average({Member(0, 0): 0.2, Member(1, 1): 0.4}) == pytest.approx((0.3, None))

@@ -66,14 +66,17 @@ class Sweep:
             process.join()
 
 
-def test_a_sweep_killed_within_each_of_its_shards_ends_with_the_same_results(tmp_path, small_sweep):
-    sweep, names = Sweep(tmp_path, "--structure", "2"), [TEACHER, STUDENT]
-    for name in names:
+@pytest.mark.parametrize(
+    "killed", [[STUDENT], pytest.param([TEACHER, STUDENT], marks=pytest.mark.slow)]
+)
+def test_a_sweep_killed_within_its_shards_ends_with_the_same_results(killed, tmp_path, small_sweep):
+    sweep = Sweep(tmp_path, "--structure", "2")
+    for name in killed:
         checkpoints = sweep.folder / "shards" / name / "checkpoints"
         code = sweep.run(lambda: any(checkpoints.glob("progress-*.safetensors")))  # noqa: B023
         assert code == -signal.SIGKILL, sweep.log.read_text()
     assert sweep.run() == 0, sweep.log.read_text()
-    for name in names:
+    for name in (TEACHER, STUDENT):
         assert weights(sweep.folder / "shards" / name) == weights(small_sweep / "shards" / name)
     rows = [row for row in rows_without_times(small_sweep) if row["structure"] == "2"]
     assert rows_without_times(sweep.folder) == rows
