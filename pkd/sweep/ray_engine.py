@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from pkd.sweep.engines import Handle, Task, WorkerError
-from pkd.utils.errors import ConfigError
+from pkd.utils.errors import ConfigError, PkdError
 
 RETRIES = 3  # of a task whose process died
 CONNECT_SECONDS = 10.0
@@ -55,6 +55,7 @@ class RayEngine:
     Raises:
         ConfigError: Ray is not installed, nothing answers at the address, or there are not as many
             GPUs as workers.
+        PkdError: Ray cannot be started on this machine.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class RayEngine:
         self._ended: dict[Handle, Any] = {}  # task -> reference of the result
         with _sigterm_handler_kept():
             if address is None:
-                self._start(workers, use_gpu)
+                self._start(use_gpu)
             else:
                 self._connect(address)
         try:
@@ -77,16 +78,21 @@ class RayEngine:
             self.close()
             raise
 
-    def _start(self, workers: int | None, use_gpu: bool) -> None:
-        """Start Ray on this machine."""
-        gpus = torch.cuda.device_count() if use_gpu else 0
-        self._ray.init(
-            "local",
-            num_gpus=gpus,
-            object_store_memory=OBJECT_STORE_BYTES,
-            include_dashboard=False,
-            **_connection_options(),
-        )
+    def _start(self, use_gpu: bool) -> None:
+        """Start Ray on this machine; PkdError if that fails."""
+        try:
+            self._ray.init(
+                "local",
+                num_gpus=torch.cuda.device_count() if use_gpu else 0,
+                object_store_memory=OBJECT_STORE_BYTES,
+                include_dashboard=False,
+                **_connection_options(),
+            )
+        except (OSError, RuntimeError, ValueError) as error:
+            raise PkdError(
+                f"Ray cannot be started on this machine ({error}): use `engine` local, or give the "
+                "`address` of a running cluster"
+            ) from error
 
     def _connect(self, address: str) -> None:
         """Connect to a running cluster; ConfigError if none answers."""
@@ -119,8 +125,8 @@ class RayEngine:
             self.threads = min(self.threads, int(max(node.get("CPU", 1) for node in nodes)))
         # More workers than CPUs share them.
         share = self.threads if self.workers <= cpus else cpus / self.workers
-        resource = {"num_gpus": 1} if on_gpu else {"num_cpus": share}
-        self._remote = self._ray.remote(max_retries=RETRIES, **resource)
+        resources = {"num_gpus": 1, "num_cpus": 0} if on_gpu else {"num_cpus": share}
+        self._remote = self._ray.remote(max_retries=RETRIES, **resources)
 
     def submit(self, task: Task, *args: Any) -> Handle:
         """Run a task on a free worker, now or later."""

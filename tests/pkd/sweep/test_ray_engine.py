@@ -18,9 +18,7 @@ import torch
 import pkd
 from pkd.sweep.engines import WorkerError
 from pkd.sweep.ray_engine import ENVIRONMENT, RETRIES, RayEngine
-from pkd.utils.errors import ConfigError
-
-ray = pytest.importorskip("ray")
+from pkd.utils.errors import ConfigError, PkdError
 
 
 class SharedEngine:
@@ -75,6 +73,15 @@ def test_an_address_without_an_answer_is_an_error_that_names_it():
     for address in ("127.0.0.1:1", "nowhere.invalid:6379", "127.0.0.1", "ray://127.0.0.1:1"):
         with pytest.raises(ConfigError, match=f"`address` is {address}, but no Ray cluster"):
             RayEngine(address=address)
+
+
+def test_a_ray_that_does_not_start_is_an_error(monkeypatch):
+    def fail(*args, **options):
+        raise RuntimeError("no free port")
+
+    monkeypatch.setattr("ray.init", fail)
+    with pytest.raises(PkdError, match=r"no free port.* `engine` local"):
+        RayEngine()
 
 
 def test_no_workers_is_an_error():
@@ -182,7 +189,9 @@ def test_each_task_has_a_gpu_of_its_own(tmp_path, monkeypatch):
     assert sorted(gpus) == ["0", "1"]
     with pytest.raises(ConfigError, match=r"`workers` is 3, .* choose at most 2"):
         RayEngine(workers=3)
-    assert not ray.is_initialized()
+    # The cluster of the refused engine has ended, so another one can start.
+    with closing(RayEngine(workers=1)) as engine:
+        assert run(engine, ray_tasks.environment, 1)["value"] == 1
 
 
 # -- Signals and the end ---------------------------------------------------------------------------

@@ -16,7 +16,6 @@ from sweep_helpers import TINY_SWEEP, make_sweeps_fast, read_json, rows_without_
 
 from pkd.cli.main import main
 
-pytest.importorskip("ray")
 pytestmark = pytest.mark.slow
 
 MARK = "PKD_RAY_TEST"
