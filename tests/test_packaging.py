@@ -91,7 +91,9 @@ def test_the_wheel_holds_every_file_of_both_packages_and_the_licence(wheel):
         names = set(archive.namelist())
     information = {name for name in names if ".dist-info/" in name}
     assert names - information == package_files()
-    assert {"pkd/py.typed", "pkd_kernels/py.typed", "pkd/report/report.html"} < names
+    assert {"pkd/py.typed", "pkd_kernels/py.typed"} < names
+    templates = {f"pkd/report/{name}.html" for name in ("base", "macros", "report", "sweep")}
+    assert templates < names
     assert any(name.endswith("/licenses/LICENSE") for name in information)
 
 

@@ -138,7 +138,10 @@ class FunctionalNetwork(PlainNetwork):
 
     def step(self, x: Tensor, target: Outputs | None) -> Outputs:
         """Update as `PlainNetwork` does."""
-        gradients, outputs = self.gradients(x, target)
+        # `grad` itself ignores no_grad. Without it the step would keep all intermediate results,
+        # in order to differentiate the gradients again.
+        with torch.no_grad():
+            gradients, outputs = self.gradients(x, target)
         for network, params in self.params.items():
             for name, p in params.items():
                 p.grad = gradients[network][name]

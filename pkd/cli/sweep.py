@@ -90,7 +90,7 @@ def run_sweep(args: Namespace) -> int:
 
 
 def _resume(args: Namespace) -> int:
-    Plan.read(args.resume)  # refuses other folders before a lock is made in them
+    Plan.read(args.resume)  # refuses other folders before they get a lock file
     with lock(args.resume):
         plan = Plan.read(args.resume)
         with closing(_engine(args, plan.cells)) as engine:

@@ -99,7 +99,7 @@ def paper_mean(results: dict[str, Any], phase: str) -> float | None:
     """
     classes = {member["normal_class"] for member in results["members"]}
     comparable = phase in results["mean_auc"] and len(classes) == 10
-    if not comparable or not _has_paper_widths(results, phase):
+    if not comparable or not _is_comparable(results, phase):
         return None
     method = results["config"]["structure"]
     if phase == "teacher":
@@ -121,15 +121,16 @@ def paper_class(results: dict[str, Any], normal_class: int, phase: str) -> float
         None if the paper prints no value, or the run has other widths than the paper.
     """
     printed = phase == "teacher" and results["dataset"] in PAPER_CLASSES
-    if not printed or not _has_paper_widths(results, phase):
+    if not printed or not _is_comparable(results, phase):
         return None
     return PAPER_CLASSES[results["dataset"]][normal_class]
 
 
-def _has_paper_widths(results: dict[str, Any], phase: str) -> bool:
-    """Whether the network that a phase evaluates has the widths of the paper's network."""
+def _is_comparable(results: dict[str, Any], phase: str) -> bool:
+    """Whether a phase evaluates a network with the paper's widths, on the test split."""
     dataset = results["dataset"]
-    if dataset not in PAPER_STUDENTS:
+    on_test_split = results["config"].get("evaluate_on", "test") == "test"
+    if dataset not in PAPER_STUDENTS or not on_test_split:
         return False
     if phase == "teacher":
         network, widths = "teacher", TEACHER_WIDTHS

@@ -24,6 +24,9 @@ from pkd.sweep.read import MergedSweeps, read_sweeps
 from pkd.sweep.summary import RESAMPLES, Comparison, summarize
 from pkd.utils.files import atomic_write
 
+# Whether all AUCs are those of the test split -> the images that they are computed on.
+IMAGES = {True: "the whole test split", False: "development images, a part of the training split"}
+
 CURVE_CHART = (420, 260)  # width and height in points
 
 # Structure -> name of its colour.
@@ -85,6 +88,7 @@ def page_context(results: MergedSweeps) -> dict[str, Any]:
         "title": ", ".join(DATASET_TITLES.get(name, name) for name in datasets) or "Sweep",
         "classes": len({member.normal_class for member in members}),
         "seeds": len({member.seed for member in members}),
+        "images": IMAGES[results.on_test_split],
         "resamples": f"{RESAMPLES:,}",
         "tiles": summary_tiles(results, comparisons),
         "methods": method_table(comparisons) if comparisons else None,
@@ -183,7 +187,7 @@ def draw_methods(axes: Axes, lines: Sequence[Line], teacher: float | None) -> No
     """
     values = [] if teacher is None else [teacher]
     epochs = 1
-    for line in lines:
+    for line in reversed(lines):  # KDGAN-2 covers the equal first step of P-KDGAN-II
         auc = np.concatenate(line.phases)
         colour = COLOURS[line.colour]
         width = 2.4 if line.colour == "student" else 1.7

@@ -16,7 +16,7 @@ from pkd.sweep.read import Method
 from pkd.sweep.summary import Comparison, Difference, MethodResult, average_by_class
 
 MISSING = Cell("–")
-NOT_RUN = Cell("student-only not run")
+NOT_RUN = Cell("student-only", "not run")
 COARSE = 0.005  # half width of an interval from which an AUC has three decimals instead of four
 
 
@@ -82,7 +82,7 @@ def method_table(comparisons: Sequence[Comparison]) -> Table:
         for comparison in comparisons:
             results = {method_title(r.method): r for r in comparison.results}
             if title in results:
-                cells += _method_cells(results[title])
+                cells += _method_cells(results[title], comparison)
             elif title == student_only and not comparison.student_only:
                 cells += [NOT_RUN, MISSING, MISSING]
             else:
@@ -92,15 +92,15 @@ def method_table(comparisons: Sequence[Comparison]) -> Table:
     return Table([(comparison_title(c), 3) for c in comparisons], columns, rows)
 
 
-def _method_cells(result: MethodResult) -> list[Cell]:
+def _method_cells(result: MethodResult, comparison: Comparison) -> list[Cell]:
     paired = result.difference
     students = len(result.method.auc)
     if paired is not None:
         to_alone = difference_cell(paired, _paper_difference(result))
     elif result.method.structure == "student-only":
         to_alone = Cell("")
-    else:
-        to_alone = NOT_RUN
+    else:  # several students alone, but none with the same settings
+        to_alone = MISSING if comparison.student_only else NOT_RUN
     pairs = f"{paired.pairs} paired" if paired and paired.pairs < students else ""
     return [_student_cell(result), to_alone, Cell(f"{students}", pairs)]
 

@@ -1,6 +1,7 @@
 """Read the results of sweeps, sweep.json, and group their rows by method."""
 
 import json
+import shlex
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from pkd.training.structures import SCHEDULES
 from pkd.utils.errors import CheckpointError
 
 FILE, FORMAT = "sweep.json", 1
-RESTORE = "restore it from a copy, or continue the sweep with `pkd sweep --resume`"
+RESTORE = "restore it from a copy, or write it again with pkd sweep --resume FOLDER"
 
 IDENTITY = ("dataset", "structure", "student_widths")
 MEMBER = ("normal_class", "class_name", "seed")
@@ -112,6 +113,12 @@ class MergedSweeps:
         """The rows of all methods."""
         return [row for method in self.methods for row in method.rows.values()]
 
+    @property
+    def on_test_split(self) -> bool:
+        """Whether all AUCs are those of the test split, not of development images."""
+        settings = [self.settings | method.settings for method in self.methods]
+        return all(values.get("evaluate_on", "test") == "test" for values in settings)
+
 
 class _File(NamedTuple):
     """Content of a sweep.json."""
@@ -168,8 +175,8 @@ def _read(path: Path) -> _File:
     """Read a sweep.json and check what the summary needs of it."""
     if not path.is_file():
         raise CheckpointError(
-            f"{path} does not exist: give the folder of a sweep, and continue one that has no "
-            "results yet with `pkd sweep --resume`"
+            f"{path} does not exist: give the folder of a sweep with results, or continue "
+            f"the sweep with pkd sweep --resume {shlex.quote(str(path.parent))}"
         )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -206,7 +213,7 @@ def _require(values: Mapping[str, Any], names: Collection[str]) -> None:
 
 
 def _add(file: _File, differing: Settings, methods: dict[str, Method]) -> None:
-    """Add the rows and curves of a file to the methods, which are made where they are missing.
+    """Add the rows and curves of a file to the methods; create missing methods.
 
     Args:
         file: content of a sweep.json.

@@ -64,6 +64,7 @@ class Comparison:
         results: of the methods that train a student.
         teacher_auc: member -> AUC of its teacher, of the best method; empty if there is none.
         teacher_size: parameters and FLOPs of that teacher.
+        on_test_split: whether the AUCs are those of the test split, as in the paper.
     """
 
     dataset: str
@@ -71,6 +72,7 @@ class Comparison:
     results: list[MethodResult]
     teacher_auc: dict[Member, float]
     teacher_size: tuple[int, int] | None
+    on_test_split: bool = True
 
     @property
     def student_only(self) -> MethodResult | None:
@@ -101,7 +103,9 @@ class Comparison:
         """Mean AUC of the teacher in the paper; None if it is not comparable."""
         paper = table4().get(self.dataset)
         size = paper and (paper.teacher.parameters, paper.teacher.flops)
-        if len(self.classes) < CLASSES or size is None or size != self.teacher_size:
+        if size is None or size != self.teacher_size:
+            return None
+        if len(self.classes) < CLASSES or not self.on_test_split:
             return None
         return PAPER_MEANS["teacher"][self.dataset]
 
@@ -134,24 +138,29 @@ def summarize(results: MergedSweeps) -> list[Comparison]:
             groups.setdefault((method.dataset, method.student_widths), []).append(method)
     alone = {m.dataset: m for m in results.methods if m.structure == "teacher-only"}
     return [
-        _compare(dataset, widths, methods, alone.get(dataset))
+        _compare(dataset, widths, methods, alone.get(dataset), results.on_test_split)
         for (dataset, widths), methods in groups.items()
     ]
 
 
 def _compare(
-    dataset: str, widths: str, methods: Sequence[Method], teacher_only: Method | None
+    dataset: str,
+    widths: str,
+    methods: Sequence[Method],
+    teacher_only: Method | None,
+    on_test_split: bool,
 ) -> Comparison:
     results = []
     for method in methods:
         reference = student_only_of(method, methods)
         paired = None if reference is None else difference(method.auc, reference.auc)
-        results.append(MethodResult(method, average(method.auc), paired, _paper(method)))
+        paper = _paper(method) if on_test_split else None
+        results.append(MethodResult(method, average(method.auc), paired, paper))
     best = _best([r for r in results if r.method.structure not in ALONE])
     source = best.method if best else teacher_only
-    if source is None:
-        return Comparison(dataset, widths, results, {}, None)
-    return Comparison(dataset, widths, results, source.teacher_auc, _size(source, "teacher"))
+    teacher_auc = {} if source is None else source.teacher_auc
+    teacher_size = None if source is None else _size(source, "teacher")
+    return Comparison(dataset, widths, results, teacher_auc, teacher_size, on_test_split)
 
 
 def student_only_of(method: Method, methods: Sequence[Method]) -> Method | None:

@@ -4,7 +4,7 @@ import json
 import sys
 
 import pytest
-from sweep_rows import cell_rows, write_sweep
+from sweep_file_helpers import cell_rows, write_sweep
 
 from bench import paper
 from pkd.report.formats import Cell, Table
@@ -29,7 +29,7 @@ def test_tables_of_merged_sweeps(tmp_path, monkeypatch, capsys):
     first = write_sweep(tmp_path / "a", cell_rows("student-only"))
     second = write_sweep(tmp_path / "b", cell_rows("2"))
     output = run_command(monkeypatch, capsys, first, second)
-    assert "| student alone | 0.9" in output
+    assert "| student alone | 0.8" in output
     assert "(paper 0.9120) |  | 30 |" in output
     assert "\n\nFashion-MNIST, 1-2-4, by class:\n\n| class | teacher | student alone |" in output
     assert "| 102.92× 5.12M ÷ 49.7k (paper 105.45×) |" in output

@@ -64,6 +64,16 @@ def test_grouped_convolution_runs_the_reference_with_any_backend(monkeypatch):
     check(setup, contender)
 
 
+@pytest.mark.parametrize("name", ["torch.compile", "vmap(grad)"])
+def test_gradients_by_torch_func_keep_no_intermediate_results(name, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda step, **_: step)
+    setup = training_setup("KDGAN-2")
+    contender = CONTENDERS[name].build(setup, setup.members(3 if name == "vmap(grad)" else 1))
+    contender.advance(1)
+    params = [p for adam in contender.optimizers() for p in adam.param_groups[0]["params"]]
+    assert all(p.grad is not None and p.grad.grad_fn is None for p in params)
+
+
 @pytest.mark.slow
 def test_torch_compile_captures_all_gradients_in_one_graph(monkeypatch):
     """A graph break inside `torch.func.grad` costs speed, or the compilation fails."""

@@ -51,6 +51,7 @@ def run(**changes):
         ({"dataset": "mnist", "student_widths": "2-4-8"}, [0.9780, 0.9675, 0.9725]),
         ({"student_widths": "8-16-64"}, [0.9311, None, None]),
         ({"teacher_widths": "8-16-32"}, [None, 0.9241, 0.9293]),
+        ({"evaluate_on": "development"}, [None] * 3),
         ({"classes": 9}, [None] * 3),
         ({"dataset": "digits"}, [None] * 3),
         ({"dataset": "folder"}, [None] * 3),

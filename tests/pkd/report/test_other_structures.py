@@ -54,7 +54,7 @@ def test_page_of_a_run_with_one_network(fixture, network, other, phase, request,
     assert other not in text
     assert "was trained alone, without distillation" in text
     assert f"AUC of the {network}" in text
-    assert f"ROC curves of {network}, with" in text
+    assert f"ROC curves of the {network}, with" in text
     assert "Multiply-adds per image" in text
     assert "Compression" not in text
     aucs = auc_of(run, phase)

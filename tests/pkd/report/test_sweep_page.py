@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 from matplotlib.figure import Figure
-from sweep_rows import cell_rows, write_sweep
+from sweep_file_helpers import cell_rows, write_sweep
 
 from pkd.cli.main import main
 from pkd.report.svg import render_svg
@@ -15,6 +15,7 @@ from pkd.sweep.read import read_sweeps
 from pkd.sweep.summary import summarize
 
 HOSTILE = """<img src=x onerror=alert(1)>&'"{{ 7 * 7 }}"""
+NOT_RUN = "<td>student-only<small>not run</small></td>"
 STRUCTURES = ("student-only", "2", "progressive-23")
 
 
@@ -41,7 +42,15 @@ def test_page_of_a_sweep(sweep):
     for method in ("student alone", "KDGAN-2", "P-KDGAN-II-(2)(3)"):
         assert f"<tr><th>{method}</th>" in page
     assert "<dt>lr</dt><dd>0.001</dd>" in page
-    assert "student-only not run" not in page
+    assert NOT_RUN not in page
+
+
+def test_page_names_the_images_of_the_evaluation(tmp_path, sweep):
+    assert "on the whole test split" in page_of(sweep)
+    settings = {"evaluate_on": "development"}
+    page = page_of(write_sweep(tmp_path, cell_rows("2"), settings=settings))
+    assert "on development images" in page
+    assert "test split" not in page
 
 
 def test_page_refers_to_no_other_file_and_has_no_script(sweep):
@@ -63,7 +72,7 @@ def test_failed_shards_are_named_and_escaped(tmp_path):
     assert "{{ 7 * 7 }}" in page
     assert "<tr><th>s1</th>" in page
     assert "pkd sweep --resume &#39;a b&#39;" in page
-    assert "student-only not run" in page
+    assert NOT_RUN in page
 
 
 def test_sweep_without_finished_students(tmp_path):
@@ -115,7 +124,8 @@ def test_lines_are_the_mean_auc_over_the_students_epochs(sweep):
     (level,) = {*lines[COLOURS["teacher"]].get_ydata()}
     assert level == pytest.approx(teacher_level(comparison))
     dots = [line for line in axes.lines if line.get_marker() == "o"]
-    assert [dot.get_xdata()[0] for dot in dots] == [10, 10, 10, 12]
+    assert [dot.get_xdata()[0] for dot in dots] == [10, 12, 10, 10]
+    assert axes.lines[0] is progressive  # below KDGAN-2, which equals its first step
 
 
 def test_methods_of_one_structure_differ_by_dashes(tmp_path):

@@ -1,7 +1,7 @@
 """Tables of sweeps as text: digits, the student alone in every table, settings of methods."""
 
 import pytest
-from sweep_rows import cell_rows, write_sweep
+from sweep_file_helpers import cell_rows, write_sweep
 
 from pkd.report.formats import Cell
 from pkd.report.sweep_tables import (
@@ -74,6 +74,13 @@ def test_no_table_without_the_student_alone(comparisons_of):
     assert table.footer[0][1][1] == NOT_RUN
     assert table.rows[3][1][1] == Cell("–")
     assert NOT_RUN in compression_table(comparisons).rows[0][1]
+
+
+def test_no_difference_where_the_reference_is_unclear(comparisons_of):
+    cells = [cell_rows("student-only", lr=lr) for lr in (1, 2)] + [cell_rows("2", lr=3)]
+    name, row = method_table(comparisons_of(*cells)).rows[2]
+    assert name == "KDGAN-2, lr 3"
+    assert row[1] == Cell("–")
 
 
 def test_class_table(comparisons_of):

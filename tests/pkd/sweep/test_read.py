@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from sweep_rows import cell_curves, cell_rows, write_sweep
+from sweep_file_helpers import cell_curves, cell_rows, write_sweep
 
 from pkd.models.stack import Member
 from pkd.sweep.read import common_settings, is_sweep, read_sweeps

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from sweep_rows import GAINS, cell_rows, write_sweep
+from sweep_file_helpers import GAINS, cell_rows, write_sweep
 
 from pkd.models.stack import Member
 from pkd.sweep.read import read_sweeps
@@ -90,6 +90,14 @@ def test_values_of_the_paper_for_comparable_methods_only(tmp_path):
     assert [nine.results[0].paper, nine.teacher_paper] == [None, None]
     assert other.compression_paper is digits.compression_paper is None
     assert same.teacher_class_paper(3) is None  # Table 2 has no Fashion-MNIST
+
+
+def test_results_on_development_images_are_not_compared_with_the_paper(tmp_path):
+    cells = [cell_rows("student-only"), cell_rows("2")]
+    settings = {"evaluate_on": "development"}
+    (comparison,) = summarize(read_sweeps([write_sweep(tmp_path, *cells, settings=settings)]))
+    assert [result.paper for result in comparison.results] == [None, None]
+    assert comparison.teacher_paper is None
 
 
 def test_classes_of_the_paper(tmp_path):
