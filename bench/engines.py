@@ -61,8 +61,7 @@ def sweep_seconds(plan: Path, *flags: str) -> float:
 
 
 def write_plan(folder: Path, epochs: int) -> Path:
-    """Plan four shards with the same number of steps, one thread each."""
-    torch.set_num_threads(1)
+    """Plan four shards with the same number of steps, for the threads of this process."""
     configs = [
         TrainConfig(
             structure="student-only", step1_epochs=epochs, lr=lr, normal_class=(0,), device="cpu"
@@ -119,6 +118,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results to this file")
     args = parser.parse_args()
+    torch.set_num_threads(1)
     machine = environment(torch.device("cpu"))
     result = {"environment": machine, "seconds": measure(args.epochs, args.repeats)}
     print(engines_table(result))

@@ -23,13 +23,8 @@ RETRIES = 3  # of a task whose process died
 CONNECT_SECONDS = 10.0
 OBJECT_STORE_BYTES = 100 * 2**20  # arguments and results of the tasks are small
 # Environment of this process, read by Ray: no usage statistics; a task that exceeds the memory of
-# its node is retried as often as after any other death, not for ever; tasks without a GPU keep
-# CUDA_VISIBLE_DEVICES.
-ENVIRONMENT = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_task_oom_retries": str(RETRIES),
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-}
+# its machine is retried as often as after any other death, not for ever.
+ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_task_oom_retries": str(RETRIES)}
 
 
 class _RayHandle(Handle):
