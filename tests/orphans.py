@@ -54,9 +54,9 @@ def marked(mark: str, variable: str = MARK) -> list[int]:
     return pids
 
 
-def kill_marked(mark: str) -> None:
+def kill_marked(mark: str, variable: str = MARK) -> None:
     """Kill until none is left: a process may start another between the list and the signal."""
-    while pids := marked(mark):
+    while pids := marked(mark, variable):
         for pid in pids:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

@@ -1,10 +1,13 @@
 """`pkd sweep`: train many cells of settings, classes and seeds, and collect their results."""
 
+import json
+import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -16,12 +19,13 @@ from pkd.cli.console import console, print_table
 from pkd.cli.parser import Parser, with_flags
 from pkd.cli.settings import add_settings
 from pkd.sweep.cells import Cell, combine_settings, resolve_cells
-from pkd.sweep.driver import Driver, Outcome, lock, new_folder, sweep_command
+from pkd.sweep.driver import Driver, Outcome, check_unused, lock, new_folder, sweep_command
 from pkd.sweep.engines import Engine, LocalEngine
 from pkd.sweep.plan import Plan, Shard
 from pkd.sweep.planning import make_plan
 from pkd.sweep.progress import ProgressDisplay, duration
 from pkd.training.config import TrainConfig
+from pkd.training.structures import PHASE_NAMES
 from pkd.utils.errors import ConfigError, PkdError
 
 # Settings whose values on the command line may be lists, separated by commas.
@@ -77,16 +81,20 @@ def run_sweep(args: Namespace) -> int:
         return 0
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     directory = args.out or Path("runs") / f"sweep-{stamp}"
-    with new_folder(directory), closing(_engine(args, cells)) as engine:
+    check_unused(directory)  # before the measurement
+    with closing(_engine(args, cells)) as engine:
         plan = make_plan(cells, engine)
-        plan.write(directory)
-        return _run(directory, plan, engine)
+        with new_folder(directory):
+            plan.write(directory)
+            return _run(directory, plan, engine)
 
 
 def _resume(args: Namespace) -> int:
-    plan = Plan.read(args.resume)
-    with lock(args.resume), closing(_engine(args, plan.cells)) as engine:
-        return _run(args.resume, Plan.read(args.resume), engine)
+    Plan.read(args.resume)  # refuses other folders before they get a lock file
+    with lock(args.resume):
+        plan = Plan.read(args.resume)
+        with closing(_engine(args, plan.cells)) as engine:
+            return _run(args.resume, plan, engine)
 
 
 def _run(directory: Path, plan: Plan, engine: Engine) -> int:
@@ -110,7 +118,7 @@ def _report(directory: Path, outcome: Outcome) -> int:
             f"{len(outcome.failed)} shards failed; continue them with: {sweep_command(directory)}",
             soft_wrap=True,
         )
-    console.print(f"results: {directory / 'sweep.json'}", soft_wrap=True)
+    print_results(directory)
     return 1 if outcome.failed else 0
 
 
@@ -155,9 +163,7 @@ def _settings(
         if name in LISTS and len(value) > 1:
             axes[name] = value
         else:
-            common[name] = value[0] if name in LISTS else value
-    if "teacher" in common:
-        common["teacher"] = common["teacher"] and tuple(common["teacher"])  # parsed as a list
+            common[name] = value[0] if name in LISTS else _without_lists(value)
     return combine_settings(common, axes, cells)
 
 
@@ -193,10 +199,15 @@ def _typed(values: Mapping[str, Any]) -> dict[str, Any]:
     parser = Parser(prog="pkd sweep")
     add_settings(parser, only_given=True)
     typed = parser.parse_object(dict(values), defaults=False)
-    return {name: typed.get(name) for name in values}
+    return {name: _without_lists(typed.get(name)) for name in values}
 
 
-# -- Plan ------------------------------------------------------------------------------------------
+def _without_lists(value: Any) -> Any:
+    """Value of a setting: the parser returns several run folders as a list."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+# -- Plan and results ------------------------------------------------------------------------------
 
 
 def print_plan(plan: Plan, workers: int) -> None:
@@ -212,9 +223,9 @@ def print_plan(plan: Plan, workers: int) -> None:
         shards = [shard for shard in plan.shards if shard.cell == cell.name]
         stacks = sorted({shard.stack for shard in shards})
         stack = "-".join(map(str, dict.fromkeys(stacks[:1] + stacks[-1:])))
-        steps = f"{sum(map(plan.total_steps, shards)):,}"
+        cell_steps = f"{sum(map(plan.total_steps, shards)):,}"
         teachers = (plan.group_of.get(cell.name, ""),) if several else ()
-        figures = (str(len(cell.members)), str(len(shards)), stack, steps)
+        figures = (str(len(cell.members)), str(len(shards)), stack, cell_steps)
         table.add_row(cell.name, *figures, *teachers)
     print_table(table)
     steps = sum(plan.total_steps(shard) for shard in plan.shards)
@@ -223,6 +234,24 @@ def print_plan(plan: Plan, workers: int) -> None:
         f"{len(plan.groups)}; {steps:,} steps, about "
         f"{duration(estimated_seconds(plan.shards, workers))} of training on {workers} "
         f"worker{'s' * (workers > 1)}",
+        soft_wrap=True,
+    )
+
+
+def print_results(directory: Path) -> None:
+    """Print the mean AUC of each cell after each phase."""
+    rows = json.loads((directory / "sweep.json").read_text("utf-8"))["rows"]
+    table = Table("cell", "members", *PHASE_NAMES, title="Mean AUC, last epoch")
+    table.columns[0].overflow = "fold"
+    for cell in dict.fromkeys(row["cell"] for row in rows):
+        members = [row for row in rows if row["cell"] == cell]
+        columns = [[row[f"auc_{phase}"] for row in members] for phase in PHASE_NAMES]
+        means = ("" if None in values else f"{mean(values):.4f}" for values in columns)
+        table.add_row(cell, str(len(members)), *means)
+    print_table(table)
+    folder = shlex.quote(str(directory))
+    console.print(
+        f"results: {directory / 'sweep.json'}; tables and charts: pkd report {folder}",
         soft_wrap=True,
     )
 

@@ -74,8 +74,8 @@ def combine_settings(
         ConfigError: a setting is unknown, is an axis and in a cell, or has no values.
     """
     names = [field.name for field in fields(TrainConfig)]
-    own = dict.fromkeys(name for cell in cells for name in cell)
-    for name in (*common, *axes, *own):
+    varied_by_cells = dict.fromkeys(name for cell in cells for name in cell)
+    for name in (*common, *axes, *varied_by_cells):
         if name not in names:
             raise ConfigError(name, f"is no setting of a training run: {', '.join(names)}")
     if not cells:
@@ -83,11 +83,11 @@ def combine_settings(
     for name, values in axes.items():
         if not values:
             raise ConfigError(name, "is an axis without values: give at least one, or leave it out")
-        if name in own:
+        if name in varied_by_cells:
             raise ConfigError(name, "is an axis and a setting of a cell: keep one of the two")
     points = [dict(zip(axes, point, strict=True)) for point in product(*axes.values())]
     configs = [TrainConfig(**{**common, **cell, **point}) for cell in cells for point in points]
-    return configs, tuple(name for name in names if name in axes or name in own)
+    return configs, tuple(name for name in names if name in axes or name in varied_by_cells)
 
 
 def resolve_cells(configs: Sequence[TrainConfig], varied: Sequence[str]) -> list[Cell]:

@@ -35,17 +35,14 @@ def sweep_command(directory: Path) -> str:
     return f"pkd sweep --resume {shlex.quote(str(directory))}"
 
 
-@contextmanager
-def new_folder(directory: Path) -> Iterator[None]:
-    """Make the folder of a new sweep, and lock it.
+def check_unused(directory: Path) -> None:
+    """Check that a folder can be used for a new sweep: it is empty, or does not exist.
 
     Raises:
-        OutputError: the folder is not empty, or cannot be written.
-        PkdError: another process uses it.
+        OutputError: it is not empty, or cannot be read.
     """
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        names = {path.name for path in directory.iterdir()}
+        names = {path.name for path in directory.iterdir()} if directory.exists() else set()
     except OSError as error:
         raise OutputError.from_os_error(directory, error) from error
     if FILE in names:
@@ -56,18 +53,39 @@ def new_folder(directory: Path) -> Iterator[None]:
     # A process that was killed before the plan was written leaves these files.
     if any(name != ".lock" and not name.startswith(f".{FILE}.") for name in names):
         raise OutputError(f"{directory} is not empty: choose another folder for `out`")
+
+
+@contextmanager
+def new_folder(directory: Path) -> Iterator[None]:
+    """Make the folder of a new sweep, and lock it.
+
+    Raises:
+        OutputError: the folder is not empty, or cannot be written.
+        PkdError: another process uses it.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError.from_os_error(directory, error) from error
     with lock(directory):
+        check_unused(directory)
         yield
 
 
 @contextmanager
 def lock(directory: Path) -> Iterator[None]:
     """Keep other drivers from a sweep; PkdError if one uses it."""
+    file_lock = FileLock(directory / ".lock", timeout=0)
     try:
-        with FileLock(directory / ".lock", timeout=0):
-            yield
+        file_lock.acquire()
     except Timeout as error:
         raise PkdError(f"another process runs the sweep in {directory}: wait for it") from error
+    except OSError as error:
+        raise OutputError.from_os_error(directory, error) from error
+    try:
+        yield
+    finally:
+        file_lock.release()
 
 
 class Driver:
@@ -100,13 +118,18 @@ class Driver:
         stop = stop_file(self.directory)
         stop.unlink(missing_ok=True)  # of a sweep that was stopped
         self._waiting = [shard for shard in self.plan.shards if not self._is_finished(shard)]
-        with StopOnSignal(stop.touch) as signals, self.display:
+        with StopOnSignal(self._request_stop) as signals, self.display:
             while self._submit_ready(signals) or self._running:
                 self._wait()
         self.outcome.interrupted |= bool(self._waiting)
         stop.unlink(missing_ok=True)
         self._write_results()
         return self.outcome
+
+    def _request_stop(self) -> None:
+        """Stop the running shards after a checkpoint."""
+        with suppress(OSError):  # a full disk: this process starts no further shard
+            stop_file(self.directory).touch()
 
     def _is_finished(self, shard: Shard) -> bool:
         folder = shard_folder(self.directory, shard.name)
@@ -125,9 +148,13 @@ class Driver:
             return False
         self._fail_without_teachers()
         ready = [s for s in self._waiting if self.display.finished.issuperset(s.teachers)]
-        for shard in sorted(ready, key=lambda shard: -shard.seconds):  # the longest ones first
+        for shard in sorted(ready, key=self._priority):
             self._submit(shard)
         return bool(ready)
+
+    def _priority(self, shard: Shard) -> tuple[bool, float]:
+        """Sort key: teachers first, which other shards wait for, then the longest shards."""
+        return not self.plan.trains_teachers(shard), -shard.seconds
 
     def _fail_without_teachers(self) -> None:
         for shard in list(self._waiting):

@@ -8,7 +8,7 @@ import torch
 from pkd.utils.errors import PkdError
 
 # A task is a module-level function with picklable arguments. A failure of its shard is part of its
-# result, see `pkd.sweep.shard`, so it raises for programming errors only.
+# result, see `pkd.sweep.shard`, so it raises only for programming errors.
 Task = Callable[..., dict[str, Any]]
 
 

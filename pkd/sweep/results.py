@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -34,7 +35,7 @@ class FinishedRun:
 
     Attributes:
         results: content of results.json.
-        metrics: records of metrics.jsonl.
+        auc: (phase, AUC of each member) after each epoch, as in metrics.jsonl.
         positions: member -> its position in the run.
 
     Raises:
@@ -46,20 +47,26 @@ class FinishedRun:
         results = folder.results()
         if results is None:
             raise CheckpointError(f"{path} is not finished")
-        self.path, self.results, self.metrics = path, results, folder.metrics
+        self.path, self.results = path, results
         try:
+            self.auc = [(record["phase"], record["auc"]) for record in folder.metrics]
             self.positions = {
                 Member(m["normal_class"], m["seed"]): k for k, m in enumerate(results["members"])
             }
         except (KeyError, TypeError) as error:
             raise CheckpointError(
-                f"{path / 'results.json'} is damaged, it lacks {error}: {RESTORE}"
+                f"{path} is damaged, its results or metrics lack {error}: {RESTORE}"
             ) from error
 
     def seconds(self, phases: Sequence[str]) -> float | None:
         """Seconds of one member in the phases that were trained here; None if there are none."""
         trained = [v for name, v in self.results["seconds"].items() if name in phases]
         return round(sum(trained) / len(self.positions), 3) if trained else None
+
+    def auc_by_epoch(self, phase: str, members: Sequence[Member]) -> list[list[float]]:
+        """AUC of some members after each epoch of a phase."""
+        positions = [self.positions[member] for member in members]
+        return [[auc[k] for k in positions] for name, auc in self.auc if name == phase]
 
 
 class SweepResults:
@@ -73,10 +80,23 @@ class SweepResults:
     def __init__(self, directory: Path, plan: Plan):
         self.directory, self.plan = directory, plan
         self._runs: dict[str, FinishedRun] = {}
+        self._rows: dict[tuple[str, str], list[dict[str, Any]]] = {}  # by cell and shard
 
     def add(self, shard: Shard) -> None:
         """Load the results of a finished shard; CheckpointError if they are damaged."""
-        self._runs[shard.name] = FinishedRun(shard_folder(self.directory, shard.name))
+        run = FinishedRun(shard_folder(self.directory, shard.name))
+        rows = {
+            (cell.name, shard.name): self._shard_rows(cell, shard, run)
+            for cell in self.plan.cells
+            if any(other.name == shard.name for other in self.plan.shards_of(cell))
+        }
+        for phase in self.plan.cell_of(shard).config.phases():
+            if sum(name == phase.name for name, _ in run.auc) != phase.epochs:
+                raise CheckpointError(
+                    f"{run.path / 'metrics.jsonl'} does not fit config.yaml: {RESTORE}"
+                )
+        self._runs[shard.name] = run
+        self._rows |= rows
 
     def write(self, failed: Mapping[str, str], command: str) -> None:
         """Write sweep.json and sweep.csv.
@@ -89,7 +109,12 @@ class SweepResults:
             OutputError: a file cannot be written.
             CheckpointError: the results of a shard are damaged.
         """
-        rows = [row for cell in self.plan.cells for row in self._rows(cell)]
+        rows = [
+            row
+            for cell in self.plan.cells
+            for shard in self.plan.shards_of(cell)
+            for row in self._rows.get((cell.name, shard.name), [])
+        ]
         content = {
             "format": FORMAT,
             "rows": rows,
@@ -115,54 +140,20 @@ class SweepResults:
             writer.writeheader()
             writer.writerows(rows)
 
-    def _rows(self, cell: Cell) -> list[dict[str, Any]]:
-        """A row for each member of a cell whose shard is finished."""
-        rows = []
-        for shard in self.plan.shards_of(cell):
-            run = self._runs.get(shard.name)
-            if run is not None:
-                members = [member for member in shard.members if member in cell.members]
-                rows += [self._row(cell, shard, run, member) for member in members]
-        return rows
-
-    def _row(self, cell: Cell, shard: Shard, run: FinishedRun, member: Member) -> dict[str, Any]:
-        path = run.path / "results.json"
-        try:
-            record = run.results["members"][run.positions[member]]
-            cost = run.results["cost"]
-            costs = {
-                f"{network}_{name}": cost[network][name] if network in cost else None
-                for network in ("student", "teacher")
-                for name in ("parameters", "flops")
-            }
-            trained = self._teacher_run(cell, shard, run, member)
-            row = {
-                "normal_class": member.normal_class,
-                "class_name": record["class_name"],
-                "seed": member.seed,
-                **{f"auc_{phase}": record["auc"].get(phase) for phase in PHASE_NAMES},
-                "student_steps": student_steps(cell, member),
-                "seconds_teacher": trained.seconds(("teacher",)) if trained else None,
-                "seconds_student": run.seconds(("step1", "step2")),
-                "hardware": run.results["hardware"],
-                "cell": cell.name,
-                "shard": shard.name,
-                "teacher_sha256": record.get("teacher_sha256"),
-                **costs,
-            }
-        except (KeyError, TypeError) as error:
-            raise CheckpointError(f"{path} is damaged, it lacks {error}: {RESTORE}") from error
-        return named_settings(cell) | row
-
-    def _teacher_run(
-        self, cell: Cell, shard: Shard, run: FinishedRun, member: Member
-    ) -> FinishedRun | None:
-        """The run that trained the teacher of a member."""
+    def _shard_rows(self, cell: Cell, shard: Shard, run: FinishedRun) -> list[dict[str, Any]]:
+        """A row for each member of a cell that a finished shard has trained."""
         if cell.config.teacher:
-            runs = [FinishedRun(Path(path)) for path in cell.config.teacher]
+            teachers = [FinishedRun(Path(path)) for path in cell.config.teacher]
         else:
-            runs = [self._runs[name] for name in shard.teachers if name in self._runs] or [run]
-        return next((source for source in runs if member in source.positions), None)
+            names = [name for name in shard.teachers if name in self._runs]
+            teachers = [self._runs[name] for name in names] or [run]
+        members = [member for member in shard.members if member in cell.members]
+        try:
+            return [_row(cell, shard, run, teachers, member) for member in members]
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{run.path / 'results.json'} is damaged, it lacks {error}: {RESTORE}"
+            ) from error
 
     def _curves(self, cell: Cell) -> list[dict[str, Any]]:
         """Mean AUC by epoch of each phase of a cell, once all of its shards are finished."""
@@ -174,7 +165,13 @@ class SweepResults:
         common |= {name: plain[name] for name in ("dataset", "structure", "student_widths")}
         curves = []
         for phase in cell.config.phases():
-            epochs = self._auc_by_epoch(cell, shards, phase.name)
+            by_shard = [
+                self._runs[shard.name].auc_by_epoch(
+                    phase.name, [member for member in shard.members if member in cell.members]
+                )
+                for shard in shards
+            ]
+            epochs = [list(chain(*parts)) for parts in zip(*by_shard, strict=True)]
             curves.append(
                 common
                 | {
@@ -187,17 +184,31 @@ class SweepResults:
             )
         return curves
 
-    def _auc_by_epoch(self, cell: Cell, shards: Sequence[Shard], phase: str) -> list[list[float]]:
-        """AUC of the members of a cell after each epoch of a phase."""
-        epochs: list[list[float]] = []
-        for shard in shards:
-            run = self._runs[shard.name]
-            positions = [run.positions[m] for m in shard.members if m in cell.members]
-            records = [record["auc"] for record in run.metrics if record["phase"] == phase]
-            epochs = epochs or [[] for _ in records]
-            for values, auc in zip(epochs, records, strict=True):
-                values += [auc[k] for k in positions]
-        return epochs
+
+def _row(
+    cell: Cell, shard: Shard, run: FinishedRun, teachers: Sequence[FinishedRun], member: Member
+) -> dict[str, Any]:
+    """Row of a member; KeyError or TypeError if the results are damaged."""
+    record, costs = run.results["members"][run.positions[member]], run.results["cost"]
+    trained = next((source for source in teachers if member in source.positions), None)
+    return named_settings(cell) | {
+        "normal_class": member.normal_class,
+        "class_name": record["class_name"],
+        "seed": member.seed,
+        **{f"auc_{phase}": record["auc"].get(phase) for phase in PHASE_NAMES},
+        "student_steps": student_steps(cell, member),
+        "seconds_teacher": trained.seconds(("teacher",)) if trained else None,
+        "seconds_student": run.seconds(("step1", "step2")),
+        "hardware": run.results["hardware"],
+        "cell": cell.name,
+        "shard": shard.name,
+        "teacher_sha256": record.get("teacher_sha256"),
+        **{
+            f"{network}_{name}": costs[network][name] if network in costs else None
+            for network in ("student", "teacher")
+            for name in ("parameters", "flops")
+        },
+    }
 
 
 def named_settings(cell: Cell) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def train_shard(directory: str, name: str) -> dict[str, Any]:
     """Task: train a shard of a sweep, from its last checkpoint if it has one.
 
     Args:
-        directory: folder of the sweep; the worker must see it under the same path.
+        directory: folder of the sweep; the same path on every worker.
         name: name of the shard in the plan.
 
     Returns:

@@ -82,7 +82,7 @@ def small_sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def fast_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sweeps measure few steps and draw no curves."""
+    """Sweeps measure few steps, draw no curves, and do not wait for the disk."""
     make_sweeps_fast(monkeypatch)
 
 

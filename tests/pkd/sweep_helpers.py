@@ -18,9 +18,10 @@ TIMES = ("seconds_teacher", "seconds_student")
 
 
 def make_sweeps_fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measure few steps, and draw no curves."""
+    """Measure few steps, draw no curves, and do not wait for the disk."""
     monkeypatch.setattr("pkd.sweep.measure.SECONDS", 0.0)
     monkeypatch.setattr("pkd.runs.pipeline.training_curves_png", lambda *_: b"")
+    monkeypatch.setattr("os.fsync", lambda descriptor: None)
 
 
 def read_json(path: Path) -> Any:

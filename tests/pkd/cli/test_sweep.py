@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from filelock import FileLock
-from run_helpers import file_contents
+from run_helpers import PHASES, file_contents, table_rows
 from sweep_helpers import STRUCTURES, TINY_SWEEP, read_json, rows_without_times, weights
 
 from pkd.cli.main import main
@@ -349,6 +349,27 @@ def test_a_signal_stops_the_sweep_after_a_checkpoint(
     assert rows_without_times(tmp_path / "s") == rows_without_times(small_sweep)
 
 
+def test_the_mean_auc_of_each_cell_is_printed(small_sweep, tmp_path, capsys):
+    assert main(["sweep", "--resume", str(shutil.copytree(small_sweep, tmp_path / "copy"))]) == 0
+    output = capsys.readouterr().out
+    rows = {cells[0]: cells[1:] for cells in table_rows(output[output.index("Mean AUC") :])}
+    for name in ("digits_student-only_1-2-4", "digits_2_1-2-4", "digits_progressive-23_1-2-4"):
+        members = [r for r in read_json(small_sweep / "sweep.json")["rows"] if r["cell"] == name]
+        for phase, cell in zip(PHASES, rows[name][1:], strict=True):
+            auc = [row[f"auc_{phase}"] for row in members]
+            assert cell == ("" if None in auc else f"{sum(auc) / 2:.4f}")
+    assert f"pkd report {tmp_path / 'copy'}" in output
+
+
+def test_teachers_of_several_runs_are_listed_in_a_file(small_sweep, tmp_path, config_file):
+    """A list in YAML is a setting of several values, not an axis."""
+    teachers = [str(small_sweep / "shards" / SHARDS[0])] * 2
+    path = config_file(teacher=teachers, axes={"normal_class": [0, [0, 1]]})
+    configs, _ = _settings(path, {})
+    assert [config.teacher for config in configs] == [tuple(teachers)] * 2
+    assert [config.normal_class for config in configs] == [(0,), (0, 1)]
+
+
 def test_a_finished_sweep_is_not_trained_again_and_can_be_moved(small_sweep, tmp_path, monkeypatch):
     copy = shutil.copytree(small_sweep, tmp_path / "moved")
     before = file_contents(copy / "shards")
@@ -357,3 +378,5 @@ def test_a_finished_sweep_is_not_trained_again_and_can_be_moved(small_sweep, tmp
     assert file_contents(copy / "shards") == before
     assert (copy / "sweep.csv").read_bytes() == (small_sweep / "sweep.csv").read_bytes()
     assert read_json(copy / "sweep.json") == read_json(small_sweep / "sweep.json")
+    assert main(["report", str(copy)]) == 0
+    assert (copy / "report.html").is_file()

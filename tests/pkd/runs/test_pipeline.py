@@ -5,8 +5,11 @@ import struct
 
 import numpy as np
 import pytest
+import torch
 import yaml
-from run_helpers import PHASES, SMALL_NETWORKS, file_contents
+from run_helpers import PHASES, SMALL_NETWORKS, TINY, file_contents
+from safetensors.torch import load_file
+from stack_helpers import assert_tensors_equal
 
 from pkd.cli.main import main
 from pkd.runs.pipeline import train
@@ -67,6 +70,27 @@ def test_a_finished_run_has_only_the_documented_files(small_run):
     checkpoints = {f"checkpoints/{phase}.safetensors" for phase in PHASES}
     files = {"config.yaml", "progress.json", "metrics.jsonl", "results.json", "curves.png"}
     assert names == {"checkpoints"} | checkpoints | files
+
+
+@pytest.mark.slow
+def test_a_teacher_rate_that_equals_the_common_rate_changes_no_bit(tmp_path):
+    """Another rate changes the teacher of the second step, and its student."""
+
+    def checkpoints(name: str, *settings: str) -> dict[str, dict[str, torch.Tensor]]:
+        out = tmp_path / name
+        assert main(["train", *TINY, "--lr", "0.01", *settings, "--out", str(out)]) == 0
+        return {phase: load_file(out / f"checkpoints/{phase}.safetensors") for phase in PHASES}
+
+    common = checkpoints("common")
+    for phase, tensors in checkpoints("same", "--step2-teacher-lr", "0.01").items():
+        assert_tensors_equal(tensors, common[phase])
+    slower = checkpoints("slower", "--step2-teacher-lr", "0.001")
+    assert_tensors_equal(slower["step1"], common["step1"])
+    weight = "generator.encoder.1.weight"
+    for network in ("teacher", "student"):
+        assert not torch.equal(
+            slower["step2"][f"{network}.{weight}"], common["step2"][f"{network}.{weight}"]
+        )
 
 
 def test_curves_use_all_images_where_a_sample_would_lack_a_class(tmp_path, monkeypatch):

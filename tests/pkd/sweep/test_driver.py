@@ -72,7 +72,7 @@ def sweep(small_sweep, tmp_path):
 def test_a_shard_starts_as_soon_as_its_teachers_are_finished(sweep, tmp_path, small_sweep):
     outcome, events = sweep()
     assert (outcome.failed, outcome.interrupted) == ({}, False)
-    assert set(events[:2]) == {f"submit {TEACHER}", f"submit {STUDENT}"}
+    assert events[:2] == [f"submit {TEACHER}", f"submit {STUDENT}"]
     end = events.index(f"end {TEACHER}")
     assert set(events[end + 1 : end + 3]) == {f"submit {ONE}", f"submit {TWO}"}
     assert read_json(tmp_path / "sweep.json") == read_json(small_sweep / "sweep.json")

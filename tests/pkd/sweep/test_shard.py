@@ -9,6 +9,7 @@ import yaml
 from filelock import FileLock
 from sweep_helpers import read_json, weights
 
+from pkd.runs.folder import RunFolder
 from pkd.runs.run import Run
 from pkd.sweep import shard as module
 from pkd.sweep.plan import Plan
@@ -151,3 +152,24 @@ def test_a_smaller_stack_equals_pkd_train_with_that_stack(unfinished, tmp_path):
     whole = Run.create(plan.config(shard, unfinished), tmp_path / "run")
     module.train(whole, module.CallbackList([]))
     assert weights(tmp_path / "run") == weights(path)
+
+
+def test_a_change_of_the_stack_that_was_interrupted_is_repeated(unfinished, monkeypatch):
+    """The process ends between the writes of progress.json and config.yaml."""
+    plan = Plan.read(unfinished)
+    shard, path = plan.shard(STUDENT), unfinished / "shards" / STUDENT
+    open_shard(plan.config(shard, unfinished), path).folder.release()
+    shard.stack, write = 1, RunFolder._write
+
+    def write_progress_only(folder, file, content):
+        if file.name == "config.yaml":
+            raise KeyboardInterrupt
+        write(folder, file, content)
+
+    monkeypatch.setattr(RunFolder, "_write", write_progress_only)
+    with pytest.raises(KeyboardInterrupt):
+        open_shard(plan.config(shard, unfinished), path)
+    monkeypatch.setattr(RunFolder, "_write", write)
+    run = open_shard(plan.config(shard, unfinished), path)
+    assert run.config.stack == 1
+    run.folder.release()

@@ -72,6 +72,15 @@ def test_a_trainer_has_the_settings_of_the_optimisation():
     assert trainer.student_weights[0].tolist() == pytest.approx(weights)
 
 
+def test_the_second_step_has_the_teachers_learning_rate_of_the_settings():
+    trainer, networks, _ = make(2, structure="progressive-24", lr=0.01, step2_teacher_lr=0.001)
+    factors = dict(
+        zip(trainer.optimizer.param_groups[0]["params"], trainer.optimizer.lr_factors, strict=True)
+    )
+    assert {factors[p] for p in networks["teacher"].parameters()} == {0.001 / 0.01}
+    assert {factors[p] for p in networks["student"].parameters()} == {1.0}
+
+
 @pytest.mark.parametrize(("lr_schedule", "decay_epochs"), [("linear", 7), ("constant", math.inf)])
 def test_a_linear_schedule_decreases_the_rate_over_the_epochs_of_the_phase(
     lr_schedule, decay_epochs
