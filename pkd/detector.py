@@ -16,21 +16,18 @@ from torch import Tensor
 from pkd.data.arrays import channels_first, pixel_range, resize, to_uint8
 from pkd.data.dataset import hold_out
 from pkd.models.ganomaly import GAN, Generator
-from pkd.models.stack import Member
 from pkd.scoring.metrics import threshold
 from pkd.scoring.novelty import score_parts_per_member
-from pkd.scoring.score import LATENT, fit_score
-from pkd.training.config import CONTAMINATION, ResolvedConfig, TrainConfig
-from pkd.training.factory import make_networks, make_trainer
-from pkd.training.train_set import TrainSet
-from pkd.utils.device import precision
+from pkd.scoring.score import LATENT, SCORES, fit_score
+from pkd.training.config import CONTAMINATION, TrainConfig
+from pkd.training.fit import fit_member
 from pkd.utils.errors import ConfigError, DataError
 
 CHUNK = 1024  # images converted to 8 bits at a time
 # Parameters of Detector that are settings of a training run with the same name and value.
 SETTINGS = (
     *("preset", "structure", "image_size", "held_out", "latent", "lr", "batch_size", "device"),
-    *("precision", "teacher_epochs", "step1_epochs", "step2_epochs", "score"),
+    *("precision", "teacher_epochs", "step1_epochs", "step2_epochs"),
 )
 
 
@@ -56,7 +53,8 @@ class Detector(OutlierMixin, BaseEstimator):
             training images lie within, else their minimum and maximum. Values outside are clipped.
         held_out: share in (0, 1) of the images given to `fit` that set the threshold and are not
             trained on.
-        score: novelty score, "latent", "reconstruction" or "fused"; default by preset.
+        novelty_score: "latent", "reconstruction" or "fused", see `--score` of `pkd train`; default
+            by preset.
         preset: "quick" for a laptop, or "paper": batch 1, 500 epochs a phase.
         structure: losses of the two steps, see `pkd train --help`.
         teacher_widths: channels of the teacher's stages.
@@ -98,7 +96,7 @@ class Detector(OutlierMixin, BaseEstimator):
         image_shape: Sequence[int] | None = None,
         pixel_range: tuple[float, float] | None = None,
         held_out: float = 0.1,
-        score: str | None = None,
+        novelty_score: str | None = None,
         preset: str = "quick",
         structure: str = "progressive-23",
         teacher_widths: tuple[int, int, int] = (64, 128, 256),
@@ -118,7 +116,7 @@ class Detector(OutlierMixin, BaseEstimator):
         self.image_shape = image_shape
         self.pixel_range = pixel_range
         self.held_out = held_out
-        self.score = score
+        self.novelty_score = novelty_score
         self.preset = preset
         self.structure = structure
         self.teacher_widths = teacher_widths
@@ -150,7 +148,7 @@ class Detector(OutlierMixin, BaseEstimator):
         resized = _resized(images, span, config.image_size)
         train_images = resized[~held_out]
         config = replace(config, **settings.lengths(len(train_images)))
-        networks = _train(config, train_images, seed)
+        networks = fit_member(config, train_images, seed)
         self.student_ = _copied(networks["student"])
         self.teacher_ = _copied(networks["teacher"]) if "teacher" in networks else None
         self.n_channels_, self.n_features_in_ = images.shape[1], math.prod(images.shape[1:])
@@ -201,8 +199,8 @@ class Detector(OutlierMixin, BaseEstimator):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Unpickle; Detectors of early versions lack `precision` and have the latent score."""
-        if "score" not in state:
-            state = {"score": "latent"} | state
+        if "novelty_score" not in state:
+            state = {"novelty_score": "latent"} | state
             if "student_" in state:
                 state |= {"score_function_": LATENT}
         super().__setstate__({"precision": "float32"} | state)
@@ -244,8 +242,13 @@ class Detector(OutlierMixin, BaseEstimator):
             raise ConfigError(
                 "structure", "is 'teacher-only', but a Detector needs a student: choose another"
             )
+        if self.novelty_score not in (None, *SCORES):
+            raise ConfigError(
+                "novelty_score", f"is {self.novelty_score!r}, but must be one of {SCORES}"
+            )
         return TrainConfig(
             **{name: getattr(self, name) for name in SETTINGS},
+            score=self.novelty_score,
             teacher_widths=_as_tuple(self.teacher_widths),
             student_widths=_as_tuple(self.student_widths),
             contamination=contamination,
@@ -273,23 +276,6 @@ def _resized(images: np.ndarray, span: tuple[float, float], size: int) -> Tensor
     """(n, C, size, size) uint8 of images (n, C, H, W), span[0] black and span[1] white."""
     parts = (images[k : k + CHUNK] for k in range(0, len(images), CHUNK))
     return torch.cat([resize(to_uint8(part, span), size) for part in parts])
-
-
-def _train(config: ResolvedConfig, images: Tensor, seed: int) -> dict[str, GAN]:
-    """Teacher and student after all phases on images (n, C, H, W) uint8."""
-    config = replace(config, batch_size=min(config.batch_size, len(images)))
-    members = [Member(0, seed)]
-    device = config.training_device()
-    data = TrainSet(images, np.zeros(len(images), np.int64), members, device=device)
-    networks = make_networks(config, members, images.shape[1], device)
-    with precision(config.precision, device):
-        for phase in config.phases():
-            trainer = make_trainer(config, phase, networks, members, data)
-            for epoch in range(phase.epochs):
-                for _ in trainer.epoch(epoch):
-                    pass
-            del trainer  # frees moments and graph before the next phase allocates its own
-    return networks
 
 
 def _copied(gan: GAN) -> Generator:

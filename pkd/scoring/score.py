@@ -29,7 +29,7 @@ from pkd.utils.errors import ConfigError
 ScoreName = Literal["latent", "reconstruction", "fused"]
 SCORES: tuple[ScoreName, ...] = ("latent", "reconstruction", "fused")
 
-RECONSTRUCTION_WEIGHT = 0.35  # chosen on development images, see docs/science/protocol.md
+RECONSTRUCTION_WEIGHT = 0.25  # chosen on development images, see docs/science/protocol.md
 MIN_IMAGES = 20  # normal images that "fused" needs; with fewer it is "latent"
 TINY = np.finfo(np.float32).tiny  # keeps logarithms and powers of parts finite
 

@@ -21,6 +21,7 @@ from sklearn.utils.estimator_checks import check_estimator
 
 import pkd
 from pkd import Detector
+from pkd.detector import _resized
 from pkd.scoring.metrics import threshold
 from pkd.utils.errors import ConfigError, DataError, DivergenceError
 
@@ -120,6 +121,21 @@ def test_a_student_alone_has_no_teacher(fitted):
     assert set(alone.predict(images())) <= {-1, 1}
     with pytest.raises(ValueError, match="`structure` is 'teacher-only'"):
         clone(fitted).set_params(structure="teacher-only").fit(images())
+
+
+@pytest.mark.parametrize("name", ["latent", "reconstruction", "fused"])
+def test_the_novelty_score_is_a_parameter(name, fitted):
+    detector = clone(fitted).set_params(novelty_score=name).fit(images())
+    assert detector.threshold_ > 0
+    ranks = [d.score_samples(images()).argsort().tolist() for d in (detector, fitted)]
+    parts = detector._parts(_resized(images()[:, None], detector.pixel_range_, 16))
+    expected = {"latent": parts[:, 0], "reconstruction": parts[:, 2]}
+    if name in expected:
+        np.testing.assert_allclose(-detector.score_samples(images()), expected[name], rtol=1e-6)
+    else:
+        assert ranks[0] == ranks[1]  # the default
+    with pytest.raises(ConfigError, match="`novelty_score` is 'cosine'"):
+        clone(fitted).set_params(novelty_score="cosine").fit(images())
 
 
 def test_probabilities_increase_with_the_score_and_are_one_half_at_the_threshold(fitted):

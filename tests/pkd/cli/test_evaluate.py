@@ -7,7 +7,6 @@ from run_helpers import PHASES, file_contents, table_rows
 from safetensors.torch import load_file, save_file
 
 from pkd.cli.main import main
-from pkd.runs.run import Run
 
 
 @pytest.mark.parametrize("columns", ["40", "80", "200"])
@@ -40,7 +39,7 @@ def test_ctrl_c_during_evaluation_ends_without_a_traceback(finished_run, capsys,
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Run, "evaluate", interrupt)
+    monkeypatch.setattr("pkd.cli.evaluate.evaluate", interrupt)
     assert main(["evaluate", str(finished_run)]) == 130
     assert capsys.readouterr().err == "pkd: interrupted\n"
 

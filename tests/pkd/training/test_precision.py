@@ -140,7 +140,7 @@ def precisions(monkeypatch) -> set[tuple[str, str]]:
     monkeypatch.setattr("pkd.runs.results.in_tf32", lambda name, device: name == "tf32")
     on_gpu = lambda name, device: hardware.precision(name, GPU)  # noqa: E731
     monkeypatch.setattr("pkd.runs.run.precision", on_gpu)
-    monkeypatch.setattr("pkd.detector.precision", on_gpu)
+    monkeypatch.setattr("pkd.training.fit.precision", on_gpu)
     return calls
 
 
