@@ -113,7 +113,7 @@ def test_two_tasks_run_at_the_same_time(engine, tmp_path):
     assert one["pid"] != other["pid"]
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 @pytest.mark.usefixtures("no_engine")
 def test_the_tasks_of_a_sweep_wait_for_a_free_worker(tmp_path):
     """One worker on a machine with more CPUs runs one task after the other."""
@@ -134,8 +134,10 @@ def test_an_error_of_the_task_itself_is_raised(engine):
 # -- Processes that die ----------------------------------------------------------------------------
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("deaths", [1, RETRIES])
+@pytest.mark.parametrize(
+    "deaths",
+    [pytest.param(1, marks=pytest.mark.slow), pytest.param(RETRIES, marks=pytest.mark.cluster)],
+)
 def test_a_killed_task_is_repeated_and_continues(engine, tmp_path, deaths):
     result = run(engine, ray_tasks.die, str(tmp_path), deaths)
     assert result == {"first": 2 * deaths, "count": 10, "attempts": 1 + deaths}
@@ -143,7 +145,7 @@ def test_a_killed_task_is_repeated_and_continues(engine, tmp_path, deaths):
     assert len(set(pids)) == 1 + deaths
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_a_task_that_dies_more_often_than_its_retries_is_a_worker_error(engine, tmp_path):
     other = engine.submit(ray_tasks.environment, 3)
     handle = engine.submit(ray_tasks.die, str(tmp_path), RETRIES + 1)
@@ -155,7 +157,7 @@ def test_a_task_that_dies_more_often_than_its_retries_is_a_worker_error(engine, 
     assert run(engine, ray_tasks.environment, 1)["value"] == 1
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 @pytest.mark.usefixtures("no_engine")
 def test_a_task_that_exceeds_the_memory_is_a_worker_error(monkeypatch):
     """Ray ends processes where the machine uses more than a share of its memory."""
@@ -207,7 +209,7 @@ def assert_ends(mark: str, seconds: float, except_pids: Sequence[int] = ()) -> N
         time.sleep(0.1)
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_ctrl_c_reaches_the_driver_but_no_worker(tmp_path):
     """SIGINT to the whole process group, as a terminal sends it; afterwards no process is left."""
     mark = uuid.uuid4().hex
@@ -235,7 +237,7 @@ def test_ctrl_c_reaches_the_driver_but_no_worker(tmp_path):
         orphans.kill_marked(mark, "PKD_RAY_TEST")
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_a_killed_driver_leaves_no_process(tmp_path):
     mark = uuid.uuid4().hex
     driver = subprocess.Popen(
@@ -263,7 +265,7 @@ sys.stdin.read()
 """
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 @pytest.mark.usefixtures("no_engine")
 def test_an_engine_uses_a_running_cluster_and_leaves_it_running(monkeypatch):
     """Its workers get the import path and the settings in PKD_* of the driver."""

@@ -16,8 +16,6 @@ from sweep_helpers import TINY_SWEEP, make_sweeps_fast, read_json, rows_without_
 
 from pkd.cli.main import main
 
-pytestmark = pytest.mark.slow
-
 MARK = "PKD_RAY_TEST"
 SECONDS = 120.0
 # Two cells train long enough to be interrupted in the middle.
@@ -102,11 +100,13 @@ def ray_sweep(local_sweep, tmp_path) -> Iterator[RaySweep]:
     orphans.kill_marked(sweep.mark, MARK)
 
 
+@pytest.mark.cluster
 def test_a_sweep_by_ray_equals_the_local_sweep(ray_sweep, local_sweep):
     ray_sweep.ends_with(0)
     ray_sweep.assert_equals(local_sweep)
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_replaced_and_the_results_are_equal(ray_sweep, local_sweep):
     for shard in (STUDENT, DISTILLED):
         ray_sweep.wait_for_steps(shard, 100)
@@ -115,6 +115,7 @@ def test_a_killed_worker_is_replaced_and_the_results_are_equal(ray_sweep, local_
     ray_sweep.assert_equals(local_sweep)
 
 
+@pytest.mark.cluster
 def test_a_killed_driver_is_resumed_and_the_results_are_equal(ray_sweep, local_sweep):
     """Its workers end with it, so the resumed sweep gets the locks of their folders."""
     ray_sweep.wait_for_steps(DISTILLED, 100)
@@ -129,6 +130,7 @@ def test_a_killed_driver_is_resumed_and_the_results_are_equal(ray_sweep, local_s
     assert all(path.read_bytes() == content for path, content in finished.items())
 
 
+@pytest.mark.cluster
 def test_ctrl_c_checkpoints_all_workers_and_the_sweep_continues(ray_sweep, local_sweep):
     """SIGINT to the whole process group, as a terminal sends it."""
     ray_sweep.wait_for_steps(STUDENT, 100)
