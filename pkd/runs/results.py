@@ -36,7 +36,8 @@ def build_results(run: Run, auc: dict[str, list[float]]) -> dict[str, Any]:
     """
     config, dataset = run.config, run.dataset
     seconds = run.folder.progress.seconds
-    results, parts = auc_summary(run, auc), load_all_parts(run)
+    results = auc_summary(run, auc)
+    members = add_thresholds(run, results.pop("members"), load_all_parts(run))
     return {
         "dataset": results.pop("dataset"),
         "data_sha256": dataset.digest,
@@ -45,9 +46,9 @@ def build_results(run: Run, auc: dict[str, list[float]]) -> dict[str, Any]:
         "channels": run.data.channels,
         "image_size": config.image_size,
         "config": to_plain(config),
-        "members": _with_teachers(run, add_thresholds(run, results.pop("members"), parts)),
+        "members": _with_teachers(run, members),
         **results,
-        "mean_auc_by_score": mean_auc_by_score(run, parts),
+        "mean_auc_by_score": mean_auc_by_score(members),
         "cost": {name: vars(cost(gan.architecture)) for name, gan in run.networks.items()},
         "seconds": {phase: round(value, 1) for phase, value in seconds.items()},
         "hardware": device_name(run.device) + ", TF32" * in_tf32(config.precision, run.device),
@@ -96,30 +97,47 @@ def load_all_parts(run: Run) -> dict[str, Parts]:
 def add_thresholds(
     run: Run, members: list[dict[str, Any]], parts: dict[str, Parts]
 ) -> list[dict[str, Any]]:
-    """Add the score and its threshold after each phase to the members of results.json."""
+    """Add score, threshold and AUC by every score after each phase to members of results.json."""
     name, share = run.config.score, run.config.contamination
     scores = {phase: part.fit(name) for phase, part in parts.items()}
     thresholds = {
         phase: [threshold(values, share) for values in part.held_out_scores(name)]
         for phase, part in parts.items()
     }
+    auc = auc_by_score(run, parts)
     return [
         member
         | {
             "score": {phase: vars(values[k]) for phase, values in scores.items()},
             "threshold": {phase: values[k] for phase, values in thresholds.items()},
+            "auc_by_score": {
+                score: {phase: values[k] for phase, values in by_phase.items()}
+                for score, by_phase in auc.items()
+            },
         }
         for k, member in enumerate(members)
     ]
 
 
-def mean_auc_by_score(run: Run, parts: dict[str, Parts]) -> dict[str, dict[str, float]]:
-    """Mean AUC over all members by every score: score -> phase -> AUC."""
+def auc_by_score(run: Run, parts: dict[str, Parts]) -> dict[str, dict[str, list[float]]]:
+    """AUC of each member by every score: score -> phase -> AUCs.
+
+    Phases that an earlier version of pkd trained are left out: it kept the latent score alone.
+    """
     labels, members = run.dataset.test_labels, run.members
     complete = {phase: part for phase, part in parts.items() if part.test.shape[2] > 1}
     return {
-        name: {phase: mean(part.auc(name, labels, members)) for phase, part in complete.items()}
+        name: {phase: part.auc(name, labels, members) for phase, part in complete.items()}
         for name in SCORES
+    }
+
+
+def mean_auc_by_score(members: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Mean over the members of results.json: score -> phase -> AUC."""
+    first = members[0]["auc_by_score"]
+    return {
+        score: {phase: mean(m["auc_by_score"][score][phase] for m in members) for phase in phases}
+        for score, phases in first.items()
     }
 
 

@@ -12,6 +12,7 @@ from pkd.models.stack import Member
 from pkd.runs.folder import RunFolder
 from pkd.sweep.cells import Cell
 from pkd.sweep.plan import Plan, Shard, shard_folder
+from pkd.sweep.read import common_settings
 from pkd.training.settings import to_plain
 from pkd.training.structures import PHASE_NAMES
 from pkd.utils.errors import RESTORE, CheckpointError
@@ -98,6 +99,11 @@ class SweepResults:
         self._runs[shard.name] = run
         self._rows |= rows
 
+    def _common_settings(self) -> dict[str, Any]:
+        """Settings that all cells share, without paths of this machine."""
+        settings = common_settings([to_plain(cell.config) for cell in self.plan.cells])
+        return {k: v for k, v in settings.items() if k not in ("data_dir", "teacher")}
+
     def write(self, failed: Mapping[str, str], command: str) -> None:
         """Write sweep.json and sweep.csv.
 
@@ -117,6 +123,7 @@ class SweepResults:
         ]
         content = {
             "format": FORMAT,
+            "settings": self._common_settings(),
             "rows": rows,
             "curves": [curve for cell in self.plan.cells for curve in self._curves(cell)],
             "failed": [
@@ -196,6 +203,7 @@ def _row(
         "class_name": record["class_name"],
         "seed": member.seed,
         **{f"auc_{phase}": record["auc"].get(phase) for phase in PHASE_NAMES},
+        **_auc_by_score(record.get("auc_by_score", {})),
         "student_steps": student_steps(cell, member),
         "seconds_teacher": trained.seconds(("teacher",)) if trained else None,
         "seconds_student": run.seconds(("step1", "step2")),
@@ -208,6 +216,15 @@ def _row(
             for network in ("student", "teacher")
             for name in ("parameters", "flops")
         },
+    }
+
+
+def _auc_by_score(auc: dict[str, dict[str, float]]) -> dict[str, float | None]:
+    """Columns with the AUC by every score; runs of earlier versions have the latent score alone."""
+    return {
+        f"auc_{phase}_{score}": by_phase.get(phase)
+        for score, by_phase in auc.items()
+        for phase in PHASE_NAMES
     }
 
 

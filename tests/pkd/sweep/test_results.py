@@ -17,12 +17,12 @@ def content(small_sweep):
 
 
 def test_a_row_for_each_member_of_each_cell(content):
-    assert list(content) == ["format", "rows", "curves", "failed"]
+    assert list(content) == ["format", "settings", "rows", "curves", "failed"]
     assert (content["format"], content["failed"]) == (1, [])
     keys = [(row["structure"], row["normal_class"], row["seed"]) for row in content["rows"]]
     assert keys == [(s, k, 0) for s in ("student-only", "2", "progressive-23") for k in (0, 1)]
     for row in content["rows"]:
-        assert list(row) == list(COLUMNS)
+        assert [name for name in row if name in COLUMNS] == list(COLUMNS)
         assert (row["dataset"], row["student_widths"]) == ("digits", "1-2-4")
         assert row["class_name"] == str(row["normal_class"])
 
@@ -37,6 +37,20 @@ def test_a_row_has_the_results_of_its_shard(content, small_sweep):
         assert row["hardware"] == results["hardware"]
         seconds = sum(results["seconds"].values())
         assert row["seconds_student"] == pytest.approx(seconds / 2, abs=1e-3)
+
+
+def test_a_row_has_the_auc_by_every_score(content):
+    for row in content["rows"]:
+        assert row["auc_step1_fused"] == row["auc_step1"]  # the score of the quick preset
+        assert 0 <= row["auc_step1_latent"] <= 1
+        assert 0 <= row["auc_step1_reconstruction"] <= 1
+        assert (row["auc_teacher_latent"] is None) == (row["structure"] == "student-only")
+
+
+def test_settings_are_those_that_all_cells_share(content):
+    settings = content["settings"]
+    assert settings["student_widths"] == "1-2-4"
+    assert not {"structure", "data_dir", "teacher"} & settings.keys()
 
 
 def test_the_seconds_of_a_teacher_come_from_the_run_that_trained_it(content, small_sweep):
