@@ -10,7 +10,6 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import torch
 import yaml
 from jsonargparse import Namespace
 from rich.table import Table
@@ -128,8 +127,8 @@ def _engine(args: Namespace, cells: Sequence[Cell]) -> Engine:
         return LocalEngine()
     from pkd.sweep.ray_engine import RayEngine  # an optional package
 
-    devices = {cell.config.device for cell in cells}
-    use_gpu = "cuda" in devices or ("auto" in devices and torch.cuda.is_available())
+    # The workers may have GPUs where this machine has none.
+    use_gpu = any(cell.config.device != "cpu" for cell in cells)
     return RayEngine(args.workers, args.address, use_gpu)
 
 

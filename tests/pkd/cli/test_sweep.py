@@ -18,6 +18,7 @@ from pkd.cli.sweep import _settings
 from pkd.runs.stack_loop import StackLoop
 from pkd.sweep import progress
 from pkd.sweep.progress import ProgressFile
+from pkd.utils.errors import PkdError
 
 pytestmark = pytest.mark.usefixtures("fast_sweeps")
 SHARDS = (
@@ -380,3 +381,19 @@ def test_a_finished_sweep_is_not_trained_again_and_can_be_moved(small_sweep, tmp
     assert read_json(copy / "sweep.json") == read_json(small_sweep / "sweep.json")
     assert main(["report", str(copy)]) == 0
     assert (copy / "report.html").is_file()
+
+
+@pytest.mark.parametrize(("device", "use_gpu"), [("cpu", False), ("auto", True)])
+def test_ray_uses_the_gpus_of_its_workers_unless_the_device_is_the_cpu(
+    device, use_gpu, monkeypatch, tmp_path
+):
+    calls = []
+
+    def no_engine(*args):
+        calls.append(args)
+        raise PkdError("no engine")
+
+    monkeypatch.setattr("pkd.sweep.ray_engine.RayEngine", no_engine)
+    argv = ["sweep", *TINY_SWEEP, "--device", device, "--engine", "ray", "--workers", "2"]
+    assert main([*argv, "--out", str(tmp_path / "sweep")]) == 2
+    assert calls == [(2, None, use_gpu)]
