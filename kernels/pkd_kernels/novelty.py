@@ -88,20 +88,20 @@ def novelty_score(z1: Tensor, z2: Tensor, *, stack: int = 1) -> Tensor:
     return _NoveltyScore.apply(z1, z2, stack)
 
 
-@triton.jit(do_not_specialize=["images_per_row"])
+@triton.jit(do_not_specialize=["rows_per_image"])
 def novelty_parts_kernel(
     z1_ptr,
     z2_ptr,
     x_ptr,
     xh_ptr,
     parts_ptr,
-    images_per_row,
+    rows_per_image,
     latents,
     pixels,
     BLOCK: tl.constexpr,
     PIXELS: tl.constexpr,
 ):
-    """Parts of one row; `images_per_row` consecutive rows have the same image x."""
+    """Parts of one row; `rows_per_image` consecutive rows have the same image x."""
     acc: tl.constexpr = parts_ptr.dtype.element_ty
     row = tl.program_id(0).to(tl.int64)
     b_latent = tl.zeros([BLOCK], acc)
@@ -115,7 +115,7 @@ def novelty_parts_kernel(
     b_error = tl.zeros([PIXELS], acc)
     for start in range(0, pixels, PIXELS):
         i = start + tl.arange(0, PIXELS)  # [PIXELS]
-        image = row // images_per_row
+        image = row // rows_per_image
         b_x = tl.load(x_ptr + image * pixels + i, mask=i < pixels, other=0).to(acc)
         b_xh = tl.load(xh_ptr + row * pixels + i, mask=i < pixels, other=0).to(acc)
         b_error += tl.abs(b_x - b_xh)

@@ -85,7 +85,17 @@ def run_sweep(args: Namespace) -> int:
         plan = make_plan(cells, engine)
         with new_folder(directory):
             plan.write(directory)
-            return _run(directory, plan, engine)
+            return _run(directory, plan, engine, _continue_command(args, directory))
+
+
+def _continue_command(args: Namespace, directory: Path) -> str:
+    """Command that continues a sweep with the same engine."""
+    command = sweep_command(directory)
+    if args.engine == "ray":
+        options = {name: args[name] for name in ("address", "workers") if args[name] is not None}
+        flags = {"engine": "ray"} | options
+        command += "".join(f" --{name} {shlex.quote(str(v))}" for name, v in flags.items())
+    return command
 
 
 def _resume(args: Namespace) -> int:
@@ -93,28 +103,28 @@ def _resume(args: Namespace) -> int:
     with lock(args.resume):
         plan = Plan.read(args.resume)
         with closing(_engine(args, plan.cells)) as engine:
-            return _run(args.resume, plan, engine)
+            return _run(args.resume, plan, engine, _continue_command(args, args.resume))
 
 
-def _run(directory: Path, plan: Plan, engine: Engine) -> int:
+def _run(directory: Path, plan: Plan, engine: Engine, command: str) -> int:
     """Run the shards of a plan; return the exit code."""
     console.print(f"sweep folder: {directory}", soft_wrap=True)
     print_plan(plan, engine.workers)
     display = ProgressDisplay(directory, plan, console, with_flags)
-    outcome = Driver(directory, plan, engine, display).run()
-    return _report(directory, outcome)
+    outcome = Driver(directory, plan, engine, display, command).run()
+    return _report(directory, outcome, command)
 
 
-def _report(directory: Path, outcome: Outcome) -> int:
+def _report(directory: Path, outcome: Outcome, command: str) -> int:
     """Print how a sweep ended; return the exit code."""
     for name, error in outcome.failed.items():
         console.print(f"failed: {name}: {with_flags(error)}", soft_wrap=True)
     if outcome.interrupted:
-        console.print(f"stopped; continue with: {sweep_command(directory)}", soft_wrap=True)
+        console.print(f"stopped; continue with: {command}", soft_wrap=True)
         return 130
     if outcome.failed:
         console.print(
-            f"{len(outcome.failed)} shards failed; continue them with: {sweep_command(directory)}",
+            f"{len(outcome.failed)} shards failed; continue them with: {command}",
             soft_wrap=True,
         )
     print_results(directory)

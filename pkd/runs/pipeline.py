@@ -7,7 +7,7 @@ from pkd.models.ganomaly import load_networks, network_tensors
 from pkd.runs.plots import training_curves_png
 from pkd.runs.results import build_results
 from pkd.runs.run import Run
-from pkd.runs.run_parts import load_stack_tensors, parts_tensors, score_held_out
+from pkd.runs.run_parts import load_stack_tensors, parse_parts, parts_tensors, score_held_out
 from pkd.runs.stack_loop import StackLoop
 from pkd.runs.teachers import weights_sha256
 from pkd.training.callbacks import Callback
@@ -48,12 +48,13 @@ def train(run: Run, callback: Callback) -> dict[str, Any]:
 def take_teachers(run: Run) -> None:
     """Finish the teacher's phase with the teachers of other runs."""
     phase, teachers, folder = run.phases[0], run.teachers, run.folder
-    tensors = teachers.tensors()
+    tensors, scores = teachers.tensors(), teachers.scores()
+    auc = parse_parts(scores).auc(run.config.score, run.dataset.test_labels, run.members)
     load_networks(run.trained(phase), tensors)
-    progress = replace(folder.progress, phase=1, auc={phase.name: teachers.auc()})
+    progress = replace(folder.progress, phase=1, auc={phase.name: auc})
     progress.teacher_sha256 = weights_sha256(tensors, len(run.members))
     folder.metrics.extend(teachers.metrics(phase.epochs))
-    folder.save_phase(phase.name, teachers.scores(), progress)
+    folder.save_phase(phase.name, scores, progress)
 
 
 class PhaseLoop:

@@ -57,7 +57,7 @@ def build_results(run: Run, auc: dict[str, list[float]]) -> dict[str, Any]:
 
 
 def _with_teachers(run: Run, members: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Add the digest of each member's trained teacher, which names it whatever its folder is."""
+    """Add the digest of each member's teacher, which identifies it if a folder is renamed."""
     progress = run.folder.progress
     if "teacher" not in progress.auc:
         return members

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pkd.models.ganomaly import GAN
 from pkd.runs.run import Run
+from pkd.runs.teachers import with_parts
 from pkd.scoring.novelty import score_parts, score_parts_per_member
 from pkd.scoring.score import Parts
 from pkd.training.structures import Phase
@@ -103,7 +104,7 @@ def load_stack_tensors(run: Run) -> dict[int, Tensor]:
     if not name:
         return {}
     tensors = run.folder.load_tensors(name, prefix)
-    return {int(key.removeprefix(prefix)): _with_parts(tensors[key], 2) for key in tensors}
+    return {int(key.removeprefix(prefix)): with_parts(tensors[key], 2) for key in tensors}
 
 
 def load_parts(run: Run, phase: Phase) -> Parts:
@@ -132,10 +133,10 @@ def load_parts(run: Run, phase: Phase) -> Parts:
             f"checkpoint {path} has scores of held-out images for {len(held_out)} of {count} "
             f"models: {RESTORE}"
         )
-    arrays = [_with_parts(held_out[f"held_out.{k}"], 1).numpy() for k in range(count)]
-    return Parts(_with_parts(test, 2).numpy(), arrays)
+    return parse_parts(held_out | {"test_scores": test})
 
 
-def _with_parts(scores: Tensor, dimensions: int) -> Tensor:
-    """Scores of earlier versions, which are the latent part, with an axis of parts."""
-    return scores[..., None] if scores.dim() == dimensions else scores
+def parse_parts(tensors: dict[str, Tensor]) -> Parts:
+    """Parts from the tensors `test_scores` and `held_out.<k>` of a checkpoint."""
+    held_out = [with_parts(tensors[f"held_out.{k}"], 1).numpy() for k in range(len(tensors) - 1)]
+    return Parts(with_parts(tensors["test_scores"], 2).numpy(), held_out)

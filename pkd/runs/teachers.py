@@ -17,11 +17,10 @@ from pkd.utils.errors import RESTORE, CheckpointError, ConfigError, resume_comma
 
 CHECKPOINT, PREFIX = "teacher.safetensors", "teacher."
 
-# Settings that decide weights and AUC of a trained teacher, beside its phase and the images.
+# Settings that decide the weights of a trained teacher, beside its phase and the images.
 SETTINGS = (
     *("image_size", "held_out", "teacher_widths", "latent", "norm", "norm_first"),
-    *("betas", "reduction", "lr_schedule"),
-    "score",  # decides the AUC of the teacher, not its weights
+    *("betas", "reduction", "lr_schedule", "precision"),
 )
 
 
@@ -56,6 +55,11 @@ def weights_sha256(tensors: dict[str, Tensor], stack: int) -> list[str]:
     return digests
 
 
+def with_parts(scores: Tensor, dimensions: int) -> Tensor:
+    """Scores of earlier versions, which are the latent part, with an axis of parts."""
+    return scores[..., None] if scores.dim() == dimensions else scores
+
+
 def _rows(tensor: Tensor, stack: int) -> Tensor:
     return tensor.unflatten(0, (stack, -1))
 
@@ -65,8 +69,6 @@ class _Source(NamedTuple):
 
     folder: RunFolder
     positions: dict[Member, int]
-    members: list[dict[str, Any]]  # of results.json
-    seconds: float  # of the training of all its teachers
 
     def tensors(self, prefix: str) -> dict[str, Tensor]:
         """Tensors of the checkpoint after the teacher's training."""
@@ -129,15 +131,16 @@ class Teachers:
         for k, (source, member) in enumerate(self._teachers):
             tensors, position = loaded[source.folder.path], source.positions[member]
             try:
-                columns.append(tensors["test_scores"][:, position])
-                held_out[f"held_out.{k}"] = tensors[f"held_out.{position}"]
+                columns.append(with_parts(tensors["test_scores"], 2)[:, position])
+                held_out[f"held_out.{k}"] = with_parts(tensors[f"held_out.{position}"], 1)
             except KeyError as error:
                 raise ConfigError(
                     "teacher",
                     f"{source.folder.path} was trained by an earlier version of pkd, which kept no "
                     f"scores ({error} is missing): train its teachers again",
                 ) from error
-        return {"test_scores": torch.stack(columns, 1), **held_out}
+        common = min(column.shape[1] for column in columns)  # parts that every source has
+        return {"test_scores": torch.stack([c[:, :common] for c in columns], 1), **held_out}
 
     def metrics(self, epochs: int) -> list[dict[str, Any]]:
         """Records of metrics.jsonl for the epochs of the teachers' training."""
@@ -154,13 +157,6 @@ class Teachers:
                 losses[name] = [row["losses"]["teacher"][name][position] for row, position in rows]
             records.append(record)
         return records
-
-    def auc(self) -> list[float]:
-        """AUC of each teacher on the test split."""
-        return [
-            float(source.members[source.positions[member]]["auc"]["teacher"])
-            for source, member in self._teachers
-        ]
 
     def _of_members(self, prefix: str) -> dict[str, Tensor]:
         loaded = {source.folder.path: source.tensors(prefix) for source, _ in self._teachers}
@@ -190,7 +186,15 @@ def _open_source(path: Path, config: ResolvedConfig, data_sha256: str) -> _Sourc
     if source_config.teacher:
         names = " ".join(source_config.teacher)
         raise ConfigError("teacher", f"{path} took its teachers from other runs: give {names}")
-    if results["data_sha256"] != data_sha256:
+    try:
+        source_sha256 = results["data_sha256"]
+        members = [Member(m["normal_class"], m["seed"]) for m in results["members"]]
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path / 'results.json'} is damaged, it lacks {error}: {RESTORE}"
+        ) from error
+    positions = {member: k for k, member in enumerate(members)}
+    if source_sha256 != data_sha256:
         raise ConfigError(
             "teacher",
             f"{path} was trained on other images than those of the data set {config.dataset} that "
@@ -204,9 +208,7 @@ def _open_source(path: Path, config: ResolvedConfig, data_sha256: str) -> _Sourc
                 f"{path} was trained with `{name}` {_text(trained[name])}, this run has "
                 f"{_text(value)}: use the same value, or train the teacher again",
             )
-    members = results["members"]
-    positions = {Member(m["normal_class"], m["seed"]): k for k, m in enumerate(members)}
-    return _Source(folder, positions, members, results["seconds"]["teacher"])
+    return _Source(folder, positions)
 
 
 def _text(value: Any) -> str:

@@ -99,9 +99,18 @@ class Driver:
         plan: its plan.
         engine: runs the tasks.
         display: shows the progress.
+        command: command that continues the sweep, for messages.
     """
 
-    def __init__(self, directory: Path, plan: Plan, engine: Engine, display: ProgressDisplay):
+    def __init__(
+        self,
+        directory: Path,
+        plan: Plan,
+        engine: Engine,
+        display: ProgressDisplay,
+        command: str,
+    ):
+        self.command = command
         self.directory, self.plan = directory.absolute(), plan
         self.engine, self.display = engine, display
         self.results = SweepResults(self.directory, plan)
@@ -218,4 +227,4 @@ class Driver:
         self.display.message(f"{shard.name} failed: {error}")
 
     def _write_results(self) -> None:
-        self.results.write(self.outcome.failed, sweep_command(self.directory))
+        self.results.write(self.outcome.failed, self.command)

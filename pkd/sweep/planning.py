@@ -15,7 +15,7 @@ from pkd.sweep.plan import Plan, Shard
 from pkd.utils.errors import PkdError
 
 # Settings that separate groups of teachers, beside `teacher_settings` and the images.
-GROUP_SETTINGS = ("device", "precision", "skip_bad", "stack")
+GROUP_SETTINGS = ("device", "skip_bad", "stack")
 TEACHERS_IN_OTHER_RUNS = ("another run",)
 
 
@@ -32,7 +32,7 @@ def make_plan(cells: Sequence[Cell], engine: Engine) -> Plan:
     groups, group_of = _group_teachers(cells)
     students = [cell for cell in cells if cell.config.structure != "teacher-only"]
     names = [cell.name for cell in (*groups, *students)]
-    # A teacher that comes from another shard costs these cells no time.
+    # The time of these cells excludes teachers, which other shards train.
     measured = [
         replace(cell, config=replace(cell.config, teacher=TEACHERS_IN_OTHER_RUNS))
         if cell.name in group_of

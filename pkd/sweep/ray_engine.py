@@ -157,8 +157,14 @@ class RayEngine:
         errors = self._ray.exceptions
         try:
             result: dict[str, Any] = self._ray.get(self._ended.pop(handle))
-        except errors.RayTaskError:
-            raise  # an error of the task itself
+        except errors.RuntimeEnvSetupError as error:
+            raise WorkerError(handle, f"its environment cannot be set up ({error})") from error
+        except errors.RayTaskError as error:
+            raise WorkerError(
+                handle,
+                f"its worker failed ({error.cause!r}): install the same versions of pkd and Python "
+                "there",
+            ) from error
         except errors.OutOfMemoryError as error:
             raise WorkerError(handle, _death("the memory of its machine was full")) from error
         except errors.NodeDiedError as error:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pkd.models.stack import Member
+from pkd.training.settings import BEFORE
 from pkd.training.structures import SCHEDULES
 from pkd.utils.errors import CheckpointError
 
@@ -19,15 +20,17 @@ RESTORE = "restore it from a copy, or write it again with pkd sweep --resume FOL
 IDENTITY = ("dataset", "structure", "student_widths")
 MEMBER = ("normal_class", "class_name", "seed")
 AUC = ("auc_teacher", "auc_step1", "auc_step2")
-# Columns of a row that are results; every other column beside the above is a setting.
+# Columns of a row that are results, beside the AUC by every score, `auc_<phase>_<score>`. Every
+# other column is a setting.
 MEASURED = (
     *("student_steps", "seconds_teacher", "seconds_student", "hardware", "cell", "shard"),
     *("teacher_sha256", "student_parameters", "student_flops"),
     *("teacher_parameters", "teacher_flops"),
 )
 # Settings that distinguish no methods: they change no result, or rows have columns for them.
+BY_ROW = ("normal_class", "seeds", "members")
 PRACTICAL = (
-    *("data_dir", "normal_class", "seeds", "members", "teacher", "device", "stack", "graph"),
+    *("data_dir", *BY_ROW, "teacher", "device", "stack", "graph"),
     *("checkpoint_every", "preset", *IDENTITY),
 )
 
@@ -127,7 +130,8 @@ class _File(NamedTuple):
     rows: list[Row]
     curves: list[dict[str, Any]]
     failed: list[dict[str, str]]
-    settings: Settings
+    settings: Settings  # that all of its cells share
+    varied: list[str]  # settings in which its cells may differ
 
 
 def is_sweep(path: Path) -> bool:
@@ -146,6 +150,8 @@ def read_sweeps(paths: Sequence[Path]) -> MergedSweeps:
             different results of the same model.
     """
     files = [_read(path / FILE if path.is_dir() else path) for path in paths]
+    known = {name for file in files for name in file.settings}
+    files = [file._replace(settings=_with_earlier(file, known)) for file in files]
     common = common_settings([file.settings for file in files])
     methods: dict[str, Method] = {}
     for file in files:
@@ -163,6 +169,14 @@ def read_sweeps(paths: Sequence[Path]) -> MergedSweeps:
             del method.settings[name]
     failed = [shard for file in files for shard in file.failed]
     return MergedSweeps(ordered, failed, common | shared)
+
+
+def _with_earlier(file: _File, known: Collection[str]) -> Settings:
+    """Settings of a file; of those that did not exist at its time, the behaviour of that time."""
+    if not file.settings:
+        return {}
+    in_rows = {name for row in file.rows for name in row}
+    return {k: BEFORE[k] for k in known if k in BEFORE and k not in in_rows} | file.settings
 
 
 def common_settings(settings: Sequence[Settings]) -> Settings:
@@ -189,7 +203,9 @@ def _read(path: Path) -> _File:
             _require(curve, ("cell", "phase", "auc", "auc_low", "auc_high"))
         for shard in content["failed"]:
             _require(shard, ("shard", "cell", "error", "command"))
-        return _File(path, rows, curves, content["failed"], content.get("settings", {}))
+        settings = content.get("settings", {})
+        varied = content.get("varied", [])
+        return _File(path, rows, curves, content["failed"], settings, varied)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{path} is damaged or of another version of pkd ({error}): {RESTORE}"
@@ -222,9 +238,12 @@ def _add(file: _File, differing: Settings, methods: dict[str, Method]) -> None:
     """
     cells: dict[str, Method] = {}
     new_rows: dict[str, int] = {}
+    practical = set(PRACTICAL) - (set(file.varied) - {*IDENTITY, *BY_ROW})
     for row in file.rows:
-        columns = {*MEMBER, *AUC, *MEASURED, *PRACTICAL}
-        settings = differing | {k: v for k, v in row.items() if k not in columns}
+        columns = {*MEMBER, *AUC, *MEASURED, *practical}
+        settings = differing | {
+            k: v for k, v in row.items() if k not in columns and not k.startswith("auc_")
+        }
         dataset, structure, widths = (row[name] for name in IDENTITY)
         key = json.dumps([dataset, structure, widths, settings], sort_keys=True)
         method = methods.setdefault(key, Method(dataset, structure, widths, settings))

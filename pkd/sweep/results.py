@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from statistics import mean
@@ -124,6 +125,7 @@ class SweepResults:
         content = {
             "format": FORMAT,
             "settings": self._common_settings(),
+            "varied": sorted({name for cell in self.plan.cells for name in cell.varied}),
             "rows": rows,
             "curves": [curve for cell in self.plan.cells for curve in self._curves(cell)],
             "failed": [
@@ -150,7 +152,10 @@ class SweepResults:
     def _shard_rows(self, cell: Cell, shard: Shard, run: FinishedRun) -> list[dict[str, Any]]:
         """A row for each member of a cell that a finished shard has trained."""
         if cell.config.teacher:
-            teachers = [FinishedRun(Path(path)) for path in cell.config.teacher]
+            teachers = []
+            for path in cell.config.teacher:
+                with suppress(CheckpointError):  # moved or deleted: only its seconds are missing
+                    teachers.append(FinishedRun(Path(path)))
         else:
             names = [name for name in shard.teachers if name in self._runs]
             teachers = [self._runs[name] for name in names] or [run]

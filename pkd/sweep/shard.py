@@ -16,7 +16,7 @@ from pkd.sweep.progress import ProgressFile, StopFile, stop_file
 from pkd.training.callbacks import CallbackList, TrainingInterrupted
 from pkd.training.config import ResolvedConfig
 from pkd.training.settings import from_plain, to_plain
-from pkd.utils.errors import OutputError, PkdError
+from pkd.utils.errors import DataError, OutputError, PkdError
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +64,11 @@ def _train(directory: Path, name: str) -> None:
     torch.set_num_threads(plan.threads)
     run = open_shard(plan.config(shard, directory), shard_folder(directory, name))
     try:
+        if run.dataset.digest != plan.cell_of(shard).data_sha256:
+            raise DataError(
+                f"the images of the data set {run.config.dataset} have changed since the sweep was "
+                "planned: restore them, or start a new sweep in another folder"
+            )
         progress = ProgressFile(directory, name, plan.steps(shard), run.folder)
         train(run, CallbackList([progress, stop]))
         progress.finish()

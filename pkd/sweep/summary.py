@@ -13,6 +13,8 @@ from pkd.sweep.read import MergedSweeps, Method
 
 RESAMPLES, INTERVAL = 10_000, 0.95
 ALONE = ("student-only", "teacher-only")  # structures without distillation
+# Settings that decide on which images and by which score an AUC is computed.
+EVALUATION = ("score", "evaluate_on", "image_size", "channels", "held_out", "skip_bad", "data_dir")
 CLASSES = 10  # over which the means of the paper are
 
 
@@ -96,7 +98,7 @@ class Comparison:
 
     def drop(self, result: MethodResult) -> Difference | None:
         """Difference of a student to its teacher, negative if the student is worse."""
-        return difference(result.method.auc, self.teacher_auc)
+        return difference(result.method.auc, result.method.teacher_auc or self.teacher_auc)
 
     @property
     def teacher_paper(self) -> float | None:
@@ -171,14 +173,18 @@ def student_only_of(method: Method, methods: Sequence[Method]) -> Method | None:
         methods: all methods on the same data set with the same student.
 
     Returns:
-        The one that agrees in all other settings. If there is none, the only one there is: its
-        settings are those of its cell. None for a student trained alone, and if none fits.
+        The one that agrees in all other settings. If there is none, the only one that is evaluated
+        on the same images by the same score. None for a student trained alone, and if none fits.
     """
     if method.structure == "student-only":
         return None
     students = [other for other in methods if other.structure == "student-only"]
     equal = [other for other in students if other.settings == method.settings]
-    candidates = equal or students
+    candidates = equal or [
+        other
+        for other in students
+        if all(other.settings.get(name) == method.settings.get(name) for name in EVALUATION)
+    ]
     return candidates[0] if len(candidates) == 1 else None
 
 
@@ -187,7 +193,8 @@ def difference(
 ) -> Difference | None:
     """Compare the AUCs of two methods, member by member.
 
-    The interval is the percentile bootstrap over the pairs, with a fixed seed.
+    The interval is the percentile bootstrap, with a fixed seed, over the classes, each the mean of
+    its seeds; over the seeds if there is only one class.
 
     Args:
         values: member -> AUC.
@@ -199,13 +206,18 @@ def difference(
     members = sorted(values.keys() & reference.keys(), key=lambda m: (m.normal_class, m.seed))
     if not members:
         return None
-    pairs = np.array([values[member] - reference[member] for member in members])
+    by_class: dict[int, list[float]] = {}
+    for member in members:
+        by_class.setdefault(member.normal_class, []).append(values[member] - reference[member])
+    # The seeds of a class are not independent: they share its images.
+    units = [float(np.mean(seeds)) for seeds in by_class.values()]
+    pairs = np.array(units if len(units) > 1 else by_class[members[0].normal_class])
     if len(pairs) == 1:
         return Difference(float(pairs[0]), None, None, 1)
     rows = np.random.default_rng(0).integers(len(pairs), size=(RESAMPLES, len(pairs)))
     tail = (1 - INTERVAL) / 2
     low, high = np.quantile(pairs[rows].mean(1), [tail, 1 - tail])
-    return Difference(float(pairs.mean()), float(low), float(high), len(pairs))
+    return Difference(float(pairs.mean()), float(low), float(high), len(members))
 
 
 def average_by_class(auc: Mapping[Member, float]) -> dict[int, Average]:

@@ -59,6 +59,8 @@ def parse_members(value: Any) -> tuple[tuple[int, int], ...]:
     Raises:
         ValueError: `value` is neither.
     """
+    if isinstance(value, int):  # YAML 1.1 reads 3:1 as a number of base 60
+        raise ValueError(f'put the models in quotes, such as "3:1": YAML has read {value}')
     items = value.split(",") if isinstance(value, str) else value
     try:
         pairs = [item.split(":") if isinstance(item, str) else item for item in items]

@@ -130,7 +130,8 @@ def test_a_run_is_continued_beside_moved_teachers(sources, tmp_path):
     old.rename(new)
     run = Run.open(new / "run")
     run.load_phase(run.phases[0])
-    assert run.teachers.auc() == [m["auc"]["teacher"] for m in run.folder.results()["members"]]
+    expected = [m["teacher_sha256"] for m in run.folder.results()["members"]]
+    assert weights_sha256(run.teachers.tensors(), 2) == expected
 
 
 def test_teachers_that_have_changed_since_are_refused(sources, tmp_path):
@@ -169,3 +170,37 @@ def test_the_settings_of_a_teacher_are_the_effective_ones():
     assert teacher_settings(TrainConfig(weights=(9.0, 1, 1, 1, 1, 1)).resolved()) != (
         teacher_settings(TrainConfig().resolved())
     )
+
+
+def test_sources_of_different_formats_share_the_latent_score(sources, tmp_path):
+    """An earlier version kept the latent part of the scores alone."""
+    old = tmp_path / "old"
+    shutil.copytree(sources[0], old)
+    checkpoint = old / "checkpoints" / "teacher.safetensors"
+    tensors = load_file(checkpoint)
+    for name in tensors:
+        if name == "test_scores" or name.startswith("held_out."):
+            tensors[name] = tensors[name][..., 0].contiguous()
+    save_file(tensors, checkpoint)
+    settings = {"structure": "1", "members": ((0, 0), (2, 0))}
+    teacher = (str(old), str(sources[1]))
+    _, results = train_run(tmp_path / "run", **settings, teacher=teacher, score="latent")
+    _, expected = train_run(
+        tmp_path / "new", **settings, teacher=tuple(map(str, sources)), score="latent"
+    )
+    assert [m["auc"] for m in results["members"]] == [m["auc"] for m in expected["members"]]
+
+
+def test_a_source_with_damaged_results_is_refused(sources, tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(sources[0], source)
+    (source / "results.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"results\.json is damaged, it lacks 'data_sha256'"):
+        train_run(tmp_path / "run", structure="1", members=PAIR, teacher=(str(source),))
+
+
+def test_teachers_are_shared_by_runs_with_other_scores(sources, tmp_path):
+    settings = {"structure": "1", "members": PAIR, "teacher": (str(sources[0]),)}
+    _, results = train_run(tmp_path / "run", **settings, score="reconstruction")
+    _, trained = train_run(tmp_path / "new", structure="1", members=PAIR, score="reconstruction")
+    assert [m["auc"] for m in results["members"]] == [m["auc"] for m in trained["members"]]

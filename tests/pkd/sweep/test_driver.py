@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 from sweep_helpers import read_json
 
-from pkd.sweep.driver import Driver
+from pkd.sweep.driver import Driver, sweep_command
 from pkd.sweep.engines import Handle, WorkerError
 from pkd.sweep.plan import Plan
 from pkd.sweep.progress import ProgressDisplay
@@ -64,7 +64,7 @@ def sweep(small_sweep, tmp_path):
     def run(results=None):
         engine, plan = Engine(small_sweep, results), Plan.read(tmp_path)
         display = ProgressDisplay(tmp_path, plan, Console(file=io.StringIO()))
-        return Driver(tmp_path, plan, engine, display).run(), engine.events
+        return Driver(tmp_path, plan, engine, display, sweep_command(tmp_path)).run(), engine.events
 
     return run
 

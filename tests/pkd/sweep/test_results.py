@@ -8,7 +8,9 @@ from sweep_helpers import read_json
 
 from pkd.models.cost import cost
 from pkd.sweep.plan import Plan
+from pkd.sweep.read import read_sweeps
 from pkd.sweep.results import COLUMNS, student_steps
+from pkd.sweep.summary import summarize
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +19,7 @@ def content(small_sweep):
 
 
 def test_a_row_for_each_member_of_each_cell(content):
-    assert list(content) == ["format", "settings", "rows", "curves", "failed"]
+    assert list(content) == ["format", "settings", "varied", "rows", "curves", "failed"]
     assert (content["format"], content["failed"]) == (1, [])
     keys = [(row["structure"], row["normal_class"], row["seed"]) for row in content["rows"]]
     assert keys == [(s, k, 0) for s in ("student-only", "2", "progressive-23") for k in (0, 1)]
@@ -100,3 +102,11 @@ def test_curves_are_the_mean_and_range_of_the_members_by_epoch(content):
         assert curve["auc_low"] == [round(min(auc), 5)]
         assert curve["auc_high"] == [round(max(auc), 5)]
         assert (curve["dataset"], curve["student_widths"]) == ("digits", "1-2-4")
+
+
+def test_the_summary_of_a_sweep_has_a_method_for_each_cell(small_sweep):
+    methods = read_sweeps([small_sweep]).methods
+    assert [method.structure for method in methods] == ["student-only", "2", "progressive-23"]
+    assert all(len(method.rows) == 2 for method in methods)
+    (comparison,) = summarize(read_sweeps([small_sweep]))
+    assert [result.difference is not None for result in comparison.results] == [False, True, True]

@@ -1,5 +1,6 @@
 """The task that trains a shard, and its answers to failures."""
 
+import json
 import shutil
 import threading
 
@@ -48,6 +49,18 @@ def test_a_worker_that_does_not_see_the_folder_is_an_error(tmp_path):
     assert result["status"] == "failed"
     assert f"{tmp_path / 'plan.json'} does not exist on the worker" in result["error"]
     assert "`out` folder on a file system that all workers share" in result["error"]
+
+
+def test_images_that_have_changed_since_the_plan_are_refused(unfinished):
+    plan = read_json(unfinished / "plan.json")
+    for cell in plan["cells"]:
+        cell["data_sha256"] = "0" * 64
+    (unfinished / "plan.json").write_text(json.dumps(plan))
+    result = train_shard(str(unfinished), STUDENT)
+    assert result["status"] == "failed"
+    assert (
+        "images of the data set digits have changed since the sweep was planned" in result["error"]
+    )
 
 
 def test_a_task_that_starts_after_the_stop_trains_nothing(unfinished):

@@ -61,10 +61,15 @@ def test_members_are_parsed_in_order(value):
     assert parse_members(value) == ((3, 0), (1, 12))
 
 
-@pytest.mark.parametrize("value", ["3", "3:0,", "3:-1", "a:0", "1:2:3", 3, [3], [[1, None]]])
+@pytest.mark.parametrize("value", ["3", "3:0,", "3:-1", "a:0", "1:2:3", [3], [[1, None]]])
 def test_text_that_is_not_members_is_refused(value):
     with pytest.raises(ValueError, match="expected models as CLASS:SEED such as 0:0,1:0"):
         parse_members(value)
+
+
+def test_members_that_yaml_has_read_as_a_number_of_base_60_are_explained():
+    with pytest.raises(ValueError, match='in quotes, such as "3:1": YAML has read 181'):
+        parse_members(181)
 
 
 @pytest.mark.parametrize(("value", "paths"), [("a,b", ("a,b",)), (["a", "b"], ("a", "b"))])
