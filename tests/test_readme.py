@@ -23,6 +23,9 @@ def test_results_tables_equal_the_output_of_bench_paper():
     runs = [read_results(folder) for folder in sorted((RESULTS / "runs").iterdir())]
     details = (ROOT / "bench" / "README.md").read_text(encoding="utf-8")
     assert tables in details
+    development = sweep_report([RESULTS / "sweeps" / "fashion_mnist-development-seed0"])
+    results = (DOCS / "science" / "results.md").read_text(encoding="utf-8")
+    assert development.split("\n\n")[0] in results
     assert summary(runs) in details
     assert all(by_class(run) in details for run in runs)
 
