@@ -22,9 +22,10 @@ from pkd.sweep.driver import Driver, Outcome, check_unused, lock, new_folder, sw
 from pkd.sweep.engines import Engine, LocalEngine
 from pkd.sweep.plan import Plan, Shard
 from pkd.sweep.planning import make_plan
-from pkd.sweep.progress import ProgressDisplay, duration
+from pkd.sweep.progress import ProgressDisplay
 from pkd.training.config import TrainConfig
 from pkd.training.structures import PHASE_NAMES
+from pkd.utils.duration import format_duration
 from pkd.utils.errors import ConfigError, PkdError
 
 # Settings whose values on the command line may be lists, separated by commas.
@@ -241,7 +242,7 @@ def print_plan(plan: Plan, workers: int) -> None:
     console.print(
         f"cells: {len(plan.cells)}, shards: {len(plan.shards)}, groups of shared teachers: "
         f"{len(plan.groups)}; {steps:,} steps, about "
-        f"{duration(estimated_seconds(plan.shards, workers))} of training on {workers} "
+        f"{format_duration(estimated_seconds(plan.shards, workers))} of training on {workers} "
         f"worker{'s' * (workers > 1)}",
         soft_wrap=True,
     )

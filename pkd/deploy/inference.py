@@ -17,12 +17,8 @@ ScoreFunction = Callable[[np.ndarray], np.ndarray]  # (n, C, H, W) uint8 -> (n,)
 FORMAT_VERSION = "2"
 
 INPUT_NAME = "images"  # of the graph
-OUTPUT_NAMES = (
-    "scores",
-    "latent",
-    "energy",
-    "reconstruction",
-)  # the score, and the parts it is made of
+# The score, and the parts that it is computed from.
+OUTPUT_NAMES = ("scores", "latent", "energy", "reconstruction")
 
 INPUT_TYPES = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32}
 

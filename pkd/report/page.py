@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
-from pkd.report.formats import METHOD_TITLES, format_duration, format_ratio
+from pkd.report.formats import METHOD_TITLES, format_ratio
 from pkd.report.reconstructions import example_images
 from pkd.report.svg import render_svg
 from pkd.report.tables import (
@@ -37,6 +37,7 @@ from pkd.runs.plots import (
 from pkd.runs.results import load_results, member_metrics
 from pkd.runs.run import Run
 from pkd.scoring.metrics import MemberMetrics
+from pkd.utils.duration import format_duration
 from pkd.utils.files import atomic_write
 
 GENERATOR = '<meta name="generator" content="pkd report">'  # identifies reports of this program

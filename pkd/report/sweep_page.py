@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from pkd.report.formats import DATASET_TITLES, Cell, format_duration
+from pkd.report.formats import DATASET_TITLES, Cell
 from pkd.report.page import is_report, render
 from pkd.report.svg import render_svg
 from pkd.report.sweep_tables import (
@@ -22,6 +22,7 @@ from pkd.report.sweep_tables import (
 from pkd.runs.plots import COLOURS, round_ticks, set_ticks
 from pkd.sweep.read import MergedSweeps, read_sweeps
 from pkd.sweep.summary import RESAMPLES, Comparison, summarize
+from pkd.utils.duration import format_duration
 from pkd.utils.files import atomic_write
 
 # Whether all AUCs are those of the test split -> the images that they are computed on.

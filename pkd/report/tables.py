@@ -13,7 +13,6 @@ from pkd.report.formats import (
     Cell,
     Table,
     format_count,
-    format_duration,
     format_ratio,
 )
 from pkd.runs.plots import PHASE_TITLES
@@ -21,6 +20,7 @@ from pkd.runs.run import Run
 from pkd.scoring.metrics import MemberMetrics, average
 from pkd.training.config import OWN_DATA
 from pkd.training.structures import KDGAN, STUDENT, Phase
+from pkd.utils.duration import format_duration
 
 # Metrics of every class: title, attribute of MemberMetrics.
 METRICS = {"AUC": "auc", "average precision": "average_precision", "F1": "f1"}

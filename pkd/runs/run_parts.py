@@ -22,6 +22,7 @@ def compute_stack_parts(
     network: str,
     stride: int = 1,
     on_batch_end: Callable[[], None] = lambda: None,
+    held_out: bool = True,
 ) -> Parts:
     """Score test and held-out images by the members of a stack.
 
@@ -32,6 +33,7 @@ def compute_stack_parts(
         network: name of the network that scores.
         stride: only every `stride`-th test image is scored.
         on_batch_end: called after each batch; may raise to stop.
+        held_out: score the held-out images too; without them their parts are empty.
 
     Raises:
         DivergenceError: a score is not finite; the message names the member.
@@ -39,13 +41,15 @@ def compute_stack_parts(
     images, members = run.test_images[::stride], run.members[stack]
     generator = networks[network].generator
     test = score_parts(generator, images, len(members), on_batch_end)
-    held_out = score_parts_per_member(generator, run.data.held_out_images(members), on_batch_end)
+    normal = [test[:0, k] for k in range(len(members))]
+    if held_out:
+        normal = score_parts_per_member(generator, run.data.held_out_images(members), on_batch_end)
     for k, member in enumerate(members):
-        if not (np.isfinite(test[:, k]).all() and np.isfinite(held_out[k]).all()):
+        if not (np.isfinite(test[:, k]).all() and np.isfinite(normal[k]).all()):
             raise DivergenceError(
                 f"scores of the {network} of {member} are not finite: train again with a lower `lr`"
             )
-    return Parts(test, held_out)
+    return Parts(test, normal)
 
 
 def compute_parts(run: Run, network: str) -> Parts:
@@ -54,7 +58,8 @@ def compute_parts(run: Run, network: str) -> Parts:
         parts = [
             compute_stack_parts(run, run.on_device(stack), stack, network) for stack in run.stacks
         ]
-    return join_parts(parts)
+    held_out = [array for part in parts for array in part.held_out]
+    return Parts(np.concatenate([part.test for part in parts], 1), held_out)
 
 
 def score_held_out(run: Run, network: str) -> list[np.ndarray]:
@@ -66,12 +71,6 @@ def score_held_out(run: Run, network: str) -> list[np.ndarray]:
             run.on_device(stack)[network].generator, run.data.held_out_images(run.members[stack])
         )
     ]
-
-
-def join_parts(parts: list[Parts]) -> Parts:
-    """Parts of all members from those of the stacks, in order."""
-    held_out = [array for part in parts for array in part.held_out]
-    return Parts(np.concatenate([part.test for part in parts], 1), held_out)
 
 
 def evaluate(run: Run, network: str) -> list[float]:

@@ -104,7 +104,13 @@ class StackLoop:
         last = progress.epoch + 1 == self.phase.epochs
         stride = 1 if last else self._curve_stride
         parts = compute_stack_parts(
-            run, self.trainer.networks, self.stack, network, stride, self.callback.on_batch_end
+            run,
+            self.trainer.networks,
+            self.stack,
+            network,
+            stride,
+            self.callback.on_batch_end,
+            held_out=run.config.score == "fused",  # its constants come from them
         )
         labels = run.dataset.test_labels[::stride]
         record = {

@@ -127,7 +127,10 @@ class Teachers:
     def scores(self) -> dict[str, Tensor]:
         """Scores of the test split, `test_scores`, and of held-out images, `held_out.<member>`."""
         columns, held_out = [], {}
-        loaded = {source.folder.path: source.tensors("") for source, _ in self._teachers}
+        loaded = {
+            source.folder.path: source.tensors("test_scores") | source.tensors("held_out.")
+            for source, _ in self._teachers
+        }
         for k, (source, member) in enumerate(self._teachers):
             tensors, position = loaded[source.folder.path], source.positions[member]
             try:

@@ -71,7 +71,7 @@ def combine_settings(
         The settings of every cell, and the names of the settings that axes or cells set.
 
     Raises:
-        ConfigError: a setting is unknown, is an axis and in a cell, or has no values.
+        ConfigError: a setting is unknown; an axis is also set in a cell; an axis has no values.
     """
     names = [field.name for field in fields(TrainConfig)]
     varied_by_cells = dict.fromkeys(name for cell in cells for name in cell)

@@ -137,7 +137,7 @@ class Driver:
 
     def _request_stop(self) -> None:
         """Stop the running shards after a checkpoint."""
-        with suppress(OSError):  # a full disk: this process starts no further shard
+        with suppress(OSError):  # a full disk: the submitted shards go on
             stop_file(self.directory).touch()
 
     def _is_finished(self, shard: Shard) -> bool:

@@ -37,7 +37,7 @@ class Measurement:
 
     Attributes:
         fit: largest stack that fits the device, at most the members of the cell.
-        knee: stack from which on twice the models gain less than 10 % models per second.
+        knee: smallest stack for which twice the models gain less than 10 % models per second.
         step_seconds: trained phase -> seconds of a step over the models in the stack.
     """
 
@@ -96,11 +96,6 @@ def step_seconds(config: ResolvedConfig, phase: Phase, channels: int, count: int
 def _with_narrow_teacher(config: ResolvedConfig, phase: Phase) -> ResolvedConfig:
     """Settings with a small teacher, if the steps of a phase only read its cached outputs."""
     return replace(config, teacher_widths=(1, 1, 1)) if phase.structure.cached_teacher else config
-
-
-def images_per_second(config: ResolvedConfig, phase: Phase, channels: int, count: int) -> float:
-    """Training images per second of a stack of `count` models; arguments of `step_seconds`."""
-    return count * phase.batch_size / step_seconds(config, phase, channels, count)
 
 
 def interpolate(curve: Curve, count: int) -> float:

@@ -19,6 +19,7 @@ from pkd.runs.folder import RunFolder
 from pkd.sweep.plan import Plan
 from pkd.training.callbacks import Callback, TrainingInterrupted
 from pkd.training.structures import Phase
+from pkd.utils.duration import format_duration
 
 SECONDS = 1.0  # between two progress files of a shard, and two looks at the stop file
 LINE_SECONDS = 10.0  # between two lines where there is no terminal
@@ -208,7 +209,7 @@ class ProgressDisplay:
     def _eta(self, records: Mapping[str, dict[str, Any]]) -> str:
         done, total = self._work_done(records), sum(self._seconds.values())
         gained, elapsed = done - self._work_before, time.monotonic() - self._start
-        return f"ETA {duration(elapsed * (total - done) / gained)}" if gained > 0 else ""
+        return f"ETA {format_duration(elapsed * (total - done) / gained)}" if gained > 0 else ""
 
     def _show_bar(self, records: Mapping[str, dict[str, Any]]) -> None:
         self._bar.update(self._task, completed=self._steps_done(records), eta=self._eta(records))
@@ -228,11 +229,3 @@ class ProgressDisplay:
 def _describe(name: str, record: Mapping[str, Any]) -> str:
     losses = "  ".join(f"{name} {value:.3g}" for name, value in record["losses"].items())
     return f"{name} {record['phase']} {record['steps_done']}/{record['steps']} {losses}".rstrip()
-
-
-def duration(seconds: float) -> str:
-    """Time as text: "45 s", "12 min" or "3 h 20 min"."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

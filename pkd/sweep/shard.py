@@ -20,7 +20,7 @@ from pkd.utils.errors import DataError, OutputError, PkdError
 
 logger = logging.getLogger(__name__)
 
-# A worker that dies may hold the lock of a run folder a little longer than its successor starts.
+# The lock of a dead worker may still be held when its retry starts.
 LOCK_SECONDS = 60.0
 
 

@@ -4,8 +4,9 @@ import pytest
 
 from pkd.models.architecture import Architecture
 from pkd.models.cost import cost
-from pkd.report.formats import format_count, format_duration, format_ratio
+from pkd.report.formats import format_count, format_ratio
 from pkd.report.tables import size_table
+from pkd.utils.duration import format_duration
 
 
 @pytest.mark.parametrize(

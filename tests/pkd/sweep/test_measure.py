@@ -7,7 +7,7 @@ import torch
 
 from pkd.sweep import measure
 from pkd.sweep.cells import combine_settings, resolve_cells
-from pkd.sweep.measure import images_per_second, interpolate, measure_cell, measure_cells
+from pkd.sweep.measure import interpolate, measure_cell, measure_cells
 from pkd.training.config import TrainConfig
 from pkd.utils.errors import PkdError
 
@@ -40,7 +40,7 @@ def test_a_step_is_measured_in_every_phase(structure, monkeypatch):
     monkeypatch.setattr(measure, "SECONDS", 0.0)
     config = TrainConfig(structure=structure, **TINY).resolved()
     for phase in config.phases():
-        assert images_per_second(config, phase, 1, 3) > 0
+        assert measure.step_seconds(config, phase, 1, 3) > 0
 
 
 @pytest.mark.parametrize(("free", "knee"), [(1, 1), (4, 4), (6, 8), (8, 8), (1000, 16)])

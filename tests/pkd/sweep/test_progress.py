@@ -11,7 +11,7 @@ from sweep_helpers import read_json
 from pkd.runs.progress import Progress
 from pkd.sweep import progress as module
 from pkd.sweep.plan import Plan
-from pkd.sweep.progress import ProgressDisplay, ProgressFile, StopFile, duration
+from pkd.sweep.progress import ProgressDisplay, ProgressFile, StopFile
 from pkd.training.callbacks import TrainingInterrupted
 from pkd.training.structures import KDGAN, TEACHER, Phase
 
@@ -118,9 +118,3 @@ def test_many_shards_are_abbreviated_on_a_terminal(small_sweep, tmp_path, monkey
     with display:
         display._show_bar({shard.name: record for shard in plan.shards})
     assert "and 3 more" in stream.getvalue()
-
-
-def test_durations_as_text():
-    seconds = (0.4, 59.4, 60, 3540, 3600, 12000)
-    texts = ["0 s", "59 s", "1 min", "59 min", "1 h 0 min", "3 h 20 min"]
-    assert [duration(value) for value in seconds] == texts

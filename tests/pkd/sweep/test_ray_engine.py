@@ -209,18 +209,23 @@ def assert_ends(mark: str, seconds: float, except_pids: Sequence[int] = ()) -> N
         time.sleep(0.1)
 
 
-@pytest.mark.cluster
-def test_ctrl_c_reaches_the_driver_but_no_worker(tmp_path):
-    """SIGINT to the whole process group, as a terminal sends it; afterwards no process is left."""
-    mark = uuid.uuid4().hex
-    driver = subprocess.Popen(
-        [sys.executable, ray_tasks.__file__, str(tmp_path)],
+def start_driver(folder: Path, mark: str) -> subprocess.Popen:
+    """Start `ray_tasks` as a driver in a session of its own, with a mark in its environment."""
+    return subprocess.Popen(
+        [sys.executable, ray_tasks.__file__, str(folder)],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PKD_RAY_TEST": mark},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
+
+
+@pytest.mark.cluster
+def test_ctrl_c_reaches_the_driver_but_no_worker(tmp_path):
+    """SIGINT to the whole process group, as a terminal sends it; afterwards no process is left."""
+    mark = uuid.uuid4().hex
+    driver = start_driver(tmp_path, mark)
     try:
         for name in ("a", "b"):
             ray_tasks.wait_for(tmp_path / name)
@@ -240,11 +245,7 @@ def test_ctrl_c_reaches_the_driver_but_no_worker(tmp_path):
 @pytest.mark.cluster
 def test_a_killed_driver_leaves_no_process(tmp_path):
     mark = uuid.uuid4().hex
-    driver = subprocess.Popen(
-        [sys.executable, ray_tasks.__file__, str(tmp_path)],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PKD_RAY_TEST": mark},
-        start_new_session=True,
-    )
+    driver = start_driver(tmp_path, mark)
     try:
         for name in ("a", "b"):
             ray_tasks.wait_for(tmp_path / name)
