@@ -24,7 +24,7 @@ from pkd.report.sweep_tables import (
     method_table,
 )
 from pkd.sweep.read import is_sweep, read_sweeps
-from pkd.sweep.summary import summarize
+from pkd.sweep.summary import Comparison, summarize
 from pkd.training.structures import PHASE_NAMES
 from pkd.utils.errors import CheckpointError
 
@@ -94,14 +94,27 @@ def cell_text(cell: Cell) -> str:
     return " ".join(filter(None, (cell.value, cell.spread, paper)))
 
 
+def method_tables(comparisons: Sequence[Comparison]) -> list[str]:
+    """Return Table 3, one for each data set."""
+    by_dataset: dict[str, list[Comparison]] = {}
+    for comparison in comparisons:
+        by_dataset.setdefault(comparison.dataset, []).append(comparison)
+    return [markdown(method_table(group), "method") for group in by_dataset.values()]
+
+
+def class_tables(comparisons: Sequence[Comparison]) -> list[str]:
+    """Return Table 2, one for each data set and student, each after its title."""
+    return [
+        f"{comparison_title(comparison)}, by class:\n\n{markdown(class_table(comparison), 'class')}"
+        for comparison in comparisons
+    ]
+
+
 def sweep_report(paths: Sequence[Path]) -> str:
     """Return Tables 3, 2 and 4 of sweeps, rows merged; CheckpointError as `read_sweeps`."""
     comparisons = summarize(read_sweeps(paths))
-    parts = [markdown(method_table(comparisons), "method")]
-    for comparison in comparisons:
-        parts.append(f"{comparison_title(comparison)}, by class:")
-        parts.append(markdown(class_table(comparison), "class"))
-    return "\n\n".join([*parts, markdown(compression_table(comparisons), "data set, student")])
+    sizes = markdown(compression_table(comparisons), "data set, student")
+    return "\n\n".join([*method_tables(comparisons), *class_tables(comparisons), sizes])
 
 
 def report(runs: list[dict[str, Any]]) -> str:

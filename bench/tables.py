@@ -1,6 +1,7 @@
 """`python -m bench.tables`: write the results of bench/results/ into Markdown tables.
 
-The tables of the ops are in kernels/README.md, those of the training steps in bench/README.md.
+The tables of the ops are in kernels/README.md, those of the training steps in bench/README.md, and
+those of the sweeps in README.md and docs/science/results.md, beside a picture of their curves.
 `python -m bench.tables --compare A B` prints two result files side by side instead.
 """
 
@@ -8,23 +9,34 @@ import argparse
 import json
 import operator
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from bench.compare import comparison
+from bench.curves import write_curves
 from bench.gpu.summary import load
 from bench.ladder.cells import LARGE, SMALL, Cell
 from bench.ladder.contenders import BASE, COMPILE
 from bench.ladder.measure import NOT_RUN, OK, Row, number
 from bench.markdown import table
+from bench.paper import class_tables, markdown, method_tables
 from bench.pytest_gpu import describe
+from pkd.report.sweep_tables import compression_table
+from pkd.sweep.read import read_sweeps
+from pkd.sweep.summary import Comparison, summarize
 
 ROOT = Path(__file__).parent.parent
 
 RESULTS = ROOT / "bench" / "results"
 
 OPS_README, LADDER_README = ROOT / "kernels" / "README.md", ROOT / "bench" / "README.md"
+README, SCIENCE = ROOT / "README.md", ROOT / "docs" / "science" / "results.md"
+CURVES = ROOT / "docs" / "images" / "curves.png"
+
+# The sweeps on the test split that README and docs report, by data set and seed.
+FINAL_SWEEPS = "*-seed[0-9]"
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
@@ -301,6 +313,17 @@ def steps_text() -> str:
     return "\n\n".join([ladder_text(ladders()), *map(replay_section, measured)])
 
 
+def sweeps_text(comparisons: Sequence[Comparison]) -> str:
+    """Format Table 2 by class, and Table 4, of the final sweeps."""
+    sizes = markdown(compression_table(comparisons), "data set, student")
+    return "\n\n".join([sizes, *class_tables(comparisons)])
+
+
+def final_comparisons() -> list[Comparison]:
+    """Compare the methods of the final sweeps."""
+    return summarize(read_sweeps(sorted((RESULTS / "sweeps").glob(FINAL_SWEEPS))))
+
+
 def insert(readme: Path, text: str) -> None:
     """Replace the text between the markers of a file."""
     pattern = re.compile(f"{BEGIN}.*{END}", re.DOTALL)
@@ -318,6 +341,10 @@ def main() -> None:
         return
     insert(OPS_README, ops_text())
     insert(LADDER_README, steps_text())
+    comparisons = final_comparisons()
+    insert(README, "\n\n".join(method_tables(comparisons)))
+    insert(SCIENCE, sweeps_text(comparisons))
+    write_curves(comparisons, CURVES)
 
 
 if __name__ == "__main__":

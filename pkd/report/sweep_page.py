@@ -116,7 +116,7 @@ def summary_tiles(results: MergedSweeps, comparisons: Sequence[Comparison]) -> l
     seconds = sum(row.get("seconds_student") or 0 for row in results.rows) + sum(teachers.values())
     hardware = sorted({row["hardware"] for row in results.rows if row.get("hardware")})
     cells = {row["cell"] for row in results.rows}
-    titles = {method_title(method) for method in results.methods}
+    titles = {method_title(r.method, c) for c in comparisons for r in c.results}
     return [
         {"name": "Methods", "cell": Cell(f"{len(titles)}"), "note": f"{len(cells)} cells"},
         {
@@ -159,7 +159,7 @@ def method_lines(comparison: Comparison) -> list[Line]:
         same = sum(line.colour == colour for line in lines)
         if steps:
             dashes = DASHES[same % len(DASHES)]
-            lines.append(Line(method_title(method), colour, dashes, steps))
+            lines.append(Line(method_title(method, comparison), colour, dashes, steps))
     return lines
 
 

@@ -17,6 +17,7 @@ from pkd.sweep.summary import Comparison, Difference, MethodResult, average_by_c
 
 MISSING = Cell("–")
 NOT_RUN = Cell("student-only", "not run")
+METHOD_COLUMNS = ("AUC", "to student alone", "time per model", "members")
 COARSE = 0.005  # half width of an interval from which an AUC has three decimals instead of four
 
 
@@ -54,42 +55,50 @@ def difference_cell(difference: Difference, paper: float | None = None) -> Cell:
     return Cell(format_auc(difference.mean, digits, "+"), interval, printed)
 
 
-def method_title(method: Method) -> str:
-    """Name of a method with the settings in which it differs from others."""
-    settings = (f"{name} {_text(value)}" for name, value in method.settings.items())
+def method_title(method: Method, comparison: Comparison) -> str:
+    """Name of a method with the settings in which it differs from most methods of a comparison."""
+    settings = [
+        _setting_text(name, value)
+        for name, value in method.settings.items()
+        if name not in comparison.shared or comparison.shared[name] != value
+    ]
     return ", ".join([METHOD_TITLES[method.structure], *settings])
 
 
-def _text(value: Any) -> str:
-    return "-".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
 def comparison_title(comparison: Comparison) -> str:
-    """Name of the data set and widths of the student."""
+    """Name of the data set, widths of the student, and settings that other comparisons differ in.
+
+    Settings that only some methods of the comparison have are in the titles of these methods.
+    """
     dataset = DATASET_TITLES.get(comparison.dataset, comparison.dataset)
-    return f"{dataset}, {comparison.student_widths}"
+    settings = [_setting_text(name, value) for name, value in comparison.shared.items()]
+    return ", ".join([dataset, comparison.student_widths, *settings])
+
+
+def _setting_text(name: str, value: Any) -> str:
+    return f"{name} {'-'.join(map(str, value)) if isinstance(value, list) else value}"
 
 
 def method_table(comparisons: Sequence[Comparison]) -> Table:
     """Build Table 3: methods by data sets; the row of the student alone is always there."""
     student_only = METHOD_TITLES["student-only"]
-    titles = [method_title(r.method) for c in comparisons for r in c.results]
+    titles = [method_title(r.method, c) for c in comparisons for r in c.results]
     if not all(comparison.student_only for comparison in comparisons):
         titles.insert(0, student_only)
     rows = []
     for title in dict.fromkeys(titles):
         cells: list[Cell] = []
         for comparison in comparisons:
-            results = {method_title(r.method): r for r in comparison.results}
+            results = {method_title(r.method, comparison): r for r in comparison.results}
             if title in results:
                 cells += _method_cells(results[title], comparison)
             elif title == student_only and not comparison.student_only:
-                cells += [NOT_RUN, MISSING, MISSING]
+                cells += [NOT_RUN, *[MISSING] * (len(METHOD_COLUMNS) - 1)]
             else:
-                cells += [MISSING] * 3
+                cells += [MISSING] * len(METHOD_COLUMNS)
         rows.append((title, cells))
-    columns = ["AUC", "to student alone", "members"] * len(comparisons)
-    return Table([(comparison_title(c), 3) for c in comparisons], columns, rows)
+    groups = [(comparison_title(comparison), len(METHOD_COLUMNS)) for comparison in comparisons]
+    return Table(groups, [*METHOD_COLUMNS] * len(comparisons), rows)
 
 
 def _method_cells(result: MethodResult, comparison: Comparison) -> list[Cell]:
@@ -102,7 +111,14 @@ def _method_cells(result: MethodResult, comparison: Comparison) -> list[Cell]:
     else:  # several students alone, but none with the same settings
         to_alone = MISSING if comparison.student_only else NOT_RUN
     pairs = f"{paired.pairs} paired" if paired and paired.pairs < students else ""
-    return [_student_cell(result), to_alone, Cell(f"{students}", pairs)]
+    return [_student_cell(result), to_alone, _time_cell(result.method), Cell(f"{students}", pairs)]
+
+
+def _time_cell(method: Method) -> Cell:
+    """Format the training time per model, and the teacher's part of it."""
+    teacher, student = (method.seconds(network) for network in ("teacher", "student"))
+    note = f"(teacher {teacher:,.0f} s)" if teacher else ""
+    return Cell(f"{teacher + student:,.0f} s", note)
 
 
 def _paper_difference(result: MethodResult) -> float | None:
@@ -143,7 +159,8 @@ def _class_columns(comparison: Comparison) -> list[_ClassColumn]:
         columns.append(_ClassColumn(METHOD_TITLES["student-only"], {}, NOT_RUN))
     for result in comparison.results:
         cells = {k: auc_cell(auc) for k, auc in average_by_class(result.method.auc).items()}
-        columns.append(_ClassColumn(method_title(result.method), cells, _student_cell(result)))
+        title = method_title(result.method, comparison)
+        columns.append(_ClassColumn(title, cells, _student_cell(result)))
     return columns
 
 
@@ -182,7 +199,7 @@ def _student_cell(result: MethodResult) -> Cell:
 
 def _best_cells(comparison: Comparison) -> list[Cell]:
     best = comparison.best
-    name = Cell(method_title(best.method)) if best else Cell("not run")
+    name = Cell(method_title(best.method, comparison)) if best else Cell("not run")
     return [name, *_student_cells(comparison, best, MISSING)]
 
 

@@ -92,6 +92,11 @@ class Method:
             if row["auc_teacher"] is not None
         }
 
+    def seconds(self, network: str) -> float:
+        """Mean seconds that training "teacher" or "student" took per model, 0 if it did not."""
+        rows = self.rows.values()
+        return sum(row.get(f"seconds_{network}") or 0.0 for row in rows) / len(rows)
+
     def number(self, column: str) -> int | None:
         """A column that is equal in all rows, such as student_flops; None if it is missing."""
         return next(iter(self.rows.values())).get(column)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -85,6 +86,18 @@ class Comparison:
     def best(self) -> MethodResult | None:
         """Result of the distilled student with the highest mean AUC on the test split."""
         return _best([r for r in self.results if r.method.structure not in ALONE])
+
+    @cached_property
+    def shared(self) -> dict[str, Any]:
+        """Settings in which methods of the sweeps differ, with the value of most methods here."""
+        every = [result.method.settings for result in self.results]
+        shared: dict[str, Any] = {}
+        for name in every[0]:
+            values = [settings.get(name) for settings in every]
+            value = max(values, key=values.count)
+            if 2 * values.count(value) > len(values):
+                shared[name] = value
+        return shared
 
     @cached_property
     def classes(self) -> dict[int, str]:

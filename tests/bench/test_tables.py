@@ -71,8 +71,10 @@ def test_targets_of_the_ladder():
     [
         (tables.OPS_README, tables.ops_text),
         (tables.LADDER_README, tables.steps_text),
+        (tables.README, lambda: "\n\n".join(tables.method_tables(tables.final_comparisons()))),
+        (tables.SCIENCE, lambda: tables.sweeps_text(tables.final_comparisons())),
     ],
-    ids=["ops", "ladder"],
+    ids=["ops", "ladder", "methods", "classes"],
 )
 def test_the_tables_in_the_documents_equal_the_saved_results(readme, text):
     document = Path(readme).read_text(encoding="utf-8")

@@ -47,20 +47,21 @@ def test_method_table_has_methods_by_data_sets(comparisons_of):
     ]
     comparisons = comparisons_of(*cells)
     table = method_table(comparisons)
-    assert table.groups == [("Fashion-MNIST, 1-2-4", 3), ("Fashion-MNIST, 2-4-8", 3)]
-    assert table.columns == ["AUC", "to student alone", "members"] * 2
+    assert table.groups == [("Fashion-MNIST, 1-2-4", 4), ("Fashion-MNIST, 2-4-8", 4)]
+    assert table.columns == ["AUC", "to student alone", "time per model", "members"] * 2
     (alone, alone_cells), (distilled, distilled_cells) = table.rows
     assert (alone, distilled) == ("student alone", "KDGAN-2")
     assert alone_cells[0].value == f"{comparisons[0].student_only.auc.mean:.4f}"
     assert alone_cells[0].paper == "paper 0.9120"
-    assert alone_cells[1:3] == [Cell(""), Cell("30")]
+    assert alone_cells[1] == Cell("")
+    assert alone_cells[3] == Cell("30")
     assert distilled_cells[1].paper == "paper +0.0121"
-    assert [cell.value for cell in distilled_cells[3:]] == ["–"] * 3
+    assert [cell.value for cell in distilled_cells[4:]] == ["–"] * 4
 
 
 def test_number_of_pairs_where_members_have_no_partner(comparisons_of):
     comparisons = comparisons_of(cell_rows("student-only", seeds=[0]), cell_rows("2"))
-    assert method_table(comparisons).rows[1][1][2] == Cell("30", "10 paired")
+    assert method_table(comparisons).rows[1][1][3] == Cell("30", "10 paired")
 
 
 def test_no_table_without_the_student_alone(comparisons_of):
@@ -125,3 +126,26 @@ def test_methods_are_named_with_the_settings_in_which_they_differ(comparisons_of
     cells = [cell_rows("2", lr=lr, weights=[10, 1], norm="batch") for lr in (0.1, 0.2)]
     titles = [name for name, _ in method_table(comparisons_of(*cells)).rows]
     assert titles == ["student alone", "KDGAN-2, lr 0.1", "KDGAN-2, lr 0.2"]
+
+
+def test_settings_of_most_methods_are_in_the_title_of_the_comparison(comparisons_of):
+    cells = [cell_rows(s, step1_epochs=60) for s in ("student-only", "2")]
+    cells += [cell_rows("student-only", step1_epochs=200)]
+    cells += [cell_rows("student-only", widths="2-4-8", step1_epochs=30)]
+    table = method_table(comparisons_of(*cells))
+    assert [title for title, _ in table.groups] == [
+        "Fashion-MNIST, 1-2-4, step1_epochs 60",
+        "Fashion-MNIST, 2-4-8, step1_epochs 30",
+    ]
+    names = [name for name, _ in table.rows]
+    assert names == ["student alone", "student alone, step1_epochs 200", "KDGAN-2"]
+
+
+def test_training_time_includes_the_teacher(comparisons_of):
+    (comparison,) = comparisons_of(cell_rows("student-only"), cell_rows("2"))
+    for result in comparison.results:
+        for row in result.method.rows.values():
+            row |= {"seconds_teacher": row["auc_teacher"] and 48.6, "seconds_student": 19.0}
+    (_, alone), (_, distilled) = method_table([comparison]).rows
+    assert alone[2] == Cell("19 s")
+    assert distilled[2] == Cell("68 s", "(teacher 49 s)")
