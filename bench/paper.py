@@ -22,6 +22,7 @@ from pkd.report.sweep_tables import (
     comparison_title,
     compression_table,
     method_table,
+    score_table,
 )
 from pkd.sweep.read import is_sweep, read_sweeps
 from pkd.sweep.summary import Comparison, summarize
@@ -102,19 +103,28 @@ def method_tables(comparisons: Sequence[Comparison]) -> list[str]:
     return [markdown(method_table(group), "method") for group in by_dataset.values()]
 
 
-def class_tables(comparisons: Sequence[Comparison]) -> list[str]:
-    """Return Table 2, one for each data set and student, each after its title."""
-    return [
-        f"{comparison_title(comparison)}, by class:\n\n{markdown(class_table(comparison), 'class')}"
-        for comparison in comparisons
-    ]
+def detail_tables(comparisons: Sequence[Comparison]) -> list[str]:
+    """Return Table 4, and for each data set and student the AUC by score and Table 2, by class."""
+    parts = [markdown(compression_table(comparisons), "data set, student")]
+    for comparison in comparisons:
+        title = comparison_title(comparison)
+        parts += [*score_texts(comparison), f"{title}, by class:"]
+        parts.append(markdown(class_table(comparison), "class"))
+    return parts
+
+
+def score_texts(comparison: Comparison) -> list[str]:
+    """Return the AUC by score after its title; nothing for sweeps of early versions."""
+    scores = score_table(comparison)
+    if all(cell == Cell(MISSING) for _, cells in scores.rows for cell in cells):
+        return []
+    return [f"{comparison_title(comparison)}, by score:", markdown(scores, "network")]
 
 
 def sweep_report(paths: Sequence[Path]) -> str:
-    """Return Tables 3, 2 and 4 of sweeps, rows merged; CheckpointError as `read_sweeps`."""
+    """Return the tables of sweeps, rows merged; CheckpointError as `read_sweeps`."""
     comparisons = summarize(read_sweeps(paths))
-    sizes = markdown(compression_table(comparisons), "data set, student")
-    return "\n\n".join([*method_tables(comparisons), *class_tables(comparisons), sizes])
+    return "\n\n".join([*method_tables(comparisons), *detail_tables(comparisons)])
 
 
 def report(runs: list[dict[str, Any]]) -> str:

@@ -9,7 +9,7 @@ import argparse
 import json
 import operator
 import re
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -21,9 +21,8 @@ from bench.ladder.cells import LARGE, SMALL, Cell
 from bench.ladder.contenders import BASE, COMPILE
 from bench.ladder.measure import NOT_RUN, OK, Row, number
 from bench.markdown import table
-from bench.paper import class_tables, markdown, method_tables
+from bench.paper import detail_tables, method_tables, score_texts
 from bench.pytest_gpu import describe
-from pkd.report.sweep_tables import compression_table
 from pkd.sweep.read import read_sweeps
 from pkd.sweep.summary import Comparison, summarize
 
@@ -31,14 +30,11 @@ ROOT = Path(__file__).parent.parent
 
 RESULTS = ROOT / "bench" / "results"
 
-OPS_README, LADDER_README = ROOT / "kernels" / "README.md", ROOT / "bench" / "README.md"
-README, SCIENCE = ROOT / "README.md", ROOT / "docs" / "science" / "results.md"
 CURVES = ROOT / "docs" / "images" / "curves.png"
 
-# The sweeps on the test split that README and docs report, by data set and seed.
-FINAL_SWEEPS = "*-seed[0-9]"
-
-BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+# The sweeps that README and docs report, by data set and seed; all others lie in folders that name
+# their purpose.
+FINAL_SWEEPS, OTHER_SWEEPS = "sweeps/*-seed[0-9]", "sweeps/*/*/sweep.json"
 
 
 def traffic_section(rows: list[Row]) -> str:
@@ -313,22 +309,53 @@ def steps_text() -> str:
     return "\n\n".join([ladder_text(ladders()), *map(replay_section, measured)])
 
 
-def sweeps_text(comparisons: Sequence[Comparison]) -> str:
-    """Format Table 2 by class, and Table 4, of the final sweeps."""
-    sizes = markdown(compression_table(comparisons), "data set, student")
-    return "\n\n".join([sizes, *class_tables(comparisons)])
-
-
 def final_comparisons() -> list[Comparison]:
     """Compare the methods of the final sweeps."""
-    return summarize(read_sweeps(sorted((RESULTS / "sweeps").glob(FINAL_SWEEPS))))
+    return summarize(read_sweeps(sorted(RESULTS.glob(FINAL_SWEEPS))))
 
 
-def insert(readme: Path, text: str) -> None:
-    """Replace the text between the markers of a file."""
-    pattern = re.compile(f"{BEGIN}.*{END}", re.DOTALL)
-    updated = pattern.sub(lambda _: f"{BEGIN}\n{text}\n{END}", readme.read_text())
-    readme.write_text(updated)
+def methods_text() -> str:
+    """Format Table 3 of the final sweeps."""
+    return "\n\n".join(method_tables(final_comparisons()))
+
+
+def details_text() -> str:
+    """Format the other tables of the final sweeps."""
+    return "\n\n".join(detail_tables(final_comparisons()))
+
+
+def other_sweeps_text() -> str:
+    """Format Table 3 and the AUC by score of every other sweep."""
+    parts = []
+    for path in sorted(RESULTS.glob(OTHER_SWEEPS)):
+        comparisons = summarize(read_sweeps([path]))
+        parts += [f"### {path.parent.relative_to(RESULTS / 'sweeps')}", *method_tables(comparisons)]
+        parts += [text for comparison in comparisons for text in score_texts(comparison)]
+    return "\n\n".join(parts)
+
+
+# Name of the markers -> file, and function that formats the text between them.
+SECTIONS: dict[str, tuple[Path, Callable[[], str]]] = {
+    "ops": (ROOT / "kernels" / "README.md", ops_text),
+    "steps": (ROOT / "bench" / "README.md", steps_text),
+    "sweeps": (ROOT / "bench" / "README.md", other_sweeps_text),
+    "methods": (ROOT / "README.md", methods_text),
+    "details": (ROOT / "docs" / "science" / "results.md", details_text),
+}
+
+
+def markers(name: str) -> tuple[str, str]:
+    """Return the lines around a section."""
+    return f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+
+
+def insert(name: str) -> None:
+    """Replace the text between the markers of a section."""
+    file, text = SECTIONS[name]
+    begin, end = markers(name)
+    pattern = re.compile(f"{begin}.*{end}", re.DOTALL)
+    updated = pattern.sub(lambda _: f"{begin}\n{text()}\n{end}", file.read_text())
+    file.write_text(updated)
 
 
 def main() -> None:
@@ -339,12 +366,9 @@ def main() -> None:
     if files:
         print(table(*comparison(*files)))
         return
-    insert(OPS_README, ops_text())
-    insert(LADDER_README, steps_text())
-    comparisons = final_comparisons()
-    insert(README, "\n\n".join(method_tables(comparisons)))
-    insert(SCIENCE, sweeps_text(comparisons))
-    write_curves(comparisons, CURVES)
+    for name in SECTIONS:
+        insert(name)
+    write_curves(final_comparisons(), CURVES)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`pkd.Detector`: the student of P-KDGAN as a scikit-learn outlier estimator."""
+"""`pkd.Detector`: the small network of P-KDGAN as a scikit-learn outlier estimator."""
 
 import copy
 import math
@@ -18,7 +18,7 @@ from pkd.data.dataset import hold_out
 from pkd.models.ganomaly import GAN, Generator
 from pkd.scoring.metrics import threshold
 from pkd.scoring.novelty import score_parts_per_member
-from pkd.scoring.score import LATENT, SCORES, fit_score
+from pkd.scoring.score import LATENT, SCORES, ScoreRule
 from pkd.training.config import CONTAMINATION, TrainConfig
 from pkd.training.fit import fit_member
 from pkd.utils.errors import ConfigError, DataError
@@ -34,11 +34,11 @@ SETTINGS = (
 class Detector(OutlierMixin, BaseEstimator):
     """One-class novelty detector for images, trained on normal images only.
 
-    `fit` trains a large teacher and distils it into a small student (P-KDGAN-I and -II, Algorithm 1
-    of the paper). The student computes the scores. The threshold is a quantile of the scores of
-    held-out training images. The score of an image does not depend on the other images of a batch:
-    scores are computed in float64 and rounded to float32, so that the order of sums in a batch
-    cannot change a prediction.
+    `fit` trains a small GANomaly network, the student, by itself, or, with a `structure` of the
+    paper, distils a large teacher into it. The student computes the scores. The threshold is a
+    quantile of the scores of held-out training images. The score of an image does not depend on the
+    other images of a batch: scores are computed in float64 and rounded to float32, so that the
+    order of sums in a batch cannot change a prediction.
 
     X is (n, H, W) or (n, 1, H, W) grey, (n, 3, H, W) or (n, H, W, 3) RGB, or flattened, see
     `image_shape`. Images may have any size. Pixels are converted to 8 bits.
@@ -56,8 +56,9 @@ class Detector(OutlierMixin, BaseEstimator):
         novelty_score: "latent", "reconstruction" or "fused", see `--score` of `pkd train`; default
             by preset.
         preset: "quick" for a laptop, or "paper": batch 1, 500 epochs a phase.
-        structure: losses of the two steps, see `pkd train --help`.
-        teacher_widths: channels of the teacher's stages.
+        structure: "student-only" trains the student by itself; "1" to "4", "progressive-23" and
+            "progressive-24" distil a teacher into it; None takes the preset's.
+        teacher_widths: channels of the teacher's stages; None takes the preset's.
         student_widths: channels of the student's stages; None takes the preset's.
         teacher_epochs, step1_epochs, step2_epochs: of each phase; None takes the preset's, more
             for fewer than 1,000 images.
@@ -98,8 +99,8 @@ class Detector(OutlierMixin, BaseEstimator):
         held_out: float = 0.1,
         novelty_score: str | None = None,
         preset: str = "quick",
-        structure: str = "progressive-23",
-        teacher_widths: tuple[int, int, int] = (64, 128, 256),
+        structure: str | None = None,
+        teacher_widths: tuple[int, int, int] | None = None,
         student_widths: tuple[int, int, int] | None = None,
         teacher_epochs: int | None = None,
         step1_epochs: int | None = None,
@@ -154,7 +155,8 @@ class Detector(OutlierMixin, BaseEstimator):
         self.n_channels_, self.n_features_in_ = images.shape[1], math.prod(images.shape[1:])
         self.pixel_range_, self.held_out_ = span, held_out
         parts = self._parts(resized)
-        self.score_function_ = fit_score(config.score, parts[held_out])
+        rule = ScoreRule(config.score, config.fused_weights)
+        self.score_function_ = rule.fit(parts[held_out])
         self.decision_scores_ = _rounded(self.score_function_(parts))
         self.threshold_ = threshold(self.decision_scores_[held_out], config.contamination)
         self.offset_ = -self.threshold_

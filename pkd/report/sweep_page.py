@@ -18,6 +18,7 @@ from pkd.report.sweep_tables import (
     compression_table,
     method_table,
     method_title,
+    score_table,
 )
 from pkd.runs.plots import COLOURS, round_ticks, set_ticks
 from pkd.sweep.read import MergedSweeps, read_sweeps
@@ -97,6 +98,7 @@ def page_context(results: MergedSweeps) -> dict[str, Any]:
             {
                 "title": comparison_title(comparison),
                 "table": class_table(comparison),
+                "scores": score_table(comparison),
                 "chart": curve_chart(comparison),
                 "lines": method_lines(comparison),
                 "teacher": bool(teacher_level(comparison)),

@@ -12,6 +12,7 @@ from pkd.report.formats import (
     format_count,
 )
 from pkd.scoring.metrics import Average, average
+from pkd.scoring.score import SCORES
 from pkd.sweep.read import Method
 from pkd.sweep.summary import Comparison, Difference, MethodResult, average_by_class
 
@@ -162,6 +163,22 @@ def _class_columns(comparison: Comparison) -> list[_ClassColumn]:
         title = method_title(result.method, comparison)
         columns.append(_ClassColumn(title, cells, _student_cell(result)))
     return columns
+
+
+def score_table(comparison: Comparison) -> Table:
+    """Build the table of mean AUCs by each score, of the teachers and of each method's students."""
+    rows = [
+        (method_title(result.method, comparison), _score_cells(result.method, "student"))
+        for result in comparison.results
+    ]
+    if comparison.teachers is not None:
+        rows.insert(0, ("teacher", _score_cells(comparison.teachers, "teacher")))
+    return Table([], [*SCORES], rows)
+
+
+def _score_cells(method: Method, network: str) -> list[Cell]:
+    every = [method.auc_by(score, network) for score in SCORES]
+    return [auc_cell(average(auc)) if auc else MISSING for auc in every]
 
 
 def compression_table(comparisons: Sequence[Comparison]) -> Table:

@@ -49,7 +49,7 @@ def take_teachers(run: Run) -> None:
     """Finish the teacher's phase with the teachers of other runs."""
     phase, teachers, folder = run.phases[0], run.teachers, run.folder
     tensors, scores = teachers.tensors(), teachers.scores()
-    auc = parse_parts(scores).auc(run.config.score, run.dataset.test_labels, run.members)
+    auc = parse_parts(scores).auc(run.score_rule, run.dataset.test_labels, run.members)
     load_networks(run.trained(phase), tensors)
     progress = replace(folder.progress, phase=1, auc={phase.name: auc})
     progress.teacher_sha256 = weights_sha256(tensors, len(run.members))

@@ -2,6 +2,7 @@
 
 import platform
 from collections.abc import Sequence
+from dataclasses import replace
 from statistics import mean
 from typing import Any
 
@@ -98,10 +99,10 @@ def add_thresholds(
     run: Run, members: list[dict[str, Any]], parts: dict[str, Parts]
 ) -> list[dict[str, Any]]:
     """Add score, threshold and AUC by every score after each phase to members of results.json."""
-    name, share = run.config.score, run.config.contamination
-    scores = {phase: part.fit(name) for phase, part in parts.items()}
+    rule, share = run.score_rule, run.config.contamination
+    scores = {phase: part.fit(rule) for phase, part in parts.items()}
     thresholds = {
-        phase: [threshold(values, share) for values in part.held_out_scores(name)]
+        phase: [threshold(values, share) for values in part.held_out_scores(rule)]
         for phase, part in parts.items()
     }
     auc = auc_by_score(run, parts)
@@ -124,10 +125,13 @@ def auc_by_score(run: Run, parts: dict[str, Parts]) -> dict[str, dict[str, list[
 
     Phases that an earlier version of pkd trained are left out: it kept the latent score alone.
     """
-    labels, members = run.dataset.test_labels, run.members
+    labels, members, rule = run.dataset.test_labels, run.members, run.score_rule
     complete = {phase: part for phase, part in parts.items() if part.test.shape[2] > 1}
     return {
-        name: {phase: part.auc(name, labels, members) for phase, part in complete.items()}
+        name: {
+            phase: part.auc(replace(rule, name=name), labels, members)
+            for phase, part in complete.items()
+        }
         for name in SCORES
     }
 
@@ -215,7 +219,7 @@ def member_metrics(run: Run, results: dict[str, Any]) -> dict[str, list[MemberMe
     labels, members = run.dataset.test_labels, results["members"]
     metrics = {}
     for phase in run.phases:
-        scores = load_parts(run, phase).test_scores(run.config.score)
+        scores = load_parts(run, phase).test_scores(run.score_rule)
         auc = [member["auc"][phase.name] for member in members]
         if not np.allclose(auc_by_member(scores, labels, run.members), auc):
             raise CheckpointError(

@@ -18,6 +18,7 @@ from pkd.runs.data import RunData, load_dataset, prepare
 from pkd.runs.folder import RunFolder
 from pkd.runs.memory import check_memory, fitting_stack
 from pkd.runs.teachers import Teachers
+from pkd.scoring.score import ScoreRule
 from pkd.training.config import DeviceName, ResolvedConfig, TrainConfig
 from pkd.training.factory import make_networks
 from pkd.training.settings import from_plain, to_plain
@@ -44,6 +45,7 @@ class Run:
         dataset: data set of the run.
         members: one for each normal class and seed.
         phases: phases of the training, in order.
+        score_rule: how the constants of the novelty score are determined.
         stacks: slices of the members that are trained together, one stack after the other.
         device: device of the computation.
         test_images: (n, C, S, S) uint8 on the device.
@@ -55,6 +57,7 @@ class Run:
         self.folder, self.config, self.data = folder, config, data
         self.dataset, self.members = data.dataset, data.members
         self.device, self.phases = config.torch_device(), config.phases()
+        self.score_rule = ScoreRule(config.score, config.fused_weights)
         self.versions = {name: version(name) for name in PACKAGES}
         self.stacks = split_into_stacks(len(self.members), config.stack)
         self._check_progress()

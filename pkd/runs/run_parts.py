@@ -76,7 +76,7 @@ def score_held_out(run: Run, network: str) -> list[np.ndarray]:
 def evaluate(run: Run, network: str) -> list[float]:
     """AUC of each member on the test split; DivergenceError as `compute_stack_parts`."""
     parts = compute_parts(run, network)
-    return parts.auc(run.config.score, run.dataset.test_labels, run.members)
+    return parts.auc(run.score_rule, run.dataset.test_labels, run.members)
 
 
 def parts_tensors(

@@ -117,7 +117,7 @@ class StackLoop:
             "phase": self.phase.name,
             "epoch": progress.epoch + 1,
             "network": network,
-            "auc": parts.auc(run.config.score, labels, run.members[self.stack]),
+            "auc": parts.auc(run.score_rule, labels, run.members[self.stack]),
             "test_images": len(labels),
             "losses": self.trainer.history.epoch_means(),
         }

@@ -9,11 +9,11 @@ mean of |x - xh|.
 
     "latent"            a = 1, b = 0, c = 0: the paper's score
     "reconstruction"    a = 0, b = 0, c = 1
-    "fused"             a = 1, b = -1: the latent difference relative to the latents, and
-                        c = w · std(log(latent / energy)) / std(log reconstruction)
+    "fused"             a = 1, b = -v, c = w · std(log(latent / energy^v)) / std(log reconstruction)
 
 The logarithm of "fused" is, up to a factor, the sum of both logarithms standardised on normal
-images, the second one with the weight w = `RECONSTRUCTION_WEIGHT`.
+images, the second one with the weight w. v and w are settings; with v = 1 the latent difference is
+relative to the latents.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,6 @@ from pkd.utils.errors import ConfigError
 ScoreName = Literal["latent", "reconstruction", "fused"]
 SCORES: tuple[ScoreName, ...] = ("latent", "reconstruction", "fused")
 
-RECONSTRUCTION_WEIGHT = 0.25  # chosen on development images, see docs/science/protocol.md
 MIN_IMAGES = 20  # normal images that "fused" needs; with fewer it is "latent"
 TINY = np.finfo(np.float32).tiny  # keeps logarithms and powers of parts finite
 
@@ -66,31 +65,43 @@ class Score:
 LATENT = Score()
 
 
-def fit_score(name: ScoreName, parts: np.ndarray) -> Score:
-    """Determine the constants of a score.
+@dataclass(frozen=True)
+class ScoreRule:
+    """How to determine the constants of a score.
 
-    Args:
+    Attributes:
         name: of the score.
-        parts: (n, 3) parts of normal images, or (n, 1) with the latent part alone.
-
-    Raises:
-        ConfigError: the score needs parts that are missing.
+        weights: v and w of "fused".
     """
-    if name == "latent":
-        return LATENT
-    if parts.shape[1] == 1:
-        raise ConfigError(
-            "score",
-            f"is {name!r}, but an earlier version of pkd stored no reconstruction errors: use "
-            "'latent', or train again",
-        )
-    if name == "reconstruction":
-        return Score(latent=0.0, reconstruction=1.0)
-    latent, energy, reconstruction = np.log(np.maximum(parts, TINY, dtype=np.float64)).T
-    if len(parts) < MIN_IMAGES or not reconstruction.std() > 0:
-        return LATENT
-    exponent = RECONSTRUCTION_WEIGHT * (latent - energy).std() / reconstruction.std()
-    return Score(1.0, -1.0, float(exponent), float(np.exp(reconstruction.mean())))
+
+    name: ScoreName
+    weights: tuple[float, float]
+
+    def fit(self, parts: np.ndarray) -> Score:
+        """Determine the constants of the score.
+
+        Args:
+            parts: (n, 3) parts of normal images, or (n, 1) with the latent part alone.
+
+        Raises:
+            ConfigError: the score needs parts that are missing.
+        """
+        if self.name == "latent":
+            return LATENT
+        if parts.shape[1] == 1:
+            raise ConfigError(
+                "score",
+                f"is {self.name!r}, but an earlier version of pkd stored no reconstruction errors: "
+                "use 'latent', or train again",
+            )
+        if self.name == "reconstruction":
+            return Score(latent=0.0, reconstruction=1.0)
+        latent, energy, reconstruction = np.log(np.maximum(parts, TINY, dtype=np.float64)).T
+        if len(parts) < MIN_IMAGES or not reconstruction.std() > 0:
+            return LATENT
+        v, w = self.weights
+        exponent = w * (latent - v * energy).std() / reconstruction.std()
+        return Score(1.0, -v, float(exponent), float(np.exp(reconstruction.mean())))
 
 
 @dataclass(frozen=True)
@@ -105,25 +116,25 @@ class Parts:
     test: np.ndarray
     held_out: Sequence[np.ndarray]
 
-    def fit(self, name: ScoreName) -> list[Score]:
-        """Score of each member; ConfigError as `fit_score`."""
-        return [fit_score(name, parts) for parts in self.held_out]
+    def fit(self, rule: ScoreRule) -> list[Score]:
+        """Score of each member; ConfigError as `ScoreRule.fit`."""
+        return [rule.fit(parts) for parts in self.held_out]
 
-    def test_scores(self, name: ScoreName) -> np.ndarray:
+    def test_scores(self, rule: ScoreRule) -> np.ndarray:
         """(T, M) scores of the test split."""
-        return np.stack([score(self.test[:, k]) for k, score in enumerate(self.fit(name))], 1)
+        return np.stack([score(self.test[:, k]) for k, score in enumerate(self.fit(rule))], 1)
 
-    def held_out_scores(self, name: ScoreName) -> list[np.ndarray]:
+    def held_out_scores(self, rule: ScoreRule) -> list[np.ndarray]:
         """(n,) scores of each member's held-out images."""
-        pairs = zip(self.fit(name), self.held_out, strict=True)
+        pairs = zip(self.fit(rule), self.held_out, strict=True)
         return [score(parts) for score, parts in pairs]
 
-    def auc(self, name: ScoreName, labels: np.ndarray, members: Sequence[Member]) -> list[float]:
+    def auc(self, rule: ScoreRule, labels: np.ndarray, members: Sequence[Member]) -> list[float]:
         """AUC of each member on the test split.
 
         Args:
-            name: of the score.
+            rule: of the score.
             labels: (T,) classes of the test images.
             members: the M members.
         """
-        return auc_by_member(self.test_scores(name), labels, members)
+        return auc_by_member(self.test_scores(rule), labels, members)

@@ -10,7 +10,7 @@ from pkd.data.dataset import Dataset
 from pkd.models.stack import Member
 from pkd.runs.data import RunData, load_dataset, prepare
 from pkd.runs.teachers import Teachers
-from pkd.training.config import ResolvedConfig, TrainConfig
+from pkd.training.config import PRESETS, ResolvedConfig, TrainConfig
 from pkd.training.settings import to_plain
 from pkd.training.structures import Phase
 from pkd.utils.errors import ConfigError
@@ -137,7 +137,8 @@ def _loader() -> Loader:
 
 def _prepare(settings: TrainConfig, load: Loader) -> tuple[ResolvedConfig, RunData]:
     """`prepare` on a machine that may lack the workers' GPU."""
-    if settings.structure in ("teacher-only", "student-only"):
+    structure = settings.structure or PRESETS[settings.preset]["structure"]
+    if structure in ("teacher-only", "student-only"):
         settings = replace(settings, teacher=None)  # a common value for the other structures
     settings.resolved()  # checks device and precision, which the next line replaces
     config, data = prepare(replace(settings, device="cpu", precision="float32"), load)

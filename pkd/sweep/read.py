@@ -92,6 +92,19 @@ class Method:
             if row["auc_teacher"] is not None
         }
 
+    def auc_by(self, score: str, network: str) -> dict[Member, float]:
+        """AUC by one of the scores, of "teacher" or "student" after its last phase.
+
+        Members without it are left out: sweeps of early versions have the score of the run alone.
+        """
+        phases = ("teacher",) if network == "teacher" else ("step2", "step1")
+        columns = [f"auc_{phase}_{score}" for phase in phases]
+        found = {
+            member: [row[column] for column in columns if row.get(column) is not None]
+            for member, row in self.rows.items()
+        }
+        return {member: values[0] for member, values in found.items() if values}
+
     def seconds(self, network: str) -> float:
         """Mean seconds that training "teacher" or "student" took per model, 0 if it did not."""
         rows = self.rows.values()

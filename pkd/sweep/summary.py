@@ -15,7 +15,10 @@ from pkd.sweep.read import MergedSweeps, Method
 RESAMPLES, INTERVAL = 10_000, 0.95
 ALONE = ("student-only", "teacher-only")  # structures without distillation
 # Settings that decide on which images and by which score an AUC is computed.
-EVALUATION = ("score", "evaluate_on", "image_size", "channels", "held_out", "skip_bad", "data_dir")
+EVALUATION = (
+    *("score", "fused_weights", "evaluate_on", "image_size", "channels", "held_out", "skip_bad"),
+    "data_dir",
+)
 CLASSES = 10  # over which the means of the paper are
 
 
@@ -65,17 +68,25 @@ class Comparison:
         dataset: name of the data set.
         student_widths: such as 1-2-4.
         results: of the methods that train a student.
-        teacher_auc: member -> AUC of its teacher, of the best method; empty if there is none.
-        teacher_size: parameters and FLOPs of that teacher.
+        teachers: method whose teachers stand for all: that of the best distilled student.
         on_test_split: whether the AUCs are those of the test split, as in the paper.
     """
 
     dataset: str
     student_widths: str
     results: list[MethodResult]
-    teacher_auc: dict[Member, float]
-    teacher_size: tuple[int, int] | None
+    teachers: Method | None
     on_test_split: bool = True
+
+    @property
+    def teacher_auc(self) -> dict[Member, float]:
+        """Member -> AUC of its teacher; empty if there is none."""
+        return {} if self.teachers is None else self.teachers.teacher_auc
+
+    @property
+    def teacher_size(self) -> tuple[int, int] | None:
+        """Parameters and FLOPs of the teacher."""
+        return None if self.teachers is None else _size(self.teachers, "teacher")
 
     @property
     def student_only(self) -> MethodResult | None:
@@ -172,10 +183,8 @@ def _compare(
         paper = _paper(method) if on_test_split else None
         results.append(MethodResult(method, average(method.auc), paired, paper))
     best = _best([r for r in results if r.method.structure not in ALONE])
-    source = best.method if best else teacher_only
-    teacher_auc = {} if source is None else source.teacher_auc
-    teacher_size = None if source is None else _size(source, "teacher")
-    return Comparison(dataset, widths, results, teacher_auc, teacher_size, on_test_split)
+    teachers = best.method if best else teacher_only
+    return Comparison(dataset, widths, results, teachers, on_test_split)
 
 
 def student_only_of(method: Method, methods: Sequence[Method]) -> Method | None:

@@ -22,12 +22,16 @@ StructureName = Literal[
 ]
 DeviceName = Literal["auto", "cpu", "cuda"]
 Widths = tuple[int, int, int]
+Weights = tuple[float, float, float, float, float, float]
 
 CONTAMINATION = 0.05
+PAPER_WEIGHTS: Weights = (10.0, 1.0, 1.0, 1.0, 1.0, 1.0)
 
 # Values that a preset fills in where a setting is None.
 PRESETS: dict[str, dict[str, Any]] = {
     "quick": {
+        "structure": "student-only",
+        "teacher_widths": (32, 64, 128),
         "student_widths": (8, 16, 64),
         "max_train_images": 1000,
         "held_out": 0.1,
@@ -35,17 +39,22 @@ PRESETS: dict[str, dict[str, Any]] = {
         # After a few hundred steps this falling rate gives a better AUC than the paper's.
         "lr": 0.0005,
         "lr_schedule": "linear",
+        # K_1 and K_2 are means over the latents, which weight 1 makes negligible beside S_con.
+        "weights": (10.0, 1.0, 1.0, 20.0, 1.0, 20.0),
     },
     "paper": {
+        "structure": "progressive-23",
+        "teacher_widths": TEACHER_WIDTHS,
         "held_out": 0.02,  # the paper trains on all images
         "score": "latent",
         "lr": 0.002,
         "lr_schedule": "constant",
+        "weights": PAPER_WEIGHTS,
     },
 }
 # Epochs of a phase and batch size; `TrainConfig.lengths` adapts those of "quick".
 LENGTHS: dict[str, dict[str, int]] = {
-    "quick": {"teacher_epochs": 4, "step1_epochs": 10, "step2_epochs": 2, "batch_size": 8},
+    "quick": {"teacher_epochs": 10, "step1_epochs": 20, "step2_epochs": 2, "batch_size": 8},
     "paper": {"teacher_epochs": 500, "step1_epochs": 500, "step2_epochs": 500, "batch_size": 1},
 }
 
@@ -63,12 +72,12 @@ class TrainConfig:
         seeds: repeats of each class, seeds 0 to SEEDS-1, trained as further models of the stack.
         members: models of the stack as CLASS:SEED,CLASS:SEED,...; default: every normal class with
             every seed.
-        structure: KDGAN-1 to -4, the two steps of P-KDGAN-II-(2)(3) or -(2)(4), or one network
-            alone, without distillation.
+        structure: one network alone, without distillation, KDGAN-1 to -4, or the two steps of
+            P-KDGAN-II-(2)(3) or -(2)(4); default by preset.
         teacher: finished runs to take the teachers from instead of training them. Together they
             have a teacher for each class and seed, trained on the same images with the same
             settings.
-        teacher_widths: channels of the teacher's three stages.
+        teacher_widths: channels of the teacher's three stages; default by preset.
         student_widths: channels of the student's three stages; default by preset.
         preset: defaults for widths, epochs, batch size and training images: "quick" for a laptop,
             "paper" for batch 1, 500 epochs a phase and the paper's student of the data set.
@@ -92,13 +101,16 @@ class TrainConfig:
         contamination: share of normal images that the threshold may classify as novel.
         score: novelty score: "latent", the paper's difference of latents; "reconstruction", the
             reconstruction error; or "fused", both; default by preset.
+        fused_weights: weights of the fused score: of the latents' energy, which divides the latent
+            difference, and of the reconstruction error.
         lr: Adam's learning rate; default by preset.
         teacher_lr: learning rate of the teacher's own training; default: lr.
         step2_teacher_lr: learning rate of the teacher in the second step of a progressive
             structure; default: lr.
         lr_schedule: keep the rate, or decrease it linearly to 0 in each phase; default by preset.
         betas: Adam's decay rates.
-        weights: weights of the loss terms con,enc,adv (Eq. 5) and k1,kx,k2 (Eq. 6).
+        weights: weights of the loss terms con,enc,adv (Eq. 5) and k1,kx,k2 (Eq. 6); default by
+            preset.
         reduction: "mean" over elements, or "norm", the paper's definition.
         norm: normalisation over one image, or over the batch.
         norm_first: normalise the first encoder convolution too, as in the paper's Table 1.
@@ -119,9 +131,9 @@ class TrainConfig:
     normal_class: Literal["all"] | tuple[int, ...] = "all"
     seeds: int = 1
     members: tuple[tuple[int, int], ...] | None = None
-    structure: StructureName = "progressive-23"
+    structure: StructureName | None = None
     teacher: tuple[str, ...] | None = None
-    teacher_widths: Widths = TEACHER_WIDTHS
+    teacher_widths: Widths | None = None
     student_widths: Widths | None = None
     preset: Literal["quick", "paper"] = "quick"
     teacher_epochs: int | None = None
@@ -137,12 +149,13 @@ class TrainConfig:
     evaluate_on: Literal["test", "development"] = "test"
     contamination: float = CONTAMINATION
     score: Literal["latent", "reconstruction", "fused"] | None = None
+    fused_weights: tuple[float, float] = (0.0, 0.25)  # see docs/science/protocol.md
     lr: float | None = None
     teacher_lr: float | None = None
     step2_teacher_lr: float | None = None
     lr_schedule: Literal["constant", "linear"] | None = None
     betas: tuple[float, float] = (0.5, 0.999)
-    weights: tuple[float, float, float, float, float, float] = (10.0, 1.0, 1.0, 1.0, 1.0, 1.0)
+    weights: Weights | None = None
     reduction: Literal["mean", "norm"] = "mean"
     norm: Literal["instance", "batch"] = "instance"
     norm_first: bool = True
@@ -163,7 +176,9 @@ class TrainConfig:
         defaults = PRESETS[self.preset] | LENGTHS[self.preset]
         if self.preset == "paper":
             student = PAPER_STUDENTS.get(self.dataset, PAPER_STUDENTS["mnist"])
-            defaults = defaults | {"student_widths": student.widths}
+            defaults |= {"student_widths": student.widths}
+        if self.reduction == "norm":
+            defaults |= {"weights": PAPER_WEIGHTS}
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         missing = {k: v for k, v in defaults.items() if values[k] is None}
         if self.data_dir:
@@ -229,6 +244,8 @@ class ResolvedConfig(TrainConfig):
     The fields repeated here are never None.
     """
 
+    structure: StructureName = field(kw_only=True)
+    teacher_widths: Widths = field(kw_only=True)
     student_widths: Widths = field(kw_only=True)
     teacher_epochs: int = field(kw_only=True)
     step1_epochs: int = field(kw_only=True)
@@ -238,6 +255,7 @@ class ResolvedConfig(TrainConfig):
     score: Literal["latent", "reconstruction", "fused"] = field(kw_only=True)
     lr: float = field(kw_only=True)
     lr_schedule: Literal["constant", "linear"] = field(kw_only=True)
+    weights: Weights = field(kw_only=True)
 
     def architecture(self, network: str, channels: int) -> Architecture:
         """Architecture of "teacher" or "student" for images with `channels` channels."""
@@ -254,7 +272,9 @@ class ResolvedConfig(TrainConfig):
             )
         if self.teacher and self.structure in ("teacher-only", "student-only"):
             raise ConfigError(
-                "teacher", f"has no use with the structure {self.structure}: leave it out"
+                "teacher",
+                f"has no use with the structure {self.structure}: leave it out, or choose a "
+                "structure with distillation such as 2",
             )
 
     def phases(self) -> list[Phase]:

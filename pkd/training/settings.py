@@ -98,6 +98,7 @@ PARSERS = {
     "student_widths": parse_widths,
     "betas": parse_numbers,
     "weights": parse_numbers,
+    "fused_weights": parse_numbers,
 }
 
 
@@ -121,6 +122,7 @@ BEFORE = {
     "step2_teacher_lr": None,
     "evaluate_on": "test",
     "score": "latent",
+    "fused_weights": (1.0, 0.25),
 }
 
 

@@ -54,6 +54,10 @@ RULES: dict[str, Rule] = {
         lambda value: all(math.isfinite(weight) and weight >= 0 for weight in value),
         "be six finite numbers, each at least 0",
     ),
+    "fused_weights": Rule(
+        lambda value: all(math.isfinite(weight) and weight >= 0 for weight in value),
+        "be two finite numbers, each at least 0",
+    ),
     "checkpoint_every": Rule(lambda value: value >= 0, "be a number of seconds, at least 0"),
     "image_size": Rule(
         lambda value: value in IMAGE_SIZES, f"be one of {', '.join(map(str, IMAGE_SIZES))}"

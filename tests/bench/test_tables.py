@@ -1,7 +1,5 @@
 """Markdown tables of measured results."""
 
-from pathlib import Path
-
 import pytest
 
 from bench import tables
@@ -66,16 +64,8 @@ def test_targets_of_the_ladder():
         assert line in text
 
 
-@pytest.mark.parametrize(
-    ("readme", "text"),
-    [
-        (tables.OPS_README, tables.ops_text),
-        (tables.LADDER_README, tables.steps_text),
-        (tables.README, lambda: "\n\n".join(tables.method_tables(tables.final_comparisons()))),
-        (tables.SCIENCE, lambda: tables.sweeps_text(tables.final_comparisons())),
-    ],
-    ids=["ops", "ladder", "methods", "classes"],
-)
-def test_the_tables_in_the_documents_equal_the_saved_results(readme, text):
-    document = Path(readme).read_text(encoding="utf-8")
-    assert f"{tables.BEGIN}\n{text()}\n{tables.END}" in document
+@pytest.mark.parametrize("name", tables.SECTIONS)
+def test_the_tables_in_the_documents_equal_the_saved_results(name):
+    file, text = tables.SECTIONS[name]
+    begin, end = tables.markers(name)
+    assert f"{begin}\n{text()}\n{end}" in file.read_text(encoding="utf-8")

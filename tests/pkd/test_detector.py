@@ -26,6 +26,7 @@ from pkd.scoring.metrics import threshold
 from pkd.utils.errors import ConfigError, DataError, DivergenceError
 
 TINY = {
+    "structure": "progressive-23",
     "image_size": 16,
     "teacher_widths": (2, 4, 4),
     "student_widths": (1, 2, 2),

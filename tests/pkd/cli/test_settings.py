@@ -49,10 +49,10 @@ def test_a_switch_is_set_by_its_flag_its_negation_or_a_value(resolved, tmp_path)
 def test_few_own_images_get_more_epochs(photos, resolved):
     argv = ("--dataset", "folder", "--data-dir", str(photos))
     config = resolved(*argv, "--step2-epochs", "5")
-    assert (config["teacher_epochs"], config["step2_epochs"]) == (400, 5)  # of 10 images
+    assert (config["teacher_epochs"], config["step2_epochs"]) == (1000, 5)  # of 10 images
     assert config["batch_size"] == 8
     config = resolved(*argv, "--max-train-images", "5")
-    assert (config["teacher_epochs"], config["batch_size"]) == (800, 5)
+    assert (config["teacher_epochs"], config["batch_size"]) == (2000, 5)
 
 
 @pytest.mark.parametrize(

@@ -185,10 +185,13 @@ def test_flags_override_common_values_axes_and_cells(config_file):
             ("--lr is an axis and a setting of a cell", "keep one"),
         ),
         (
-            {"axes": {"lr": [0.2, 0.2]}},
-            ("--lr gives the cell digits_progressive-23_1-2-4_lr-0.2 twice", "leave one out"),
+            {"structure": 1, "axes": {"lr": [0.2, 0.2]}},
+            ("--lr gives the cell digits_1_1-2-4_lr-0.2 twice", "leave one out"),
         ),
-        ({"cells": [{}, {}]}, ("--cells gives the cell digits_progressive-23_1-2-4 twice",)),
+        (
+            {"structure": 1, "cells": [{}, {}]},
+            ("--cells gives the cell digits_1_1-2-4 twice",),
+        ),
         ({"structure": 7}, ("--structure", "7", "progressive-23")),
     ],
 )

@@ -23,6 +23,7 @@ from pkd.runs.run import Run
 from pkd.runs.run_parts import compute_parts
 
 TINY = (
+    *("--structure", "progressive-23"),
     *("--device", "cpu", "--latent", "8", "--batch-size", "2", "--max-train-images", "20"),
     *("--teacher-widths", "2-4-8", "--student-widths", "1-2-4"),
     *("--teacher-epochs", "1", "--step1-epochs", "1"),

@@ -34,10 +34,11 @@ def page_of(sweep):
 def test_page_of_a_sweep(sweep):
     page = page_of(sweep)
     assert re.findall(r"<h2>(.*?)</h2>", page) == [
-        *("Methods", "Training", "AUC by class", "Compression", "Failed shards", "Settings"),
+        *("Methods", "Training", "AUC by class", "AUC by score", "Compression"),
+        *("Failed shards", "Settings"),
     ]
     titles = ["Fashion-MNIST, 1-2-4", "Fashion-MNIST, 8-16-64"]
-    assert re.findall(r"<h3.*?>(.*?)</h3>", page) == titles * 2
+    assert re.findall(r"<h3.*?>(.*?)</h3>", page) == titles * 3
     assert page.count('role="img"') == 2
     for method in ("student alone", "KDGAN-2", "P-KDGAN-II-(2)(3)"):
         assert f"<tr><th>{method}</th>" in page

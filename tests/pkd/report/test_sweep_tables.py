@@ -12,6 +12,7 @@ from pkd.report.sweep_tables import (
     decimals,
     difference_cell,
     method_table,
+    score_table,
 )
 from pkd.scoring.metrics import Average
 from pkd.sweep.read import read_sweeps
@@ -149,3 +150,16 @@ def test_training_time_includes_the_teacher(comparisons_of):
     (_, alone), (_, distilled) = method_table([comparison]).rows
     assert alone[2] == Cell("19 s")
     assert distilled[2] == Cell("68 s", "(teacher 49 s)")
+
+
+def test_auc_by_score_of_teachers_and_students(comparisons_of):
+    (comparison,) = comparisons_of(cell_rows("student-only"), cell_rows("2"))
+    table = score_table(comparison)
+    assert table.columns == ["latent", "reconstruction", "fused"]
+    assert [name for name, _ in table.rows] == ["teacher", "student alone", "KDGAN-2"]
+    assert {cell for _, cells in table.rows for cell in cells} == {Cell("–")}  # of early versions
+    for row in comparison.results[1].method.rows.values():
+        row |= {"auc_teacher_fused": 0.9, "auc_step1_latent": 0.7, "auc_step2_latent": 0.8}
+    (_, teacher), _, (_, student) = score_table(comparison).rows
+    assert [cell.value for cell in teacher] == ["–", "–", "0.9000"]
+    assert [cell.value for cell in student] == ["0.8000", "–", "–"]

@@ -30,7 +30,7 @@ def make_dataset(train_labels: list[int], test_labels: list[int], channels: int 
 
 
 def make_data(dataset: Dataset, **settings) -> RunData:
-    settings = {"dataset": "npz", "image_size": 16, "held_out": 0.25} | settings
+    settings = {"dataset": "npz", "image_size": 16, "held_out": 0.25, "structure": "2"} | settings
     return RunData(TrainConfig(**settings).resolved(), dataset)
 
 
@@ -146,7 +146,7 @@ def test_prepare_resolves_the_settings_against_the_data(tmp_path):
     config, data = prepare(settings)
     assert data.sizes == {0: 6, 1: 15}
     # The smallest class has 6 images, so that "quick" takes 1000 / 6 times its epochs.
-    assert (config.channels, config.batch_size, config.teacher_epochs) == (3, 6, 667)
+    assert (config.channels, config.batch_size, config.teacher_epochs) == (3, 6, 1667)
     assert None not in (config.step1_epochs, config.step2_epochs, config.student_widths, config.lr)
     with pytest.raises(ConfigError, match=r"`batch_size` 7 "):
         prepare(TrainConfig(dataset="npz", data_dir=str(path), held_out=0.25, batch_size=7))

@@ -62,7 +62,7 @@ def test_the_memory_is_not_measured_for_a_stack_of_given_size(fake_gpu, tmp_path
 )
 def test_networks_that_exceed_the_memory_are_refused(settings, tmp_path):
     with pytest.raises(ConfigError, match=r"GiB.* choose smaller"):
-        Run.create(TrainConfig(device="cpu", **settings), tmp_path / "run")
+        Run.create(TrainConfig(structure="2", device="cpu", **settings), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

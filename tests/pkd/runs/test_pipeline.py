@@ -44,7 +44,7 @@ def test_results_contain_what_scoring_new_images_needs(small_run):
     run = Run.open(small_run, device="cpu")
     labels = run.dataset.train_labels
     for phase in run.phases:
-        held_out_scores = load_parts(run, phase).held_out_scores("fused")
+        held_out_scores = load_parts(run, phase).held_out_scores(run.score_rule)
         for member, scores in zip(results["members"], held_out_scores, strict=True):
             assert len(scores) == np.ceil(0.1 * (labels == member["normal_class"]).sum())
             assert member["threshold"][phase.name] == threshold(scores, 0.05)

@@ -23,6 +23,7 @@ from pkd.cli import main as cli
 from pkd.training import trainer
 
 SETTINGS = (
+    *("--structure", "progressive-23"),
     *("--normal-class", "0,1", "--seeds", "1", "--device", "cpu"),
     *("--teacher-widths", "2-4-8", "--student-widths", "1-2-4", "--latent", "8"),
     *("--teacher-epochs", "2", "--step1-epochs", "1", "--step2-epochs", "1"),

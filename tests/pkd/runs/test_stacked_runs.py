@@ -15,6 +15,7 @@ from pkd.training.config import TrainConfig
 from pkd.training.settings import PARSERS
 
 SETTINGS = (
+    *("--structure", "progressive-23"),
     *("--normal-class", "0,1", "--seeds", "2", "--device", "cpu", "--latent", "8"),
     *("--teacher-widths", "2-4-8", "--student-widths", "1-2-4", "--max-train-images", "10"),
     *("--teacher-epochs", "2", "--step1-epochs", "2", "--step2-epochs", "1", "--batch-size", "2"),

@@ -17,6 +17,7 @@ from pkd.training.config import TrainConfig
 from pkd.utils.errors import CheckpointError, ConfigError
 
 SETTINGS = {
+    "structure": "progressive-23",
     **{"teacher_widths": (2, 2, 4), "student_widths": (1, 1, 2), "latent": 4, "image_size": 16},
     **{"teacher_epochs": 2, "step1_epochs": 1, "step2_epochs": 1, "batch_size": 4},
     **{"max_train_images": 12, "device": "cpu"},
@@ -163,13 +164,13 @@ def test_damaged_weights_of_a_source_are_refused(sources, tmp_path):
 
 
 def test_the_settings_of_a_teacher_are_the_effective_ones():
-    explicit = TrainConfig(lr=0.001, teacher_lr=0.0005, batch_size=2, teacher_batch_size=8)
-    assert teacher_settings(explicit.resolved()) == teacher_settings(TrainConfig().resolved())
-    other = TrainConfig(weights=(10.0, 1.0, 1.0, 5.0, 6.0, 7.0), student_widths=(1, 2, 4))
-    assert teacher_settings(other.resolved()) == teacher_settings(TrainConfig().resolved())
-    assert teacher_settings(TrainConfig(weights=(9.0, 1, 1, 1, 1, 1)).resolved()) != (
-        teacher_settings(TrainConfig().resolved())
-    )
+    def effective(**settings):
+        return teacher_settings(TrainConfig(structure="2", **settings).resolved())
+
+    default = effective()
+    assert effective(lr=0.001, teacher_lr=0.0005, batch_size=2, teacher_batch_size=8) == default
+    assert effective(weights=(10.0, 1.0, 1.0, 5.0, 6.0, 7.0), student_widths=(1, 2, 4)) == default
+    assert effective(weights=(9.0, 1, 1, 1, 1, 1)) != default
 
 
 def test_sources_of_different_formats_share_the_latent_score(sources, tmp_path):

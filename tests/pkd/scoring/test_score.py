@@ -12,14 +12,19 @@ from pkd.scoring.novelty import score_parts
 from pkd.scoring.score import (
     LATENT,
     MIN_IMAGES,
-    RECONSTRUCTION_WEIGHT,
     SCORES,
     Parts,
     Score,
-    fit_score,
+    ScoreRule,
 )
 from pkd.scoring.single import Scorer
 from pkd.utils.errors import ConfigError
+
+WEIGHTS = (0.5, 0.25)  # of "fused"
+
+
+def fit_score(name: str, parts: np.ndarray) -> Score:
+    return ScoreRule(name, WEIGHTS).fit(parts)
 
 
 def random_parts(*shape: int) -> np.ndarray:
@@ -41,11 +46,11 @@ def test_the_reconstruction_score_is_the_reconstruction_part():
 def test_the_fused_score_ranks_as_the_sum_of_standardised_logarithms():
     normal, parts = random_parts(50), 3 * random_parts(30)
     fit_logs, logs = (
-        np.stack([np.log(p[:, 0] / p[:, 1]), np.log(p[:, 2])]).astype(float)
+        np.stack([np.log(p[:, 0] / p[:, 1] ** WEIGHTS[0]), np.log(p[:, 2])]).astype(float)
         for p in (normal, parts)
     )
     standardised = (logs - fit_logs.mean(1)[:, None]) / fit_logs.std(1)[:, None]
-    expected = standardised[0] + RECONSTRUCTION_WEIGHT * standardised[1]
+    expected = standardised[0] + WEIGHTS[1] * standardised[1]
     scores = fit_score("fused", normal)(parts)
     correlation = np.corrcoef(np.log(scores), expected)[0, 1]
     assert correlation == pytest.approx(1, abs=1e-6)
@@ -77,13 +82,14 @@ def test_parts_that_are_zero_give_finite_scores(name):
 def test_members_have_scores_of_their_held_out_images(name):
     test, held_out = random_parts(40, len(MEMBERS)), [random_parts(n) for n in (30, 25, 60)]
     parts = Parts(test, held_out)
-    scores = parts.test_scores(name)
+    rule = ScoreRule(name, WEIGHTS)
+    scores = parts.test_scores(rule)
     for k, normal in enumerate(held_out):
         score = fit_score(name, normal)
         np.testing.assert_array_equal(scores[:, k], score(test[:, k]))
-        np.testing.assert_array_equal(parts.held_out_scores(name)[k], score(normal))
+        np.testing.assert_array_equal(parts.held_out_scores(rule)[k], score(normal))
     labels = np.arange(40) % 4
-    assert parts.auc(name, labels, MEMBERS) == auc_by_member(scores, labels, MEMBERS)
+    assert parts.auc(rule, labels, MEMBERS) == auc_by_member(scores, labels, MEMBERS)
 
 
 @pytest.mark.parametrize("score", [LATENT, Score(0.0, 0.0, 1.0), Score(1.0, -1.0, 0.7, 0.3)])

@@ -67,6 +67,7 @@ def test_each_data_set_is_loaded_once(monkeypatch):
 
 def test_the_members_of_a_cell_are_its_classes_and_seeds():
     settings = {"normal_class": (3, 5), "seeds": 2, "max_train_images": 20, "batch_size": 4}
+    settings |= {"structure": "2"}
     (cell,) = resolve_cells(*combine_settings(settings, {}))
     members = [(member.normal_class, member.seed) for member in cell.members]
     assert members == [(3, 0), (5, 0), (3, 1), (5, 1)]

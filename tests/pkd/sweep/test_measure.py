@@ -57,7 +57,7 @@ def test_phases_count_by_their_steps(step_seconds):
     """The second step alone would gain, but most steps belong to the first one."""
     step_seconds(lambda phase, count: 1.0 if phase == "step2" else float(count))
     lengths = {"step1_epochs": 100, "step2_epochs": 1, "teacher": ("other",)}
-    cell = make_cell()
+    cell = make_cell(structure="progressive-23")
     measured = measure_cell(replace(cell, config=replace(cell.config, **lengths)), {})
     assert measured.knee == 1
     assert list(measured.step_seconds) == ["step1", "step2"]

@@ -12,7 +12,10 @@ from pkd.sweep.plan import Plan
 from pkd.sweep.planning import make_plan
 from pkd.utils.errors import CheckpointError, PkdError
 
-TINY = {"teacher_widths": (1, 1, 1), "student_widths": (1, 1, 1), "latent": 4, "device": "cpu"}
+TINY = {
+    **{"structure": "2", "teacher_widths": (1, 1, 1), "student_widths": (1, 1, 1)},
+    **{"latent": 4, "device": "cpu"},
+}
 
 
 class FakeEngine:

@@ -48,13 +48,13 @@ def test_explicit_values_override_the_preset(preset):
 @pytest.mark.parametrize(
     ("images", "epochs", "batch_size"),
     [
-        *((images, [4, 10, 2], 8) for images in (5000, 1000)),
-        (300, [13, 33, 7], 8),
-        (3, [1333, 3333, 667], 3),
+        *((images, [10, 20, 2], 8) for images in (5000, 1000)),
+        (300, [33, 67, 7], 8),
+        (3, [3333, 6667, 667], 3),
     ],
 )
 def test_preset_quick_uses_more_epochs_for_few_images(images, epochs, batch_size):
-    settings = TrainConfig()
+    settings = TrainConfig(structure="progressive-23")
     config = replace(settings.resolved(), **settings.lengths(images))
     assert [phase.epochs for phase in config.phases()] == epochs
     assert config.batch_size == batch_size
@@ -104,5 +104,6 @@ def test_an_architecture_has_the_settings_of_its_network():
 
 
 def test_the_epochs_of_a_phase_are_those_of_its_setting():
-    config = TrainConfig(teacher_epochs=5, step1_epochs=6, step2_epochs=7).resolved()
+    lengths = {"teacher_epochs": 5, "step1_epochs": 6, "step2_epochs": 7}
+    config = TrainConfig(structure="progressive-23", **lengths).resolved()
     assert [phase.epochs for phase in config.phases()] == [5, 6, 7]
