@@ -16,6 +16,7 @@ from typing import Any
 
 from bench.compare import comparison
 from bench.curves import write_curves
+from bench.fused_weights import weights_table
 from bench.gpu.summary import load
 from bench.ladder.cells import LARGE, SMALL, Cell
 from bench.ladder.contenders import BASE, COMPILE
@@ -334,11 +335,17 @@ def other_sweeps_text() -> str:
     return "\n\n".join(parts)
 
 
+def fused_text() -> str:
+    """Format the comparison of the weights of the fused score."""
+    return weights_table(json.loads((RESULTS / "fused-weights.json").read_text())["rows"])
+
+
 # Name of the markers -> file, and function that formats the text between them.
 SECTIONS: dict[str, tuple[Path, Callable[[], str]]] = {
     "ops": (ROOT / "kernels" / "README.md", ops_text),
     "steps": (ROOT / "bench" / "README.md", steps_text),
     "sweeps": (ROOT / "bench" / "README.md", other_sweeps_text),
+    "fused": (ROOT / "bench" / "README.md", fused_text),
     "methods": (ROOT / "README.md", methods_text),
     "details": (ROOT / "docs" / "science" / "results.md", details_text),
 }

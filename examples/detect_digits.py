@@ -28,18 +28,15 @@ train, test_normal = np.split(normal, [140])
 test = np.concatenate([test_normal, images[labels != NORMAL]])
 is_normal = np.arange(len(test)) < len(test_normal)
 
-# 16x16 pixels and a small teacher are enough for digits of 8x8 pixels; keep the defaults for
-# photos. The threshold is set on a fifth of the training images, which is held out.
-detector = Detector(image_size=16, teacher_widths=(16, 32, 64), held_out=0.2, random_state=0)
-detector.fit(train)
+# 16x16 pixels are enough for digits of 8x8 pixels; keep the default for photos. The threshold is
+# set on a fifth of the training images, which is held out.
+detector = Detector(image_size=16, held_out=0.2, random_state=0).fit(train)
 
 prediction = detector.predict(test)  # +1 normal, -1 novel
 print(f"AUC {roc_auc_score(is_normal, detector.score_samples(test)):.4f}")
 print(f"recall of novel digits: {np.mean(prediction[~is_normal] == -1):.1%}")
 print(f"false positive rate: {np.mean(prediction[is_normal] == -1):.1%}")
 
-# Only training needs the teacher; without it the file is small.
-del detector.teacher_
 file = Path(tempfile.mkdtemp()) / "zeros.joblib"
 joblib.dump(detector, file)
 print(f"saved: {file}, {file.stat().st_size / 2**20:.1f} MiB")

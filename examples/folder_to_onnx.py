@@ -67,9 +67,8 @@ def main() -> None:
     photos, run, model, scores = (folder / n for n in ("photos", "run", "washer.onnx", "new.csv"))
     draw_photos(photos)
 
-    smaller = ("--teacher-widths", "32-64-128", "--student-widths", "4-8-16")
-    shorter = ("--teacher-epochs", 8, "--step1-epochs", 12, "--step2-epochs", 2)
-    pkd("train", "--dataset", "folder", "--data-dir", photos, *smaller, *shorter, "--out", run)
+    small = ("--student-widths", "4-8-16", "--step1-epochs", 60)
+    pkd("train", "--dataset", "folder", "--data-dir", photos, *small, "--out", run)
     pkd("export", run, "--output", model)
     pkd("score", model, photos / "test", "--output", scores)  # runs without PyTorch
 

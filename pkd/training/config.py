@@ -149,7 +149,7 @@ class TrainConfig:
     evaluate_on: Literal["test", "development"] = "test"
     contamination: float = CONTAMINATION
     score: Literal["latent", "reconstruction", "fused"] | None = None
-    fused_weights: tuple[float, float] = (0.0, 0.25)  # see docs/science/protocol.md
+    fused_weights: tuple[float, float] = (0.25, 0.25)  # see docs/science/protocol.md
     lr: float | None = None
     teacher_lr: float | None = None
     step2_teacher_lr: float | None = None
