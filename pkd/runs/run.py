@@ -17,6 +17,7 @@ from pkd.models.stack import extract_stack, split_into_stacks
 from pkd.runs.data import RunData, load_dataset, prepare
 from pkd.runs.folder import RunFolder
 from pkd.runs.memory import check_memory, fitting_stack
+from pkd.runs.schema import check_epochs
 from pkd.runs.teachers import Teachers
 from pkd.training.config import DeviceName, ResolvedConfig, TrainConfig
 from pkd.training.factory import make_networks
@@ -138,6 +139,12 @@ class Run:
             fits &= progress.stack < len(self.stacks)
         else:
             fits &= progress.stack == progress.epoch == progress.step == 0
+        try:
+            check_epochs(self.folder.metrics, self.phases[: progress.phase], len(self.members))
+        except ValueError as error:
+            raise CheckpointError(
+                f"{self.folder.path} does not fit config.yaml, {error}: {RESTORE}"
+            ) from error
         if not fits:
             raise CheckpointError(
                 f"{self.folder.path / 'progress.json'} does not fit config.yaml: {RESTORE}"

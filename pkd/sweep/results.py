@@ -50,15 +50,10 @@ class FinishedRun:
         if results is None:
             raise CheckpointError(f"{path} is not finished")
         self.path, self.results = path, results
-        try:
-            self.auc = [(record["phase"], record["auc"]) for record in folder.metrics]
-            self.positions = {
-                Member(m["normal_class"], m["seed"]): k for k, m in enumerate(results["members"])
-            }
-        except (KeyError, TypeError) as error:
-            raise CheckpointError(
-                f"{path} is damaged, its results or metrics lack {error}: {RESTORE}"
-            ) from error
+        self.auc = [(record["phase"], record["auc"]) for record in folder.metrics]
+        self.positions = {
+            Member(m["normal_class"], m["seed"]): k for k, m in enumerate(results["members"])
+        }
 
     def seconds(self, phases: Sequence[str]) -> float | None:
         """Seconds of one member in the phases that were trained here; None if there are none."""
