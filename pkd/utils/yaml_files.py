@@ -58,16 +58,13 @@ def parse_yaml(text: str) -> Any:
     """
     if len(text) > MAX_BYTES:
         raise ValueError(f"it has more than {MAX_BYTES:,} characters")
-    loader = _Loader(text)
     try:
-        return loader.get_single_data()
+        return _Loader(text).get_single_data()
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from error
     # `!!int x` and similar contradictions, and keys that are lists
     except (AttributeError, KeyError, IndexError, OverflowError, TypeError) as error:
         raise ValueError(f"it has a value that does not fit its type ({error})") from error
-    finally:
-        loader.dispose()
 
 
 def read_yaml(path: Path) -> Any:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pkd.utils.errors import DataError, OutputError
-from pkd.utils.files import atomic_write
+from pkd.utils.files import atomic_write, make_unused, open_regular, read_bytes
 
 EXCEPTIONS = {
     "error": ValueError("bad"),
@@ -171,3 +171,23 @@ def test_file_and_folder_are_synced_around_the_rename(file, monkeypatch):
         inode = temporary.stat().st_ino
     folder = file.parent.stat().st_ino
     assert calls == [("fsync", inode), ("replace", inode), ("fsync", folder)]
+
+
+def test_only_regular_files_are_opened(tmp_path):
+    (tmp_path / "file").write_bytes(b"content")
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    assert read_bytes(tmp_path / "link", 7) == b"content"
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    for name, words in (("fifo", "a FIFO"), ("zero", "a device"), (".", "a folder")):
+        with pytest.raises(OSError, match=f"it is {words}"):
+            open_regular(tmp_path / name)
+    with pytest.raises(OSError, match="7 bytes, more than 6"):
+        open_regular(tmp_path / "file", 6)
+
+
+def test_a_new_folder_gets_a_number_if_its_name_is_taken(tmp_path):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "a-3").touch()
+    names = [make_unused(tmp_path / "runs" / "a").name for _ in range(3)]
+    assert names == ["a", "a-2", "a-4"]
