@@ -38,7 +38,7 @@ from pkd.runs.results import load_results, member_metrics
 from pkd.runs.run import Run
 from pkd.scoring.metrics import MemberMetrics
 from pkd.utils.duration import format_duration
-from pkd.utils.files import atomic_write
+from pkd.utils.files import atomic_write, read_bytes
 
 GENERATOR = '<meta name="generator" content="pkd report">'  # identifies reports of this program
 
@@ -75,7 +75,7 @@ def write_report(run: Run, output: Path | None = None, overwrite: bool = False) 
 def is_report(path: Path) -> bool:
     """Whether a file is a report of this program."""
     try:
-        return GENERATOR.encode() in path.read_bytes()
+        return GENERATOR.encode() in read_bytes(path)
     except OSError:
         return False
 

@@ -16,16 +16,20 @@ from pkd.utils.errors import ConfigError
 USABLE_MEMORY = 0.8
 
 
-def check_memory(config: ResolvedConfig, data: RunData) -> None:
+def check_memory(config: ResolvedConfig, members: int, channels: int) -> None:
     """Check that the weights, gradients and moments of the networks fit into memory.
+
+    Args:
+        config: settings.
+        members: models to train.
+        channels: of the images.
 
     Raises:
         ConfigError: they do not.
     """
     on_gpu = config.torch_device().type == "cuda"  # where `fitting_stack` finds the largest stack
-    members = data.count
     stack = min(config.stack or (1 if on_gpu else members), members)
-    per_model, available = weight_memory(config, data.channels)
+    per_model, available = weight_memory(config, channels)
     needed = stack * per_model
     if needed > available:
         raise ConfigError(

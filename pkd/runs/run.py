@@ -4,7 +4,6 @@ import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from datetime import datetime
 from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +24,7 @@ from pkd.training.settings import from_plain, to_plain
 from pkd.training.structures import Phase
 from pkd.utils.device import precision
 from pkd.utils.errors import RESTORE, CheckpointError, PkdError
+from pkd.utils.files import unused_folder
 
 logger = logging.getLogger(__name__)
 
@@ -75,12 +75,11 @@ class Run:
             PkdError: a setting, the data or the folder cannot be used.
         """
         config, data = prepare(settings)
-        check_memory(config, data)
+        check_memory(config, data.count, data.channels)
         if config.teacher:
             Teachers(config, data.dataset.digest, data.members)  # refuses those that do not fit
         config = replace(config, stack=fitting_stack(config, data))
-        stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-        out = out or Path("runs") / f"{config.dataset}-{stamp}"
+        out = out or unused_folder(config.dataset)
         return cls(RunFolder.create(out, to_plain(config)), config, data)
 
     @classmethod
@@ -111,12 +110,15 @@ class Run:
     def _open(
         cls, folder: RunFolder, device: DeviceName | None = None, data_dir: str | None = None
     ) -> "Run":
+        """Open a run; without `device` for training, on the device of its settings."""
         config = from_plain(folder.config(), folder.path / "config.yaml")
         config = replace(
             config, device=device or config.device, data_dir=data_dir or config.data_dir
         )
         data = RunData(config, load_dataset(config))
         data.check_batch_sizes(config.phases())
+        if device is None:
+            check_memory(config, data.count, data.channels)
         if not data.held_out.any():
             logger.warning(
                 "%s was trained before images were held out: its thresholds come from its "

@@ -13,6 +13,7 @@ from pkd.models.stack import Member
 from pkd.training.settings import BEFORE
 from pkd.training.structures import SCHEDULES
 from pkd.utils.errors import CheckpointError
+from pkd.utils.files import read_text
 
 FILE, FORMAT = "sweep.json", 1
 RESTORE = "restore it from a copy, or write it again with pkd sweep --resume FOLDER"
@@ -193,7 +194,7 @@ def _read(path: Path) -> _File:
             f"the sweep with pkd sweep --resume {shlex.quote(str(path.parent))}"
         )
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
         if content["format"] != FORMAT:
             raise ValueError(f"its format is {content['format']!r}")
         rows, curves = content["rows"], content["curves"]
@@ -206,7 +207,7 @@ def _read(path: Path) -> _File:
         settings = content.get("settings", {})
         varied = content.get("varied", [])
         return _File(path, rows, curves, content["failed"], settings, varied)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"{path} is damaged or of another version of pkd ({error}): {RESTORE}"
         ) from error

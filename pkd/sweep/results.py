@@ -18,6 +18,7 @@ from pkd.training.settings import to_plain
 from pkd.training.structures import PHASE_NAMES
 from pkd.utils.errors import RESTORE, CheckpointError
 from pkd.utils.files import atomic_write
+from pkd.utils.text import csv_cell
 
 FORMAT = 1
 CURVE_DIGITS = 5
@@ -142,7 +143,7 @@ class SweepResults:
         ):
             writer = csv.DictWriter(file, names, lineterminator="\n")
             writer.writeheader()
-            writer.writerows(rows)
+            writer.writerows({k: csv_cell(v) for k, v in row.items()} for row in rows)
 
     def _shard_rows(self, cell: Cell, shard: Shard, run: FinishedRun) -> list[dict[str, Any]]:
         """A row for each member of a cell that a finished shard has trained."""

@@ -9,6 +9,7 @@ import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from itertools import count
 from pathlib import Path
 from typing import BinaryIO
@@ -65,15 +66,34 @@ def read_text(path: Path, limit: int | None = None) -> str:
     return read_bytes(path, limit).decode()
 
 
-def make_unused(folder: Path) -> Path:
-    """Make a new folder: `folder`, or with a number after its name if that exists; OSError."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    for number in count(1):
-        candidate = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
-        with suppress(FileExistsError):
-            candidate.mkdir()
-            return candidate
-    raise AssertionError("`count` never ends")
+def unused_folder(name: str) -> Path:
+    """Make the default folder of a new run or sweep: runs/NAME-TIME, with a number if it exists.
+
+    Raises:
+        OutputError: the folder cannot be made.
+    """
+    first = Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    try:
+        first.parent.mkdir(exist_ok=True)
+        return next(filter(_is_made, _numbered(first)))
+    except OSError as error:
+        raise OutputError.from_os_error(first, error) from error
+
+
+def _numbered(path: Path) -> Iterator[Path]:
+    """The path, then the path with 2, 3, ... after its name."""
+    yield path
+    for number in count(2):
+        yield path.with_name(f"{path.name}-{number}")
+
+
+def _is_made(folder: Path) -> bool:
+    """Make a folder; return whether it is new."""
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        return False
+    return True
 
 
 @contextmanager

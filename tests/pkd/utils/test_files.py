@@ -1,12 +1,13 @@
 """`atomic_write`: a file is complete or unchanged after any error while it is written."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
 
 from pkd.utils.errors import DataError, OutputError
-from pkd.utils.files import atomic_write, make_unused, open_regular, read_bytes
+from pkd.utils.files import atomic_write, open_regular, read_bytes, unused_folder
 
 EXCEPTIONS = {
     "error": ValueError("bad"),
@@ -186,8 +187,16 @@ def test_only_regular_files_are_opened(tmp_path):
         open_regular(tmp_path / "file", 6)
 
 
-def test_a_new_folder_gets_a_number_if_its_name_is_taken(tmp_path):
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "a-3").touch()
-    names = [make_unused(tmp_path / "runs" / "a").name for _ in range(3)]
-    assert names == ["a", "a-2", "a-4"]
+def test_default_folders_of_one_second_have_different_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folders = [unused_folder("digits") for _ in range(30)]
+    assert len(set(folders)) == 30
+    assert all(re.fullmatch(r"runs/digits-\d{8}-\d{6}(-\d+)?", str(path)) for path in folders)
+    assert all(path.is_dir() for path in folders)
+
+
+def test_a_default_folder_that_cannot_be_made_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("runs").touch()
+    with pytest.raises(OutputError, match=r"runs/digits-.* cannot be written"):
+        unused_folder("digits")
