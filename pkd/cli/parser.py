@@ -1,9 +1,12 @@
 """Parser and flags that all commands share. Needs no torch."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
+from typing_extensions import override
 
 from pkd.utils.errors import PkdError
 
@@ -18,6 +21,24 @@ class Parser(ArgumentParser):
 
     def __init__(self, **kwargs: Any):
         super().__init__(print_config="--print-%s", **kwargs)
+
+    @override
+    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+        with self._unusable_values():
+            return super().parse_args(*args, **kwargs)
+
+    @override
+    def parse_object(self, *args: Any, **kwargs: Any) -> Any:
+        with self._unusable_values():
+            return super().parse_object(*args, **kwargs)
+
+    @contextmanager
+    def _unusable_values(self) -> Iterator[None]:
+        """Report values that jsonargparse does not check: huge integers, nesting, mappings."""
+        try:
+            yield
+        except (OverflowError, RuntimeError) as error:
+            self.error(f"a value cannot be used: {error}", error)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise a PkdError with a shortened message of jsonargparse."""

@@ -34,9 +34,9 @@ def channels_first(images: np.ndarray, image_shape: Sequence[int] | None = None)
             )
         try:
             images = images.reshape(len(images), *image_shape)
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise DataError(
-                f"rows of {shape[1]} values are not images of image_shape={tuple(image_shape)}: "
+                f"rows of {shape[1]} values are not images of image_shape={image_shape}: "
                 "give the shape that the images had before they were flattened"
             ) from error
     if images.ndim == 3:
@@ -65,7 +65,7 @@ def pixel_range(images: np.ndarray) -> tuple[float, float]:
     if low >= 0 and high <= 1:
         return 0.0, 1.0
     if high == low:
-        return low, low + 1.0
+        high = max(low + 1.0, math.nextafter(low, math.inf))
     check_span(low, high)
     return low, high
 

@@ -35,7 +35,7 @@ def check_memory(config: ResolvedConfig, members: int, channels: int) -> None:
         raise ConfigError(
             "teacher_widths",
             f"and `student_widths` are too large: {stack} networks in the stack need "
-            f"{needed / 2**30:,.0f} GiB, but the device has {available / 2**30:,.0f}: choose "
+            f"{needed // 2**30:,} GiB, but the device has {available // 2**30:,}: choose "
             "smaller widths or `latent`, fewer classes or `seeds`, or a smaller `stack`",
         )
 

@@ -20,7 +20,7 @@ class Rule(NamedTuple):
     text: str
 
 
-LARGEST = 2**31 - 1  # of counts, channels and seeds
+LARGEST = 2**31 - 1  # of counts; `check_memory` limits seeds, widths and latent
 
 
 def _positive_in_float32(value: float) -> bool:
@@ -39,18 +39,18 @@ def _is_path(value: str) -> bool:
 
 
 COUNTS = (
-    *("seeds", "latent", "max_train_images", "stack", "batch_size"),
+    *("max_train_images", "stack", "batch_size"),
     *("teacher_epochs", "step1_epochs", "step2_epochs"),
     *("teacher_batch_size", "teacher_max_train_images"),
 )
 RULES: dict[str, Rule] = {
-    **dict.fromkeys(COUNTS, Rule(lambda value: 1 <= value <= LARGEST, "be at least 1")),
+    **dict.fromkeys(
+        COUNTS, Rule(lambda v: 1 <= v <= LARGEST, f"be at least 1, at most {LARGEST:,}")
+    ),
+    **dict.fromkeys(("seeds", "latent"), Rule(lambda value: value >= 1, "be at least 1")),
     **dict.fromkeys(
         ("teacher_widths", "student_widths"),
-        Rule(
-            lambda value: min(value) >= 1 and max(value) <= LARGEST,
-            "be three positive integers such as 8-16-64",
-        ),
+        Rule(lambda value: min(value) >= 1, "be three positive integers such as 8-16-64"),
     ),
     "data_dir": Rule(_is_path, "be a path"),
     "normal_class": Rule(
