@@ -34,10 +34,12 @@ class Parser(ArgumentParser):
 
     @contextmanager
     def _unusable_values(self) -> Iterator[None]:
-        """Report values that jsonargparse does not check: huge integers, nesting, mappings."""
+        """Report values that jsonargparse does not check: huge integers, nesting, YAML tags."""
         try:
             yield
-        except (OverflowError, RuntimeError) as error:
+        except PkdError:
+            raise
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, ValueError) as error:
             self.error(f"a value cannot be used: {error}", error)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:

@@ -290,7 +290,7 @@ def test_unfinished_run(copy, refused):
     [
         (lambda results: results.pop("cost"), "lacks cost"),
         (lambda results: results["members"][1].pop("threshold"), "lacks 'threshold'"),
-        (lambda results: results["members"].pop(), "does not fit config.yaml"),
+        (lambda results: results["members"].pop(), "another number of members"),
         (lambda results: results["members"][0]["auc"].pop("step2"), "does not fit config.yaml"),
     ],
 )
