@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from tests.fuzz.runner import FINDING, REFUSED, RIGHT, Kind, WrongError, run_cases
 
@@ -100,13 +99,11 @@ def test_a_case_is_repeated_by_its_number(tmp_path):
 def test_2000_hostile_inputs_are_refused_or_right():
     table = rows(output_of("tests.fuzz", "--cases", 2000, "--seed", 1))
     assert table["all"][0] == "2,000"
-    for name, (_, refused, right, findings, *_) in table.items():
-        assert (int(refused.replace(",", "")) > 0, findings) == (
-            True,
-            "0",
-        ) or name == "image folder"
-        assert right != ""
-    assert int(table["all"][2].replace(",", "")) > 100
+    refused, right = ({name: int(cells[k].replace(",", "")) for name, cells in table.items()}
+                      for k in (1, 2))  # fmt: skip
+    assert [name for name, count in refused.items() if not count] == ["image folder"]
+    assert right["all"] > 100
+    assert {cells[3] for cells in table.values()} == {"0"}
 
 
 @pytest.mark.slow
@@ -115,27 +112,6 @@ def test_killed_runs_and_sweeps_end_with_the_same_files():
     runs, kills, _, differ = map(int, table["all"])
     assert (runs, differ) == (8, 0)
     assert kills >= 8
-
-
-@pytest.mark.slow
-def test_the_memory_of_scoring_does_not_grow_with_the_number_of_images(small_onnx, tmp_path):
-    """`pkd score` of 10,000 images takes at most 5 MB more than that of 1,000."""
-    image = tmp_path / "image.png"
-    Image.radial_gradient("L").resize((32, 32)).save(image)
-    peaks = {}
-    for count in (1_000, 10_000):
-        folder = tmp_path / str(count)
-        folder.mkdir()
-        for k in range(count):
-            (folder / f"{k:05}.png").hardlink_to(image)
-        output = tmp_path / f"{count}.csv"
-        command = ["pkd", "score", str(small_onnx), str(folder), "--output", str(output)]
-        child = os.posix_spawn(sys.executable, [sys.executable, "-m", *command], os.environ)
-        _, status, usage = os.wait4(child, 0)
-        assert status == 0
-        assert len(output.read_text().splitlines()) == count + 1
-        peaks[count] = usage.ru_maxrss / 1024
-    assert peaks[10_000] - peaks[1_000] < 5 * 1e6 / 2**20, peaks
 
 
 # -- The document ----------------------------------------------------------------------------------

@@ -42,28 +42,32 @@ def find_images(folder: Path) -> list[Path]:
     Raises:
         DataError: a folder cannot be read.
     """
-
-    def refuse(error: OSError) -> None:
+    try:
+        return list(_walk(folder, set()))
+    except OSError as error:
         raise DataError(
             f"{error.filename} cannot be read ({error.strerror}): choose a folder with images, or "
             "get permission to read it"
         ) from error
 
-    seen: set[tuple[int, int]] = set()
-    images: list[Path] = []
-    for parent, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
-        status = Path(parent).stat()
-        if (status.st_dev, status.st_ino) in seen:
-            folders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        folders.sort()
-        images += [
-            Path(parent, name)
-            for name in names
-            if name.lower().endswith(SUFFIXES) and not name.startswith(".")
-        ]
-    return sorted(images)
+
+def _walk(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
+    """Image files below a folder, sorted by path; OSError if a folder cannot be read.
+
+    Args:
+        folder: the folder.
+        seen: folders, as device and inode, that are not read again.
+    """
+    status = folder.stat()
+    if (status.st_dev, status.st_ino) in seen:
+        return
+    seen.add((status.st_dev, status.st_ino))
+    for name in sorted(path.name for path in folder.iterdir()):
+        path = folder / name
+        if path.is_dir():
+            yield from _walk(path, seen)
+        elif name.lower().endswith(SUFFIXES) and not name.startswith("."):
+            yield path
 
 
 def unusable_images(messages: Sequence[str]) -> DataError:

@@ -4,9 +4,11 @@
 """
 
 import argparse
+import multiprocessing
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.fuzz.kinds import Inputs
@@ -15,14 +17,41 @@ from tests.fuzz.runner import FINDING, REFUSED, RIGHT, Kind, Outcome, run_cases
 HEADER = ("input", "tried", REFUSED, RIGHT, FINDING, "longest, s", "memory, MiB")
 
 
-def fuzz(cases: int, seed: int, folder: Path) -> dict[str, Outcome]:
-    """Run cases, divided evenly among the kinds of input; kind -> outcome."""
-    kinds = Inputs(folder).kinds()
+PART = 50  # cases of a task
+
+
+def fuzz(kinds: Sequence[Kind], cases: int, seed: int, jobs: int) -> dict[str, Outcome]:
+    """Run cases, divided evenly among the kinds of input.
+
+    Args:
+        kinds: of input.
+        cases: number of all cases.
+        seed: selects the cases.
+        jobs: processes that fork the processes of the cases.
+
+    Returns:
+        Name of each kind -> its outcome.
+    """
+    _kinds[:] = kinds
     bounds = [cases * k // len(kinds) for k in range(len(kinds) + 1)]
-    return {
-        kind.name: run_cases(kind, range(bounds[k + 1] - bounds[k]), seed)
-        for k, kind in enumerate(kinds)
-    }
+    tasks = [
+        (k, range(first, min(first + PART, bounds[k + 1] - bounds[k])), seed)
+        for k in range(len(kinds))
+        for first in range(0, bounds[k + 1] - bounds[k], PART)
+    ]
+    outcomes = {kind.name: Outcome() for kind in kinds}
+    with multiprocessing.get_context("fork").Pool(jobs) as pool:
+        for name, outcome in pool.imap_unordered(_run_task, tasks):
+            outcomes[name].add(outcome)
+    return outcomes
+
+
+_kinds: list[Kind] = []  # of the processes of the pool, which inherit them
+
+
+def _run_task(task: tuple[int, range, int]) -> tuple[str, Outcome]:
+    k, cases, seed = task
+    return _kinds[k].name, run_cases(_kinds[k], cases, seed)
 
 
 def table(outcomes: dict[str, Outcome]) -> str:
@@ -59,19 +88,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("--cases", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=1, help="processes that fork the cases")
     parser.add_argument("--kind", help="of the case to repeat")
     parser.add_argument("--case", type=int, default=0)
     args = parser.parse_args()
     begin = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="pkd-fuzz-inputs-") as folder:
+        kinds = Inputs(Path(folder)).kinds()
         if args.kind:
-            kind = _select(Inputs(Path(folder)).kinds(), args.kind)
+            kind = _select(kinds, args.kind)
             outcomes = {kind.name: run_cases(kind, range(args.case, args.case + 1), args.seed)}
         else:
-            outcomes = fuzz(args.cases, args.seed, Path(folder))
+            outcomes = fuzz(kinds, args.cases, args.seed, args.jobs)
     print(table(outcomes))
     for name, outcome in outcomes.items():
-        for case, finding in outcome.findings.items():
+        for case, finding in sorted(outcome.findings.items()):
             print(f"\n{name}, case {case}: {finding}", file=sys.stderr)
     print(f"{time.monotonic() - begin:.0f} s", file=sys.stderr)
     return int(any(outcome.findings for outcome in outcomes.values()))

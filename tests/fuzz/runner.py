@@ -60,6 +60,13 @@ class Outcome:
     seconds: float = 0.0
     mebibytes: float = 0.0
 
+    def add(self, other: "Outcome") -> None:
+        """Add the result of further cases."""
+        self.counts += other.counts
+        self.findings |= other.findings
+        self.seconds = max(self.seconds, other.seconds)
+        self.mebibytes = max(self.mebibytes, other.mebibytes)
+
 
 def run_cases(kind: Kind, cases: range, seed: int) -> Outcome:
     """Run the cases of a kind, one after the other."""
