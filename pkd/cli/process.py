@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -102,16 +103,20 @@ def discard(descriptor: int) -> None:
 
 @contextmanager
 def _signals() -> Iterator[None]:
-    """Raise KeyboardInterrupt for SIGINT and TerminatedError for SIGTERM, unless ignored."""
+    """Raise KeyboardInterrupt for SIGINT and TerminatedError for SIGTERM, unless ignored.
+
+    Only the main thread receives signals.
+    """
 
     def terminate(number: int, frame: FrameType | None) -> None:
         raise TerminatedError
 
     handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: terminate}
+    in_main_thread = threading.current_thread() is threading.main_thread()
     previous = {
         number: signal.signal(number, handler)
         for number, handler in handlers.items()
-        if signal.getsignal(number) is not signal.SIG_IGN
+        if in_main_thread and signal.getsignal(number) is not signal.SIG_IGN
     }
     try:
         yield

@@ -39,6 +39,7 @@ from pkd.runs.run import Run
 from pkd.scoring.metrics import MemberMetrics
 from pkd.utils.duration import format_duration
 from pkd.utils.files import atomic_write, read_bytes
+from pkd.utils.text import visible
 
 GENERATOR = '<meta name="generator" content="pkd report">'  # identifies reports of this program
 
@@ -81,12 +82,17 @@ def is_report(path: Path) -> bool:
 
 
 def render(template: str, context: dict[str, Any]) -> str:
-    """Render a template of this package; values in `context` that are not Markup are escaped."""
+    """Render a template of this package.
+
+    Of values in `context` that are not Markup, markup is escaped and control characters are shown.
+    """
     environment = Environment(
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        # text from outside, such as names of classes; Markup is made here
+        finalize=lambda value: visible(value) if type(value) is str else value,
         loader=FunctionLoader(_read_template),
     )
     environment.globals |= {
