@@ -13,9 +13,10 @@ from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from pkd.data.arrays import channels_first, pixel_range, resize, to_uint8
+from pkd.data.arrays import channels_first, check_span, pixel_range, resize, to_uint8
 from pkd.data.dataset import hold_out
 from pkd.models.ganomaly import GAN, Generator
+from pkd.runs.memory import check_memory
 from pkd.scoring.metrics import threshold
 from pkd.scoring.novelty import score_parts_per_member
 from pkd.scoring.score import LATENT, SCORES, ScoreRule
@@ -138,6 +139,7 @@ class Detector(OutlierMixin, BaseEstimator):
         span = self._pixel_range(images)
         settings = self._config()
         config = settings.resolved()
+        check_memory(config, 1, images.shape[1])
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         held_out = hold_out(np.zeros(len(images), np.int64), config.held_out, seed)
         if held_out.all():
@@ -215,9 +217,15 @@ class Detector(OutlierMixin, BaseEstimator):
     def _checked(self, X: Any, fitting: bool) -> np.ndarray:  # noqa: N803
         """X as an array of finite numbers; flattened, with the number of features of `fit`."""
         least = 2 if fitting else 1  # one to train on, one for the threshold
+        if isinstance(X, Tensor):
+            X = X.detach().cpu()  # noqa: N806
+            X = (X.float() if X.dtype == torch.bfloat16 else X).numpy()  # noqa: N806
         if np.ndim(np.asarray(X)) <= 2:
             return validate_data(self, X, reset=fitting, ensure_min_samples=least)
-        return check_array(X, ensure_2d=False, allow_nd=True, ensure_min_samples=least)
+        images = check_array(X, ensure_2d=False, allow_nd=True, ensure_min_samples=least)
+        if not images.size:
+            raise DataError(f"X has the shape {images.shape}: give images with pixels")
+        return images
 
     def _pixel_range(self, images: np.ndarray) -> tuple[float, float]:
         """Values of black and white: the parameter, or those of the images."""
@@ -231,6 +239,7 @@ class Detector(OutlierMixin, BaseEstimator):
             raise ConfigError(
                 "pixel_range", f"is {self.pixel_range!r}, but must be two numbers (black, white)"
             )
+        check_span(low, high)
         return low, high
 
     def _config(self) -> TrainConfig:

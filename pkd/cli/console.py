@@ -1,21 +1,22 @@
 """Output on the terminal: tables, and the progress of a training run."""
 
+import signal
 from collections.abc import Iterable
 from types import TracebackType
 from typing import Any
 
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 from typing_extensions import override
 
-from pkd.cli.parser import PLAIN
+from pkd.cli.process import PlainConsole
 from pkd.data.dataset import Dataset
 from pkd.training.callbacks import Callback
 from pkd.training.structures import Phase
 
-console = Console(**PLAIN)
+console = PlainConsole()
 
 
 class ProgressBar(Callback):
@@ -79,7 +80,7 @@ class LossProgress(Progress):
 
 def print_table(table: Table) -> None:
     """Print in full width: a narrower terminal wraps lines, but no number is cut."""
-    Console(width=max(console.width, 80), file=console.file, **PLAIN).print(table)
+    PlainConsole(width=max(console.width, 80), file=console.file).print(table)
 
 
 def print_auc(results: dict[str, Any]) -> None:
@@ -109,3 +110,11 @@ def print_skipped_files(dataset: Dataset) -> None:
         console.print(f"unreadable files left out: {len(dataset.skipped_files)}")
         for path in dataset.skipped_files:
             console.print(f"  {path}", soft_wrap=True)
+
+
+def print_stopped(command: str, signal_number: int | None) -> int:
+    """Print the command that continues after a signal, and return the exit code."""
+    nobody_reads = signal_number == signal.SIGPIPE
+    output = PlainConsole(stderr=True) if nobody_reads else console
+    output.print(f"stopped; continue with: {command}", soft_wrap=True)
+    return 128 + (signal_number or signal.SIGINT)

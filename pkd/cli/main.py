@@ -6,7 +6,8 @@ from pkd.cli.cost import cost_parser, run_cost
 from pkd.cli.data import data_parser, run_data
 from pkd.cli.evaluate import evaluate_parser, run_evaluate
 from pkd.cli.export import export_parser, run_export
-from pkd.cli.parser import Parser, guarded
+from pkd.cli.parser import Parser
+from pkd.cli.process import guarded
 from pkd.cli.report import report_parser, run_report
 from pkd.cli.score import run_score, score_parser
 from pkd.cli.sweep import run_sweep, sweep_parser
@@ -26,7 +27,7 @@ COMMANDS = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; return the exit code: 0, 2 for a user's mistake, 130 after Ctrl-C."""
+    """Run a command; return the exit code, see `pkd.cli.process`."""
 
     def command() -> int:
         args = build_parser().parse_args(argv)

@@ -1,18 +1,14 @@
-"""Parser and error handling that all commands share. Needs no torch."""
+"""Parser and flags that all commands share. Needs no torch."""
 
-import os
 import re
-import sys
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
-from rich.console import Console
+from typing_extensions import override
 
 from pkd.utils.errors import PkdError
-
-# No markup: a path may contain brackets and colons.
-PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
 
 
 def flag(name: str) -> str:
@@ -25,6 +21,26 @@ class Parser(ArgumentParser):
 
     def __init__(self, **kwargs: Any):
         super().__init__(print_config="--print-%s", **kwargs)
+
+    @override
+    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+        with self._unusable_values():
+            return super().parse_args(*args, **kwargs)
+
+    @override
+    def parse_object(self, *args: Any, **kwargs: Any) -> Any:
+        with self._unusable_values():
+            return super().parse_object(*args, **kwargs)
+
+    @contextmanager
+    def _unusable_values(self) -> Iterator[None]:
+        """Report values that jsonargparse does not check: huge integers, nesting, YAML tags."""
+        try:
+            yield
+        except PkdError:
+            raise
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, ValueError) as error:
+            self.error(f"a value cannot be used: {error}", error)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise a PkdError with a shortened message of jsonargparse."""
@@ -50,24 +66,6 @@ def add_model_selection(parser: Parser) -> None:
         "--normal-class", type=int | None, help="number of the class, if a run has several"
     )
     parser.add_argument("--seed", type=int | None, help="of a run with several; default: 0")
-
-
-def guarded(command: Callable[[], int]) -> int:
-    """Run a command; return its exit code, 2 for a user's mistake, 130 after Ctrl-C."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # some terminals cannot show every character
-            stream.reconfigure(errors="backslashreplace")
-    try:
-        return command()
-    except PkdError as error:
-        message, code = with_flags(str(error)), 2
-    except KeyboardInterrupt:
-        message, code = "interrupted", 130
-    except BrokenPipeError:  # the reader of `pkd score ... | head` has closed the pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    Console(stderr=True, **PLAIN).print(f"pkd: {message}", soft_wrap=True)
-    return code
 
 
 def with_flags(message: str) -> str:

@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
-from rich.console import Console
 from rich.progress import track
 
-from pkd.cli.parser import PLAIN, Parser, add_model_selection
+from pkd.cli.parser import Parser, add_model_selection
+from pkd.cli.process import PlainConsole
 from pkd.deploy.score_files import list_images, open_detector, score_files, writer_for
 from pkd.utils.files import atomic_write
+from pkd.utils.text import visible
 
 
 def score_parser(**kwargs: Any) -> Parser:
@@ -36,13 +37,15 @@ def run_score(args: Namespace) -> int:
     info, score = open_detector(args.detector, args.network, args.normal_class, args.seed)
     files = list_images(args.images)
     skipped: list[str] = []
-    console = Console(stderr=True, **PLAIN)
+    console = PlainConsole(stderr=True)
     # on a terminal the printed rows already show the progress
     no_bar = args.output is None and sys.stdout.isatty()
     tracked = track(files, "scoring", console=console, disable=no_bar)
     rows = score_files(tracked, info, score, skipped.append if args.skip_bad else None)
     try:
         if args.output is None:
+            if sys.stdout.isatty():
+                rows = (row._replace(image=visible(row.image)) for row in rows)
             write(sys.stdout, rows)
         else:
             with (

@@ -3,14 +3,18 @@
 from argparse import SUPPRESS, ArgumentTypeError
 from collections.abc import Callable, Collection
 from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import docstring_parser
-from jsonargparse import ArgumentParser
+from jsonargparse import ActionConfigFile, ArgumentParser
+from typing_extensions import override
 
 from pkd.cli.parser import flag
 from pkd.training.config import TrainConfig
 from pkd.training.settings import PARSERS, parse_numbers, parse_paths
+from pkd.utils.errors import ConfigError
+from pkd.utils.yaml_files import read_yaml
 
 
 class InvalidTextError(ArgumentTypeError, ValueError):
@@ -38,6 +42,27 @@ class TextType:
 
     def __repr__(self) -> str:
         return self.name
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Read a YAML file with settings; ConfigError if it cannot be read or holds something else."""
+    try:
+        values = read_yaml(path)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError("config", f"{path} cannot be read: {reason}") from error
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise ConfigError("config", f"{path} must have settings with their values")
+    return values
+
+
+class ConfigFile(ActionConfigFile):
+    """The flag of a YAML file with settings, which is checked before jsonargparse reads it."""
+
+    @override
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: Any = None) -> None:
+        read_settings(Path(values))
+        super().__call__(parser, cfg, values, option_string)
 
 
 def add_settings(

@@ -5,18 +5,16 @@ import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import fields
-from datetime import datetime
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import yaml
 from jsonargparse import Namespace
 from rich.table import Table
 
-from pkd.cli.console import console, print_table
+from pkd.cli.console import console, print_stopped, print_table
 from pkd.cli.parser import Parser, with_flags
-from pkd.cli.settings import add_settings
+from pkd.cli.settings import add_settings, read_settings
 from pkd.sweep.cells import Cell, combine_settings, resolve_cells
 from pkd.sweep.driver import Driver, Outcome, check_unused, lock, new_folder, sweep_command
 from pkd.sweep.engines import Engine, LocalEngine
@@ -27,6 +25,7 @@ from pkd.training.config import TrainConfig
 from pkd.training.structures import PHASE_NAMES
 from pkd.utils.duration import format_duration
 from pkd.utils.errors import ConfigError, PkdError
+from pkd.utils.files import read_text, unused_folder
 
 # Settings whose values on the command line may be lists, separated by commas.
 LISTS = ("structure", "student_widths")
@@ -79,11 +78,11 @@ def run_sweep(args: Namespace) -> int:
         with closing(_engine(args, cells)) as engine:
             print_plan(make_plan(cells, engine), engine.workers)
         return 0
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    directory = args.out or Path("runs") / f"sweep-{stamp}"
-    check_unused(directory)  # before the measurement
+    if args.out:
+        check_unused(args.out)  # before the measurement
     with closing(_engine(args, cells)) as engine:
         plan = make_plan(cells, engine)
+        directory = args.out or unused_folder("sweep")
         with new_folder(directory):
             plan.write(directory)
             return _run(directory, plan, engine, _continue_command(args, directory))
@@ -121,8 +120,7 @@ def _report(directory: Path, outcome: Outcome, command: str) -> int:
     for name, error in outcome.failed.items():
         console.print(f"failed: {name}: {with_flags(error)}", soft_wrap=True)
     if outcome.interrupted:
-        console.print(f"stopped; continue with: {command}", soft_wrap=True)
-        return 130
+        return print_stopped(command, outcome.signal)
     if outcome.failed:
         console.print(
             f"{len(outcome.failed)} shards failed; continue them with: {command}",
@@ -158,7 +156,7 @@ def _settings(
     Raises:
         PkdError: the file or a setting cannot be used.
     """
-    file = _read_yaml(path) if path else {}
+    file = read_settings(path) if path else {}
     axes = _mapping(file.pop("axes", {}), "axes")
     cells = file.pop("cells", SINGLE)
     if not isinstance(cells, (list, tuple)):
@@ -175,14 +173,6 @@ def _settings(
         else:
             common[name] = value[0] if name in LISTS else _without_lists(value)
     return combine_settings(common, axes, cells)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        return _mapping(yaml.safe_load(path.read_text("utf-8")), "config")
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError("config", f"{path} cannot be read: {reason}") from error
 
 
 def _mapping(value: Any, name: str) -> dict[str, Any]:
@@ -250,7 +240,7 @@ def print_plan(plan: Plan, workers: int) -> None:
 
 def print_results(directory: Path) -> None:
     """Print the mean AUC of each cell after each phase."""
-    rows = json.loads((directory / "sweep.json").read_text("utf-8"))["rows"]
+    rows = json.loads(read_text(directory / "sweep.json"))["rows"]
     table = Table("cell", "members", *PHASE_NAMES, title="Mean AUC, last epoch")
     table.columns[0].overflow = "fold"
     for cell in dict.fromkeys(row["cell"] for row in rows):

@@ -5,11 +5,17 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ActionConfigFile, Namespace
+from jsonargparse import Namespace
 
-from pkd.cli.console import ProgressBar, console, print_auc, print_skipped_files
+from pkd.cli.console import (
+    ProgressBar,
+    console,
+    print_auc,
+    print_skipped_files,
+    print_stopped,
+)
 from pkd.cli.parser import Parser
-from pkd.cli.settings import add_settings
+from pkd.cli.settings import ConfigFile, add_settings
 from pkd.runs.pipeline import train
 from pkd.runs.run import Run
 from pkd.runs.stop_on_signal import StopOnSignal
@@ -22,7 +28,7 @@ def train_parser() -> Parser:
     """Parser of the command."""
     parser = Parser(description="Train teacher and student, score the whole test split.")
     parser.add_argument(
-        "--config", action=ActionConfigFile, help="YAML file with settings; later flags override it"
+        "--config", action=ConfigFile, help="YAML file with settings; later flags override it"
     )
     add_settings(parser)
     parser.add_argument("--out", type=Path | None, help="new folder for this run")
@@ -37,12 +43,12 @@ def run_train(args: Namespace) -> int:
     """Train a new run, or continue one; return the exit code."""
     if args.tensorboard:  # an optional package: if missing, fail before a folder is made
         from pkd.runs.tensorboard import TensorBoard
-    run = _open_run(args)
+    run, signals = _open_run(args), StopOnSignal()
     console.print(f"run folder: {run.folder.path}", soft_wrap=True)
     try:
         with ExitStack() as stack:
             callbacks: list[Callback] = [
-                stack.enter_context(StopOnSignal()),
+                stack.enter_context(signals),
                 stack.enter_context(ProgressBar()),
             ]
             if args.tensorboard:
@@ -51,9 +57,7 @@ def run_train(args: Namespace) -> int:
             print_skipped_files(run.dataset)
             results = train(run, CallbackList(callbacks))
     except TrainingInterrupted:
-        command = resume_command(run.folder.path)
-        console.print(f"stopped; continue with: {command}", soft_wrap=True)
-        return 130
+        return print_stopped(resume_command(run.folder.path), signals.number)
     finally:
         run.folder.release()
     print_auc({"evaluate_on": "test"} | results)  # files of earlier versions lack it

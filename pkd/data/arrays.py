@@ -34,9 +34,9 @@ def channels_first(images: np.ndarray, image_shape: Sequence[int] | None = None)
             )
         try:
             images = images.reshape(len(images), *image_shape)
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise DataError(
-                f"rows of {shape[1]} values are not images of image_shape={tuple(image_shape)}: "
+                f"rows of {shape[1]} values are not images of image_shape={image_shape}: "
                 "give the shape that the images had before they were flattened"
             ) from error
     if images.ndim == 3:
@@ -55,13 +55,34 @@ def pixel_range(images: np.ndarray) -> tuple[float, float]:
     """Return the pixel values of black and white: the range that the images are assumed to span.
 
     (0, 255) for uint8; otherwise (0, 1) if all values lie in it, else the minimum and maximum.
+
+    Raises:
+        DataError: the range is too large or too small to be mapped to 0..255.
     """
     if images.dtype == np.uint8:
         return 0.0, 255.0
     low, high = float(images.min()), float(images.max())
     if low >= 0 and high <= 1:
         return 0.0, 1.0
-    return low, high if high > low else low + 1.0
+    if high == low:
+        high = max(low + 1.0, math.nextafter(low, math.inf))
+    check_span(low, high)
+    return low, high
+
+
+def check_span(black: float, white: float) -> None:
+    """Check that `to_uint8` can map the pixel values of black and white to 0 and 255.
+
+    Raises:
+        DataError: their difference, or 255 divided by it, is not a finite number of float32.
+    """
+    largest = float(np.finfo(np.float32).max)
+    # products of float32 numbers up to the largest value must be finite too
+    if not 255 / largest < white - black <= largest / 255 or max(-black, white) > largest:
+        raise DataError(
+            f"pixels from {black:.6g} to {white:.6g} cannot be mapped to 0..255: scale them, for "
+            "example to [0, 1]"
+        )
 
 
 def to_uint8(images: np.ndarray, black_white: tuple[float, float]) -> np.ndarray:
@@ -78,8 +99,9 @@ def to_uint8(images: np.ndarray, black_white: tuple[float, float]) -> np.ndarray
     if images.dtype == np.uint8 and (black, white) == (0, 255):
         return images
     values = images.astype(np.result_type(images, np.float32))
-    values -= black
-    values *= 255 / (white - black)
+    with np.errstate(over="ignore"):  # values far outside the range become 0 or 255
+        values -= black
+        values *= 255 / (white - black)
     return np.rint(values, out=values).clip(0, 255).astype(np.uint8)
 
 

@@ -23,7 +23,7 @@ from pkd.data.dataset import Dataset
 from pkd.data.formats import Arrays
 from pkd.data.sources import DIGIT_CLASSES, SOURCES, Alternatives, OfficialFile, Source
 from pkd.utils.errors import DataError, PkdError
-from pkd.utils.files import atomic_write
+from pkd.utils.files import atomic_write, open_regular
 
 DATASETS = ("digits", *SOURCES)
 
@@ -47,7 +47,11 @@ class FileStatus:
 
 def data_folder(data_dir: Path | str | None = None) -> Path:
     """Return `data_dir` if given, else $PKD_DATA_DIR, else a folder in the user's cache."""
-    return Path(data_dir or os.environ.get("PKD_DATA_DIR") or pooch.os_cache("pkdgan")).expanduser()
+    folder = Path(data_dir or os.environ.get("PKD_DATA_DIR") or pooch.os_cache("pkdgan"))
+    try:
+        return folder.expanduser()
+    except RuntimeError as error:  # such as ~name of an unknown user
+        raise DataError(f"{folder}: {error}; write the path of the folder in full") from error
 
 
 def load(name: str, data_dir: Path | str | None = None) -> Dataset:
@@ -173,10 +177,14 @@ def _load_file(name: str, alternatives: Alternatives, folder: Path) -> Arrays:
 
 
 def _read(file: OfficialFile, folder: Path) -> bytes | None:
-    """Return the content, None if the file does not exist; DataError if it cannot be read."""
+    """Return the content, None if the file does not exist; DataError if it cannot be read.
+
+    Of a file that is too long, only one byte more than the official file has is read.
+    """
     path = folder / file.path
     try:
-        return path.read_bytes()
+        with open_regular(path) as stream:
+            return stream.read(file.size + 1)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -198,7 +206,7 @@ def _difference(content: bytes, file: OfficialFile) -> str:
     if len(content) < file.size:
         return f"truncated: {len(content)} of {file.size} bytes"
     if len(content) > file.size:
-        return f"too long: {len(content)} bytes, expected {file.size}"
+        return f"too long: expected {file.size} bytes"
     return f"SHA-256 is {_sha256(content)}, expected {file.sha256}"
 
 

@@ -15,7 +15,16 @@ import torch
 from torch import Tensor
 
 from pkd.data.arrays import resize
-from pkd.deploy.inference import INPUT_NAME, OUTPUT_NAMES, DetectorInfo, ScoreFunction, open_onnx
+from pkd.deploy.inference import (
+    CHECKSUM_KEY,
+    CHECKSUM_ZEROS,
+    INPUT_NAME,
+    OUTPUT_NAMES,
+    DetectorInfo,
+    ScoreFunction,
+    open_onnx,
+    with_checksum,
+)
 from pkd.deploy.open_run import load_detector
 from pkd.runs.data import load_dataset
 from pkd.scoring.novelty import score_parts
@@ -131,9 +140,9 @@ def to_onnx(scorer: Scorer, info: DetectorInfo, dtype: torch.dtype) -> tuple[byt
     model = program.model_proto
     for part in (*model.graph.node, *model.graph.value_info, *model.graph.input, model.graph):
         del part.metadata_props[:]  # source locations, which take more space than a student
-    for key, value in info.metadata().items():
+    for key, value in (info.metadata() | {CHECKSUM_KEY: CHECKSUM_ZEROS}).items():
         model.metadata_props.add(key=key, value=value)
-    content = model.SerializeToString()
+    content = with_checksum(model.SerializeToString())
     return content, open_onnx(content)[1]
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from pkd.deploy.inference import DetectorInfo, ScoreFunction
@@ -96,9 +97,10 @@ def load_detector(
     else:
         tensors = folder.load_tensors(f"{phase}.safetensors", prefix)
     weights = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-    generator = Generator(config.architecture(network, infos[0].channels), len(infos))
+    with torch.device("meta"):  # takes no memory, whatever sizes config.yaml has
+        generator = Generator(config.architecture(network, infos[0].channels), len(infos))
     try:
-        generator.load_state_dict(weights)
+        generator.load_state_dict(weights, assign=True)
     except RuntimeError as error:
         raise CheckpointError(
             f"checkpoint {folder.checkpoints / phase}.safetensors does not fit config.yaml and "

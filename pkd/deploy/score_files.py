@@ -12,6 +12,7 @@ import numpy as np
 from pkd.data.image_files import ImageError, find_images, is_colour, read_image, unusable_images
 from pkd.deploy.inference import DetectorInfo, ScoreFunction, open_onnx
 from pkd.utils.errors import ConfigError, DataError, PkdError
+from pkd.utils.text import csv_cell
 
 BATCH_SIZE = 64
 
@@ -142,10 +143,10 @@ Writer = Callable[[TextIO, Iterable[ImageScore]], None]
 
 
 def write_csv(file: TextIO, rows: Iterable[ImageScore]) -> None:
-    """Write a header and one line for each row as they arrive."""
+    """Write a header and one line for each row as they arrive; see `csv_cell`."""
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(ImageScore._fields)
-    writer.writerows(rows)
+    writer.writerows(map(csv_cell, row) for row in rows)
 
 
 def write_json(file: TextIO, rows: Iterable[ImageScore]) -> None:

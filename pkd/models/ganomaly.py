@@ -221,4 +221,5 @@ def load_networks(networks: dict[str, GAN], tensors: dict[str, Tensor]) -> None:
         try:
             gan.load_state_dict(state)
         except RuntimeError as error:
-            raise CheckpointError(f"its {name} is of another architecture: {error}") from error
+            reason = " ".join(str(error).split())
+            raise CheckpointError(f"its {name} is of another architecture: {reason}") from error

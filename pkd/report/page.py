@@ -38,7 +38,8 @@ from pkd.runs.results import load_results, member_metrics
 from pkd.runs.run import Run
 from pkd.scoring.metrics import MemberMetrics
 from pkd.utils.duration import format_duration
-from pkd.utils.files import atomic_write
+from pkd.utils.files import atomic_write, read_bytes
+from pkd.utils.text import visible
 
 GENERATOR = '<meta name="generator" content="pkd report">'  # identifies reports of this program
 
@@ -75,18 +76,23 @@ def write_report(run: Run, output: Path | None = None, overwrite: bool = False) 
 def is_report(path: Path) -> bool:
     """Whether a file is a report of this program."""
     try:
-        return GENERATOR.encode() in path.read_bytes()
+        return GENERATOR.encode() in read_bytes(path)
     except OSError:
         return False
 
 
 def render(template: str, context: dict[str, Any]) -> str:
-    """Render a template of this package; values in `context` that are not Markup are escaped."""
+    """Render a template of this package.
+
+    Of values in `context` that are not Markup, markup is escaped and control characters are shown.
+    """
     environment = Environment(
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        # text from outside, such as names of classes; Markup is made here
+        finalize=lambda value: visible(value) if type(value) is str else value,
         loader=FunctionLoader(_read_template),
     )
     environment.globals |= {

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import blended_transform_factory
 
 from pkd.runs.plots import COLOURS, STYLE
+from pkd.utils.text import visible
 
 TOP, RIGHT, BOTTOM, LEFT = 22, 12, 42, 56  # margins around the axes, in points
 LABEL = 14  # distance of the y axis label from the left edge, in points
@@ -48,7 +49,7 @@ def render_svg(draw: Callable[[Axes], None], width: int, height: int, label: str
         file = io.BytesIO()
         figure.savefig(file, format="svg")
     attributes = {"class": "chart", "viewBox": f"0 0 {width} {height}"}
-    attributes |= {"stroke-linejoin": "round", "role": "img", "aria-label": label}
+    attributes |= {"stroke-linejoin": "round", "role": "img", "aria-label": visible(label)}
     svg = Element("svg", attributes)
     svg.extend(_shapes(fromstring(file.getvalue())))
     return Markup(tostring(svg, encoding="unicode"))

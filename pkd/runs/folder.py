@@ -11,33 +11,51 @@
     report.html, tensorboard/    on request
 
 Every file is written atomically. `progress.json` is written last, so it never names a checkpoint
-that does not exist.
+that does not exist. It has the SHA-256 of each checkpoint and of metrics.jsonl; it and results.json
+also have one of their own content.
 """
 
 import json
+import logging
 import re
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from pkd.runs.progress import Progress, parse_progress
+from pkd.runs.checkpoints import (
+    encode_tensors,
+    read_tensors,
+    upgrade_progress,
+    verify_checkpoint,
+)
+from pkd.runs.progress import CHECKPOINT, Progress, has_checksums, parse_progress
+from pkd.runs.schema import check_metrics, check_results
+from pkd.utils.checksums import dump_checked, load_checked, sha256
 from pkd.utils.errors import (
     RESTORE,
     CheckpointError,
-    DivergenceError,
     OutputError,
     PkdError,
     resume_command,
 )
-from pkd.utils.files import atomic_write
+from pkd.utils.files import atomic_write, read_text
+from pkd.utils.yaml_files import parse_yaml
+
+logger = logging.getLogger(__name__)
+
+
+@cache
+def warn_unverified(path: Path) -> None:
+    """Log, once for each folder, that damage to its checkpoints cannot be found."""
+    logger.warning(
+        "%s was written before checkpoints had checksums: damage to them is not detected", path
+    )
 
 
 class RunFolder:
@@ -58,6 +76,7 @@ class RunFolder:
         self.metrics: list[dict[str, Any]] = []
         self.progress = Progress()
         self._lock = FileLock(path / ".lock")
+        self._verified: set[str] = set()  # checkpoints
 
     @classmethod
     def create(cls, path: Path, config: dict[str, Any]) -> "RunFolder":
@@ -117,16 +136,20 @@ class RunFolder:
         # A run may be killed before its first checkpoint, but then it has no results either.
         if any((self.path / name).is_file() for name in ("progress.json", "results.json")):
             self.progress = self._read("progress.json", parse_progress)
-        count = self.progress.metrics
-        if count:
-            self.metrics = self._read(
-                "metrics.jsonl", lambda text: [*map(json.loads, text.splitlines()[:count])]
-            )
-        if len(self.metrics) < count:
-            raise CheckpointError(
-                f"{self.path / 'metrics.jsonl'} is truncated, it has {len(self.metrics)} of "
-                f"{count} lines: {RESTORE}"
-            )
+        if self.progress.metrics:
+            self.metrics = self._read("metrics.jsonl", self._parse_metrics)
+
+    def _parse_metrics(self, text: str) -> list[dict[str, Any]]:
+        """Records up to the last checkpoint; ValueError if they are damaged."""
+        count, expected = self.progress.metrics, self.progress.metrics_sha256
+        lines = text.split("\n")[:-1]
+        if len(lines) < count:
+            raise ValueError(f"it is truncated: it has {len(lines)} of {count} lines")
+        if expected not in (None, sha256("".join(f"{s}\n" for s in lines[:count]).encode())):
+            raise ValueError("it differs from its SHA-256 in progress.json")
+        records = [json.loads(line) for line in lines[:count]]
+        check_metrics(records)
+        return records
 
     def lock(self) -> None:
         """Keep other processes from training in this folder; PkdError if one does."""
@@ -143,17 +166,30 @@ class RunFolder:
 
     def config(self) -> Any:
         """Content of config.yaml."""
-        return self._read("config.yaml", yaml.safe_load)
+        return self._read("config.yaml", parse_yaml)
 
     def results(self) -> dict[str, Any] | None:
-        """Content of results.json; None if the run is not finished."""
+        """Content of results.json; None if the run is not finished.
+
+        Raises:
+            CheckpointError: the file is damaged.
+        """
         path = self.path / "results.json"
-        return self._read(path.name, json.loads) if path.is_file() else None
+        return self._read(path.name, self._parse_results) if path.is_file() else None
+
+    def _parse_results(self, text: str) -> dict[str, Any]:
+        results = load_checked(text, has_checksums)
+        check_results(results)
+        if results.get("checkpoint_sha256", {}) != self.progress.checkpoint_sha256:
+            raise ValueError("its checkpoint_sha256 differ from those of progress.json")
+        if any(len(auc) != len(results["members"]) for auc in self.progress.auc.values()):
+            raise ValueError("it has another number of members than progress.json")
+        return results
 
     def _read(self, name: str, parse: Callable[[str], Any]) -> Any:
         try:
-            return parse((self.path / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
+            return parse(read_text(self.path / name))
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise CheckpointError(f"{self.path / name} is damaged ({error}): {RESTORE}") from error
 
     def _write(self, path: Path, content: str | bytes) -> None:
@@ -171,23 +207,20 @@ class RunFolder:
     def write_results(self, results: dict[str, Any], curves: bytes) -> None:
         """Write curves.png and, last, results.json."""
         self._write(self.path / "curves.png", curves)
-        self._write_json("results.json", results)
-
-    def _write_json(self, name: str, value: Any) -> None:
-        self._write(self.path / name, json.dumps(value, indent=1) + "\n")
+        self._write(self.path / "results.json", dump_checked(results))
 
     def save_progress(self, tensors: dict[str, Tensor], progress: Progress) -> None:
         """Write a checkpoint within a phase."""
         previous = self.progress.tensors
         number = int(previous.split("-")[1].split(".")[0]) + 1 if previous else 0
         progress.tensors = f"progress-{number:06d}.safetensors"
-        self._save_tensors(progress.tensors, tensors)
+        self._save_tensors(progress.tensors, tensors, progress)
         self._commit(progress)
 
     def save_phase(self, name: str, tensors: dict[str, Tensor], progress: Progress) -> None:
         """Write the checkpoint of a finished phase; `progress` is the start of the next one."""
         progress.tensors = None
-        self._save_tensors(f"{name}.safetensors", tensors)
+        self._save_tensors(f"{name}.safetensors", tensors, progress)
         self._commit(progress)
 
     def restart_phase(self, metrics: int, config: dict[str, Any]) -> None:
@@ -197,33 +230,47 @@ class RunFolder:
             metrics: lines of metrics.jsonl of the finished phases.
             config: content of config.yaml.
         """
-        progress = Progress(**asdict(self.progress))
-        progress.stack, progress.epoch, progress.step, progress.tensors = 0, 0, 0, None
-        progress.metrics = metrics
-        progress.seconds = {k: v for k, v in progress.seconds.items() if k in progress.auc}
+        progress = replace(
+            self.progress,
+            stack=0,
+            epoch=0,
+            step=0,
+            tensors=None,
+            metrics=metrics,
+            seconds={k: v for k, v in self.progress.seconds.items() if k in self.progress.auc},
+            checkpoint_sha256=self._sha256_of_phases(),
+            metrics_sha256=sha256(self._metrics_lines(metrics).encode()),
+        )
         # In this order the files fit each other after each of the writes. Lines of metrics.jsonl
         # after the first `metrics` are not read, and the next checkpoint removes them.
-        self._write_json("progress.json", asdict(progress))
+        self._write(self.path / "progress.json", progress.to_json())
         self._write(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False))
         self.progress, self.metrics = progress, self.metrics[:metrics]
         self._remove_stale()
 
-    def _save_tensors(self, name: str, tensors: dict[str, Tensor]) -> None:
-        tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-        for key, tensor in tensors.items():
-            if not torch.isfinite(tensor).all():
-                raise DivergenceError(
-                    f"values in {key} are not finite; training stopped, the last checkpoint is "
-                    "kept: train again with a lower `lr`"
-                )
-        self._write(self.checkpoints / name, save(tensors))
+    def _save_tensors(self, name: str, tensors: dict[str, Tensor], progress: Progress) -> None:
+        """Write a checkpoint, and put its checksum into `progress`."""
+        content = encode_tensors(tensors)
+        self._write(self.checkpoints / name, content)
+        progress.checkpoint_sha256 = self._sha256_of_phases() | {name: sha256(content)}
+        self._verified.discard(name)
+
+    def _sha256_of_phases(self) -> dict[str, str]:
+        """Checksums of the checkpoints of finished phases."""
+        known = self.progress.checkpoint_sha256
+        return {name: digest for name, digest in known.items() if not CHECKPOINT.fullmatch(name)}
+
+    def _metrics_lines(self, count: int) -> str:
+        """Text of the first lines of metrics.jsonl."""
+        return "".join(json.dumps(record) + "\n" for record in self.metrics[:count])
 
     def _commit(self, progress: Progress) -> None:
         progress.metrics = len(self.metrics)
-        lines = "".join(json.dumps(record) + "\n" for record in self.metrics)
+        lines = self._metrics_lines(progress.metrics)
+        progress.metrics_sha256 = sha256(lines.encode())
         self._write(self.path / "metrics.jsonl", lines)
-        self._write_json("progress.json", asdict(progress))
-        self.progress = Progress(**asdict(progress))
+        self._write(self.path / "progress.json", progress.to_json())
+        self.progress = replace(progress)
         self._remove_stale()
 
     def _remove_stale(self) -> None:
@@ -237,30 +284,16 @@ class RunFolder:
     def load_tensors(self, name: str, prefix: str = "") -> dict[str, Tensor]:
         """Load the tensors of a checkpoint whose names begin with `prefix`.
 
+        The first call for a checkpoint compares its SHA-256 with the one in progress.json.
+
         Raises:
             CheckpointError: the checkpoint is missing, damaged or not finite.
         """
-        path = self.checkpoints / name
-        try:
-            with safe_open(path, "pt") as file:
-                names = [key for key in file.keys() if key.startswith(prefix)]  # noqa: SIM118
-                tensors = {key: file.get_tensor(key) for key in names}
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(
-                f"checkpoint {path} cannot be read ({error}), it is missing or truncated: {RESTORE}"
-            ) from error
-        for key, tensor in tensors.items():
-            if not torch.isfinite(tensor).all():
-                raise CheckpointError(
-                    f"checkpoint {path} has values in {key} that are not finite: {RESTORE}"
-                )
-        return self._upgraded(tensors) if name.startswith("progress-") else tensors
-
-    def _upgraded(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Rename and transpose the tensors of a progress checkpoint of an earlier version."""
-        if "optimizer.step" in tensors:
-            tensors["optimizer.step_count"] = tensors.pop("optimizer.step")
-        # (steps, networks, M, losses) before the setting `graph` existed, members first since then.
-        if "history" in tensors and "graph" not in self.config():
-            tensors["history"] = tensors["history"].transpose(1, 2)
-        return tensors
+        path, expected = self.checkpoints / name, self.progress.checkpoint_sha256.get(name)
+        if name not in self._verified:
+            verify_checkpoint(path, expected)
+            self._verified.add(name)
+            if expected is None:
+                warn_unverified(self.path.absolute())
+        tensors = read_tensors(path, prefix)
+        return upgrade_progress(tensors, self.config()) if CHECKPOINT.fullmatch(name) else tensors

@@ -16,22 +16,26 @@ from pkd.utils.errors import ConfigError
 USABLE_MEMORY = 0.8
 
 
-def check_memory(config: ResolvedConfig, data: RunData) -> None:
+def check_memory(config: ResolvedConfig, members: int, channels: int) -> None:
     """Check that the weights, gradients and moments of the networks fit into memory.
+
+    Args:
+        config: settings.
+        members: models to train.
+        channels: of the images.
 
     Raises:
         ConfigError: they do not.
     """
     on_gpu = config.torch_device().type == "cuda"  # where `fitting_stack` finds the largest stack
-    members = data.count
     stack = min(config.stack or (1 if on_gpu else members), members)
-    per_model, available = weight_memory(config, data.channels)
+    per_model, available = weight_memory(config, channels)
     needed = stack * per_model
     if needed > available:
         raise ConfigError(
             "teacher_widths",
             f"and `student_widths` are too large: {stack} networks in the stack need "
-            f"{needed / 2**30:,.0f} GiB, but the device has {available / 2**30:,.0f}: choose "
+            f"{needed // 2**30:,} GiB, but the device has {available // 2**30:,}: choose "
             "smaller widths or `latent`, fewer classes or `seeds`, or a smaller `stack`",
         )
 

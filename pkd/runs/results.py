@@ -51,6 +51,7 @@ def build_results(run: Run, auc: dict[str, list[float]]) -> dict[str, Any]:
         **results,
         "mean_auc_by_score": mean_auc_by_score(members),
         "cost": {name: vars(cost(gan.architecture)) for name, gan in run.networks.items()},
+        "checkpoint_sha256": run.folder.progress.checkpoint_sha256,
         "seconds": {phase: round(value, 1) for phase, value in seconds.items()},
         "hardware": device_name(run.device) + ", TF32" * in_tf32(config.precision, run.device),
         "versions": {"python": platform.python_version(), **run.versions},

@@ -4,7 +4,6 @@ import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from datetime import datetime
 from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +16,7 @@ from pkd.models.stack import extract_stack, split_into_stacks
 from pkd.runs.data import RunData, load_dataset, prepare
 from pkd.runs.folder import RunFolder
 from pkd.runs.memory import check_memory, fitting_stack
+from pkd.runs.schema import check_epochs
 from pkd.runs.teachers import Teachers
 from pkd.scoring.score import ScoreRule
 from pkd.training.config import DeviceName, ResolvedConfig, TrainConfig
@@ -25,6 +25,7 @@ from pkd.training.settings import from_plain, to_plain
 from pkd.training.structures import Phase
 from pkd.utils.device import precision
 from pkd.utils.errors import RESTORE, CheckpointError, PkdError
+from pkd.utils.files import unused_folder
 
 logger = logging.getLogger(__name__)
 
@@ -77,12 +78,11 @@ class Run:
             PkdError: a setting, the data or the folder cannot be used.
         """
         config, data = prepare(settings)
-        check_memory(config, data)
+        check_memory(config, data.count, data.channels)
         if config.teacher:
             Teachers(config, data.dataset.digest, data.members)  # refuses those that do not fit
         config = replace(config, stack=fitting_stack(config, data))
-        stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-        out = out or Path("runs") / f"{config.dataset}-{stamp}"
+        out = out or unused_folder(config.dataset)
         return cls(RunFolder.create(out, to_plain(config)), config, data)
 
     @classmethod
@@ -113,12 +113,15 @@ class Run:
     def _open(
         cls, folder: RunFolder, device: DeviceName | None = None, data_dir: str | None = None
     ) -> "Run":
+        """Open a run; without `device` for training, on the device of its settings."""
         config = from_plain(folder.config(), folder.path / "config.yaml")
         config = replace(
             config, device=device or config.device, data_dir=data_dir or config.data_dir
         )
         data = RunData(config, load_dataset(config))
         data.check_batch_sizes(config.phases())
+        if device is None:
+            check_memory(config, data.count, data.channels)
         if not data.held_out.any():
             logger.warning(
                 "%s was trained before images were held out: its thresholds come from its "
@@ -141,6 +144,12 @@ class Run:
             fits &= progress.stack < len(self.stacks)
         else:
             fits &= progress.stack == progress.epoch == progress.step == 0
+        try:
+            check_epochs(self.folder.metrics, self.phases[: progress.phase], len(self.members))
+        except ValueError as error:
+            raise CheckpointError(
+                f"{self.folder.path} does not fit config.yaml, {error}: {RESTORE}"
+            ) from error
         if not fits:
             raise CheckpointError(
                 f"{self.folder.path / 'progress.json'} does not fit config.yaml: {RESTORE}"

@@ -1,4 +1,4 @@
-"""Callback that stops training on SIGINT or SIGTERM, after a checkpoint."""
+"""Callback that stops training on SIGINT, SIGTERM or SIGPIPE, after a checkpoint."""
 
 import signal
 from collections.abc import Callable
@@ -10,22 +10,30 @@ from pkd.training.callbacks import Callback, TrainingInterrupted
 
 
 class StopOnSignal(Callback):
-    """Context in which SIGINT and SIGTERM stop training after the current batch.
+    """Context in which SIGINT, SIGTERM and SIGPIPE stop training after the current batch.
+
+    SIGPIPE means that nobody reads standard output any more, as after `pkd train | head -1`.
 
     Args:
         on_signal: called with each of these signals.
 
     Attributes:
-        requested: whether there was such a signal.
+        number: the last of these signals; None if there was none.
     """
 
     def __init__(self, on_signal: Callable[[], None] = lambda: None) -> None:
-        self.requested, self.on_signal = False, on_signal
+        self.on_signal = on_signal
+        self.number: int | None = None
+
+    @property
+    def requested(self) -> bool:
+        """Whether there was such a signal."""
+        return self.number is not None
 
     def __enter__(self) -> "StopOnSignal":
         self._previous = {
             number: signal.signal(number, self._request)
-            for number in (signal.SIGINT, signal.SIGTERM)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE)
         }
         return self
 
@@ -39,7 +47,7 @@ class StopOnSignal(Callback):
             signal.signal(number, handler)
 
     def _request(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
+        self.number = number
         self.on_signal()
 
     @override

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pkd.models.stack import Member
 from pkd.runs.folder import RunFolder
+from pkd.runs.schema import check_epochs
 from pkd.training.config import ResolvedConfig
 from pkd.training.settings import from_plain
 from pkd.utils.errors import RESTORE, CheckpointError, ConfigError, resume_command
@@ -189,15 +190,13 @@ def _open_source(path: Path, config: ResolvedConfig, data_sha256: str) -> _Sourc
     if source_config.teacher:
         names = " ".join(source_config.teacher)
         raise ConfigError("teacher", f"{path} took its teachers from other runs: give {names}")
+    members = [Member(m["normal_class"], m["seed"]) for m in results["members"]]
     try:
-        source_sha256 = results["data_sha256"]
-        members = [Member(m["normal_class"], m["seed"]) for m in results["members"]]
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{path / 'results.json'} is damaged, it lacks {error}: {RESTORE}"
-        ) from error
+        check_epochs(folder.metrics, source_config.phases()[:1], len(members))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged, {error}: {RESTORE}") from error
     positions = {member: k for k, member in enumerate(members)}
-    if source_sha256 != data_sha256:
+    if results["data_sha256"] != data_sha256:
         raise ConfigError(
             "teacher",
             f"{path} was trained on other images than those of the data set {config.dataset} that "

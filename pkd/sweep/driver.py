@@ -24,10 +24,12 @@ class Outcome:
     Attributes:
         failed: name of a failed shard -> its error.
         interrupted: whether a signal stopped the sweep.
+        signal: its number; None if another process received it.
     """
 
     failed: dict[str, str] = field(default_factory=dict)
     interrupted: bool = False
+    signal: int | None = None
 
 
 def sweep_command(directory: Path) -> str:
@@ -131,6 +133,7 @@ class Driver:
             while self._submit_ready(signals) or self._running:
                 self._wait()
         self.outcome.interrupted |= bool(self._waiting)
+        self.outcome.signal = signals.number
         stop.unlink(missing_ok=True)
         self._write_results()
         return self.outcome

@@ -3,7 +3,6 @@
 Only the stack of a shard becomes smaller where the memory of a GPU turns out to be too small.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -15,10 +14,11 @@ from pkd.sweep.cells import Cell
 from pkd.training.config import ResolvedConfig
 from pkd.training.settings import from_plain, to_plain
 from pkd.training.structures import Phase
+from pkd.utils.checksums import dump_checked, load_checked
 from pkd.utils.errors import CheckpointError, OutputError
-from pkd.utils.files import atomic_write
+from pkd.utils.files import atomic_write, read_text
 
-FORMAT = 1
+FORMAT, UNVERIFIED = 2, 1  # the first format had no SHA-256
 FILE = "plan.json"
 
 
@@ -130,7 +130,7 @@ class Plan:
         """Write plan.json; OutputError if that fails."""
         with atomic_write(directory / FILE) as temporary:
             try:
-                temporary.write_text(json.dumps(self._to_plain(), indent=1) + "\n", "utf-8")
+                temporary.write_text(dump_checked(self._to_plain()), "utf-8")
             except OSError as error:
                 raise OutputError.from_os_error(directory / FILE, error) from error
 
@@ -163,7 +163,7 @@ class Plan:
                 "named, or start a sweep with pkd sweep --out FOLDER"
             )
         try:
-            plan = _parse(json.loads(path.read_text("utf-8")), path)
+            plan = _parse(load_checked(read_text(path), _has_checksum), path)
             plan._check()
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise CheckpointError(
@@ -211,9 +211,13 @@ def _cell_to_plain(cell: Cell) -> dict[str, Any]:
     }
 
 
+def _has_checksum(values: dict[str, Any]) -> bool:
+    return values["format"] != UNVERIFIED
+
+
 def _parse(values: dict[str, Any], path: Path) -> Plan:
     """Convert the content of plan.json; ValueError, TypeError or KeyError if it is damaged."""
-    if values["format"] != FORMAT:
+    if values["format"] not in (UNVERIFIED, FORMAT):
         raise ValueError(f"its format is {values['format']!r}")
     threads = values["threads"]
     if type(threads) is not int or threads < 1:

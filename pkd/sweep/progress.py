@@ -20,6 +20,8 @@ from pkd.sweep.plan import Plan
 from pkd.training.callbacks import Callback, TrainingInterrupted
 from pkd.training.structures import Phase
 from pkd.utils.duration import format_duration
+from pkd.utils.errors import OutputError
+from pkd.utils.files import atomic_write, read_text
 
 SECONDS = 1.0  # between two progress files of a shard, and two looks at the stop file
 LINE_SECONDS = 10.0  # between two lines where there is no terminal
@@ -107,11 +109,11 @@ class ProgressFile(Callback):
             "losses": losses,
             "time": time.time(),
         }
-        temporary = self.path.with_suffix(".tmp")
-        with suppress(OSError):  # the display alone reads it: a full disk stops no training here
+        # the display alone reads it: a full disk stops no training here
+        with suppress(OSError, OutputError):
             self.path.parent.mkdir(exist_ok=True)
-            temporary.write_text(json.dumps(record), "utf-8")
-            temporary.replace(self.path)
+            with atomic_write(self.path) as temporary:
+                temporary.write_text(json.dumps(record), "utf-8")
 
 
 class ProgressDisplay:
@@ -192,7 +194,7 @@ class ProgressDisplay:
         records = {}
         for name in sorted(self.running.copy()):
             with suppress(OSError, ValueError):  # not written yet
-                records[name] = json.loads((self.folder / f"{name}.json").read_text("utf-8"))
+                records[name] = json.loads(read_text(self.folder / f"{name}.json"))
         return records
 
     def _steps_done(self, records: Mapping[str, dict[str, Any]]) -> int:

@@ -2,7 +2,7 @@
 
 import json
 import shlex
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pkd.models.stack import Member
+from pkd.sweep.schema import check_sweep
 from pkd.training.settings import BEFORE
 from pkd.training.structures import SCHEDULES
 from pkd.utils.errors import CheckpointError
+from pkd.utils.files import read_text
 
 FILE, FORMAT = "sweep.json", 1
 RESTORE = "restore it from a copy, or write it again with pkd sweep --resume FOLDER"
@@ -211,39 +213,18 @@ def _read(path: Path) -> _File:
             f"the sweep with pkd sweep --resume {shlex.quote(str(path.parent))}"
         )
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
         if content["format"] != FORMAT:
             raise ValueError(f"its format is {content['format']!r}")
+        check_sweep(content)
         rows, curves = content["rows"], content["curves"]
-        for row in rows:
-            _check_row(row)
-        for curve in curves:
-            _require(curve, ("cell", "phase", "auc", "auc_low", "auc_high"))
-        for shard in content["failed"]:
-            _require(shard, ("shard", "cell", "error", "command"))
         settings = content.get("settings", {})
         varied = content.get("varied", [])
         return _File(path, rows, curves, content["failed"], settings, varied)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"{path} is damaged or of another version of pkd ({error}): {RESTORE}"
         ) from error
-
-
-def _check_row(row: Row) -> None:
-    """Raise ValueError if a row lacks a column or has a value of the wrong kind."""
-    _require(row, (*IDENTITY, *MEMBER, *AUC, "cell"))
-    if row["structure"] not in SCHEDULES:
-        raise ValueError(f"there is no structure {row['structure']!r}")
-    values = [row[name] for name in AUC if row[name] is not None]
-    if not values or not all(isinstance(v, float | int) and 0 <= v <= 1 for v in values):
-        raise ValueError(f"a row has the AUCs {values}")
-
-
-def _require(values: Mapping[str, Any], names: Collection[str]) -> None:
-    missing = [name for name in names if name not in values]
-    if missing:
-        raise ValueError(f"an entry lacks {', '.join(missing)}")
 
 
 def _add(file: _File, differing: Settings, methods: dict[str, Method]) -> None:

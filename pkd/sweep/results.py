@@ -18,6 +18,7 @@ from pkd.training.settings import to_plain
 from pkd.training.structures import PHASE_NAMES
 from pkd.utils.errors import RESTORE, CheckpointError
 from pkd.utils.files import atomic_write
+from pkd.utils.text import csv_cell
 
 FORMAT = 1
 CURVE_DIGITS = 5
@@ -50,15 +51,10 @@ class FinishedRun:
         if results is None:
             raise CheckpointError(f"{path} is not finished")
         self.path, self.results = path, results
-        try:
-            self.auc = [(record["phase"], record["auc"]) for record in folder.metrics]
-            self.positions = {
-                Member(m["normal_class"], m["seed"]): k for k, m in enumerate(results["members"])
-            }
-        except (KeyError, TypeError) as error:
-            raise CheckpointError(
-                f"{path} is damaged, its results or metrics lack {error}: {RESTORE}"
-            ) from error
+        self.auc = [(record["phase"], record["auc"]) for record in folder.metrics]
+        self.positions = {
+            Member(m["normal_class"], m["seed"]): k for k, m in enumerate(results["members"])
+        }
 
     def seconds(self, phases: Sequence[str]) -> float | None:
         """Seconds of one member in the phases that were trained here; None if there are none."""
@@ -147,7 +143,7 @@ class SweepResults:
         ):
             writer = csv.DictWriter(file, names, lineterminator="\n")
             writer.writeheader()
-            writer.writerows(rows)
+            writer.writerows({k: csv_cell(v) for k, v in row.items()} for row in rows)
 
     def _shard_rows(self, cell: Cell, shard: Shard, run: FinishedRun) -> list[dict[str, Any]]:
         """A row for each member of a cell that a finished shard has trained."""

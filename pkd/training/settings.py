@@ -49,7 +49,7 @@ def parse_numbers(value: Any) -> tuple[float, ...]:
     parts = value.strip("[]()").split(",") if isinstance(value, str) else value
     try:
         return tuple(map(float, parts))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"expected numbers separated by commas, got {value!r}") from error
 
 

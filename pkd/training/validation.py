@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from numbers import Integral, Real
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
@@ -19,23 +20,39 @@ class Rule(NamedTuple):
     text: str
 
 
+LARGEST = 2**31 - 1  # of counts; `check_memory` limits seeds, widths and latent
+
+
 def _positive_in_float32(value: float) -> bool:
     # Adam keeps the rate in float32, where very small and very large numbers are 0 and infinite.
     rate = torch.tensor(float(value), dtype=torch.float32).item()
     return math.isfinite(rate) and rate > 0
 
 
+def _is_path(value: str) -> bool:
+    """Whether a path can be opened at all: it has no null character, and its ~ can be expanded."""
+    try:
+        Path(value).expanduser()
+    except RuntimeError:  # such as ~name of an unknown user
+        return False
+    return "\0" not in value
+
+
 COUNTS = (
-    *("seeds", "latent", "max_train_images", "stack", "batch_size"),
+    *("max_train_images", "stack", "batch_size"),
     *("teacher_epochs", "step1_epochs", "step2_epochs"),
     *("teacher_batch_size", "teacher_max_train_images"),
 )
 RULES: dict[str, Rule] = {
-    **dict.fromkeys(COUNTS, Rule(lambda value: value >= 1, "be at least 1")),
+    **dict.fromkeys(
+        COUNTS, Rule(lambda v: 1 <= v <= LARGEST, f"be at least 1, at most {LARGEST:,}")
+    ),
+    **dict.fromkeys(("seeds", "latent"), Rule(lambda value: value >= 1, "be at least 1")),
     **dict.fromkeys(
         ("teacher_widths", "student_widths"),
         Rule(lambda value: min(value) >= 1, "be three positive integers such as 8-16-64"),
     ),
+    "data_dir": Rule(_is_path, "be a path"),
     "normal_class": Rule(
         lambda value: value == "all" or 0 < len(value) == len(set(value)),
         "be 'all' or class numbers, each of them once",
@@ -45,10 +62,16 @@ RULES: dict[str, Rule] = {
         Rule(_positive_in_float32, "be positive and finite in float32, e.g. 0.002"),
     ),
     "members": Rule(
-        lambda value: 0 < len(value) == len(set(value)) and min(map(min, value)) >= 0,
+        lambda value: (
+            0 < len(value) == len(set(value))
+            and min(map(min, value)) >= 0
+            and max(map(max, value)) <= LARGEST
+        ),
         "be models as CLASS:SEED, each of them once, e.g. 0:0,1:0",
     ),
-    "teacher": Rule(lambda value: len(value) > 0, "be folders of finished runs"),
+    "teacher": Rule(
+        lambda value: len(value) > 0 and all(map(_is_path, value)), "be folders of finished runs"
+    ),
     "betas": Rule(lambda value: all(0 <= beta < 1 for beta in value), "be two numbers in [0, 1)"),
     "weights": Rule(
         lambda value: all(math.isfinite(weight) and weight >= 0 for weight in value),
@@ -88,8 +111,15 @@ def check_settings(config: Any) -> None:
         rule = RULES.get(name)
         if not any(_has_type(value, kind) for kind in types):
             raise ConfigError(name, f"is {value!r}, but must {_expected(types, rule)}")
-        if rule and not rule.holds(value):
+        if rule and not _holds(rule, value):
             raise ConfigError(name, f"is {value!r}, but must {rule.text}")
+
+
+def _holds(rule: Rule, value: Any) -> bool:
+    try:
+        return rule.holds(value)
+    except OverflowError:  # an integer that is too large for a float
+        return False
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:

@@ -1,12 +1,99 @@
-"""Files that are written completely or not at all. Needs no torch."""
+"""Files: only regular ones are read, and they are written completely or not at all.
 
+Needs no torch.
+"""
+
+import errno
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime
+from itertools import count
 from pathlib import Path
+from typing import BinaryIO
 
 from pkd.utils.errors import OutputError
+
+KINDS = {
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def open_regular(path: Path, limit: int | None = None) -> BinaryIO:
+    """Open a regular file for reading.
+
+    FIFOs, sockets and devices are refused at once: reading one could wait or go on forever.
+
+    Args:
+        path: the file.
+        limit: largest size in bytes; None for any.
+
+    Raises:
+        OSError: the file cannot be opened, is no regular file, or is larger than the limit.
+    """
+    # O_NONBLOCK: opening a FIFO waits for no writer. It has no effect on regular files.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    try:
+        status = os.fstat(descriptor)
+        kind = stat.S_IFMT(status.st_mode)
+        if stat.S_ISDIR(kind):
+            raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
+        if not stat.S_ISREG(kind):
+            reason = f"it is {KINDS.get(kind, 'no regular file')}, not a file"
+            raise OSError(errno.EINVAL, reason, str(path))
+        if limit is not None and status.st_size > limit:
+            reason = f"it has {status.st_size:,} bytes, more than {limit:,}"
+            raise OSError(errno.EFBIG, reason, str(path))
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_bytes(path: Path, limit: int | None = None) -> bytes:
+    """Read a regular file; arguments and errors as `open_regular`."""
+    with open_regular(path, limit) as file:
+        return file.read()
+
+
+def read_text(path: Path, limit: int | None = None) -> str:
+    """Read a regular file in UTF-8; as `read_bytes`, and UnicodeDecodeError, a ValueError."""
+    return read_bytes(path, limit).decode()
+
+
+def unused_folder(name: str) -> Path:
+    """Make the default folder of a new run or sweep: runs/NAME-TIME, with a number if it exists.
+
+    Raises:
+        OutputError: the folder cannot be made.
+    """
+    first = Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    try:
+        first.parent.mkdir(exist_ok=True)
+        return next(filter(_is_made, _numbered(first)))
+    except OSError as error:
+        raise OutputError.from_os_error(first, error) from error
+
+
+def _numbered(path: Path) -> Iterator[Path]:
+    """The path, then the path with 2, 3, ... after its name."""
+    yield path
+    for number in count(2):
+        yield path.with_name(f"{path.name}-{number}")
+
+
+def _is_made(folder: Path) -> bool:
+    """Make a folder; return whether it is new."""
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        return False
+    return True
 
 
 @contextmanager

@@ -26,7 +26,8 @@ IMAGES = FIXTURES / "images"
 
 # Nothing was held out, so that there are no thresholds.
 NOTHING_HELD_OUT = ("edc8149", "a07abcc", "1919ad8", "20f2fa1")
-FORMATS = (*NOTHING_HELD_OUT, "16ba0ad", "3fa2a84", "63cdda9", "290bb48", "89f97d6")
+FORMATS = (*NOTHING_HELD_OUT, "16ba0ad", "3fa2a84", "63cdda9", "290bb48", "89f97d6", "6ae4f15")
+WITH_CHECKSUMS = FORMATS[-1:]
 
 
 def copied(tmp_path: Path, name: str, state: str) -> Path:
@@ -148,16 +149,30 @@ def test_setting_of_the_first_format_must_not_be_missing(tmp_path: Path, refused
     refused(["evaluate", run], "config.yaml", "latent")
 
 
-@pytest.mark.parametrize("name", ["63cdda9", "290bb48", "89f97d6"])
-def test_exported_model_scores_the_same(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", FORMATS)
+def test_files_without_checksums_open_with_one_notice(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = copied(tmp_path, name, "finished")
+    assert main(["evaluate", str(run)]) == 0
+    notices = caplog.text.count(f"{run} was written before checkpoints had checksums")
+    assert notices == (name not in WITH_CHECKSUMS)
+
+
+@pytest.mark.parametrize("name", ["63cdda9", "290bb48", "89f97d6", "6ae4f15"])
+def test_exported_model_scores_the_same(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     rows = score_rows(FIXTURES / name / "student.onnx", tmp_path / "scores.json")
     _, member = read_json(FIXTURES / name / "finished" / "results.json")["members"]
     scores = read_json(FIXTURES / name / "expected.json")["onnx_scores"]
     *_, threshold = member["threshold"].values()
     check_rows(rows, scores, threshold)
+    notices = caplog.text.count("was exported before files had checksums")
+    assert notices == (name not in WITH_CHECKSUMS)
 
 
-@pytest.mark.parametrize("name", ["16ba0ad", "3fa2a84", "63cdda9", "290bb48", "89f97d6"])
+@pytest.mark.parametrize("name", ["16ba0ad", "3fa2a84", "63cdda9", "290bb48", "89f97d6", "6ae4f15"])
 def test_pickled_detector_scores_the_same(name: str) -> None:
     detector = pickle.loads((FIXTURES / name / "detector.pickle").read_bytes())
     expected = read_json(FIXTURES / name / "expected.json")["detector"]

@@ -349,6 +349,15 @@ INVALID = {
         "`student_widths` is 8.*three positive integers",
     ),
     "incomplete range": (images(), {"pixel_range": (1,)}, r"\(black, white\)"),
+    "no width": (images()[:, :, :0], {}, "with pixels"),
+    "scalar shape": (images().reshape(30, -1), {"image_shape": 12}, "image_shape=12"),
+    "real shape": (images().reshape(30, -1), {"image_shape": (12.0, 12)}, "image_shape="),
+    "tiny range": (images(), {"pixel_range": (0, 1e-320)}, r"mapped to 0\.\.255"),
+    "huge range": (images() * 1e300, {}, r"mapped to 0\.\.255"),
+    "no widths": (images(), {"teacher_widths": None}, "`teacher_widths` is None"),
+    "infinite width": (images(), {"student_widths": (1, np.inf, 2)}, "`student_widths` is"),
+    "huge widths": (images(), {"teacher_widths": (10**6,) * 3}, "GiB.*smaller widths"),
+    "huge latent": (images(), {"latent": 10**300}, "GiB.*smaller widths"),
     "diverging": (images(), {"lr": 1e30}, "not finite.* lower `lr`"),
 }
 
@@ -360,6 +369,25 @@ def test_invalid_images_and_parameters_raise_a_value_error(x, changes, pattern):
         detector.fit(x)
     assert "--" not in str(caught.value)
     assert not hasattr(detector, "threshold_")
+
+
+@pytest.mark.parametrize("convert", [np.uint64, lambda x: x.astype(np.uint64) << 56])
+def test_unsigned_integers_of_64_bits_are_images(convert, fitted):
+    x = convert(images())
+    detector = Detector(**TINY, pixel_range=(0, 255 * (int(x.max()) // 255))).fit(x)
+    np.testing.assert_allclose(detector.decision_scores_, fitted.decision_scores_)
+
+
+def test_tensors_that_require_gradients_are_images(fitted):
+    x = torch.tensor(images(5), dtype=torch.float32, requires_grad=True)
+    for tensor in (x, x.bfloat16()):  # 8 bits of mantissa hold the values of 8-bit pixels
+        np.testing.assert_array_equal(fitted.predict(tensor), fitted.predict(images(5)))
+    assert x.requires_grad
+
+
+def test_identical_images_of_huge_numbers_are_fitted():
+    x = np.full((6, 8, 8), 2**64 - 1, np.uint64)
+    assert np.isfinite(Detector(**TINY).fit(x).decision_scores_).all()
 
 
 def test_a_failed_fit_keeps_the_fitted_state(fitted):

@@ -4,18 +4,17 @@ import re
 import sys
 
 import pytest
-from rich.console import Console
 from run_helpers import TINY
 
 from pkd.cli.main import main
-from pkd.cli.parser import PLAIN
+from pkd.cli.process import PlainConsole
 
 
 def test_progress_fits_into_80_columns(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     path = tmp_path / "screen"
     with path.open("w", encoding="utf-8") as screen:
-        terminal = Console(file=screen, force_terminal=True, **PLAIN)
+        terminal = PlainConsole(file=screen, force_terminal=True)
         monkeypatch.setattr("pkd.cli.console.console", terminal)
         settings = ("--structure", "4", "--step1-epochs", "5", "--batch-size", "1")
         assert main(["train", *TINY, *settings, "--out", str(tmp_path / "run")]) == 0

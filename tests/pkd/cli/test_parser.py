@@ -2,7 +2,8 @@
 
 import pytest
 
-from pkd.cli.parser import Parser, flag, guarded, with_flags
+from pkd.cli.parser import Parser, flag, with_flags
+from pkd.cli.process import guarded
 from pkd.utils.errors import ConfigError, PkdError
 
 

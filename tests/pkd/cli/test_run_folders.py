@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from run_helpers import remove_checksums
+
+from pkd.cli.main import main
 
 RESUME, EVALUATE, REPORT = ["train", "--resume"], ["evaluate"], ["report"]
 
@@ -75,6 +78,7 @@ def replace_text(old: str, new: str) -> Callable[[Path], None]:
 def test_a_damaged_run_folder_is_refused_and_unchanged(
     command, name, damage, words, refused, run_copy
 ):
+    remove_checksums(run_copy)  # which would find the damage before the other checks
     damage(run_copy / name)
     refused([*command, run_copy], *words, str(run_copy), unchanged=run_copy)
 
@@ -85,3 +89,24 @@ def test_a_run_folder_without_a_setting_is_refused(command, refused, run_copy):
     del config["latent"]
     (run_copy / "config.yaml").write_text(yaml.safe_dump(config))
     refused([*command, run_copy], "another version", "no latent", unchanged=run_copy)
+
+
+def test_resuming_checks_the_memory_as_a_new_run_does(refused, run_copy, monkeypatch):
+    monkeypatch.setattr("pkd.runs.memory.weight_memory", lambda config, channels: (2**40, 2**30))
+    refused([*RESUME, run_copy], "4,096 GiB", "smaller widths", unchanged=run_copy)
+    assert main(["evaluate", str(run_copy)]) == 0
+
+
+@pytest.mark.parametrize("command", [RESUME, EVALUATE, REPORT])
+@pytest.mark.parametrize("name", ["progress.json", "metrics.jsonl"])
+def test_files_that_are_no_regular_files_are_refused_at_once(command, name, refused, run_copy):
+    (run_copy / name).unlink()
+    (run_copy / name).symlink_to("/dev/zero")
+    refused([*command, run_copy], name, "it is a device")
+
+
+def test_a_checkpoint_that_is_a_fifo_is_refused_at_once(refused, run_copy):
+    path = remove_checksums(run_copy) / "checkpoints" / "step1.safetensors"
+    path.unlink()
+    os.mkfifo(path)
+    refused([*EVALUATE, run_copy], "step1.safetensors", "it is a FIFO")

@@ -1,5 +1,7 @@
 """Flags and YAML files with settings: how they combine, and which are refused."""
 
+import os
+
 import pytest
 import torch
 from run_helpers import TINY
@@ -111,3 +113,35 @@ def test_cuda_without_a_gpu_is_refused(refused, monkeypatch, tmp_path):
     argv = ["train", *TINY, "--device", "cuda", "--out", tmp_path / "run"]
     refused(argv, "--device is 'cuda'", "use 'cpu' or 'auto'")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(
+            f"{name}: null"
+            for name in ("seeds", "normal_class", "teacher_widths", "betas", "weights")
+        ),
+        *(
+            "contamination: null",
+            "seeds: !!int x",
+            "lr: !!timestamp x",
+            "student_widths: [1, 2, .inf]",
+        ),
+        *(f"{name}: {'9' * 300}" for name in ("contamination", "lr", "batch_size", "step1_epochs")),
+        *(f"student_widths: 1-2-{'9' * 300}", f"betas: [0.5, {'9' * 390}]", "members: [[0, 1e9]]"),
+        *("data_dir: ~nobody9/x", "teacher: [~nobody9/x]", 'data_dir: "a\\0b"', "teacher: {a: 1}"),
+        *("a: &a [*a]", "[" * 5000, "lr: 2020-01-01", "- 1", "x", "1: 2", "lr: \udcff"),
+    ],
+)
+def test_a_bad_value_in_a_file_is_one_message(line, refused, tmp_path):
+    file = tmp_path / "settings.yaml"
+    file.write_text(line, encoding="utf-8", errors="surrogateescape")
+    refused(["train", "--config", file, "--out", tmp_path / "run"], "--", unchanged=tmp_path)
+
+
+def test_a_file_that_is_no_regular_file_is_refused_at_once(refused, tmp_path):
+    os.mkfifo(tmp_path / "settings.yaml")
+    for command in ("train", "sweep"):
+        argv = [command, "--config", tmp_path / "settings.yaml", "--out", tmp_path / "out"]
+        refused(argv, "--config", "settings.yaml", "it is a FIFO")

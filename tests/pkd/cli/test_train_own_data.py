@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import yaml
 from image_helpers import picture, product_photos, save
-from PIL import Image
 from run_helpers import PHASES, own_data_command, table_rows
 
 from pkd.cli.main import main
@@ -125,8 +124,8 @@ def test_one_training_photo_is_not_enough(refused, tmp_path):
 
 def test_a_decompression_bomb_is_refused(photos, refused, tmp_path, monkeypatch):
     save(picture(0, 60), photos / "test" / "scratch" / "bomb.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    words = ("bomb.png", "decompression bomb", "--skip-bad")
+    monkeypatch.setenv("PKD_MAX_PIXELS", "1000")
+    words = ("bomb.png", "60 x 60 pixels", "--skip-bad")
     refused(own_data_command("folder", photos, tmp_path / "run"), *words, unchanged=tmp_path)
 
 

@@ -1,5 +1,8 @@
 """Data sets in .npz files: arrays, labels, class names and every error."""
 
+import os
+import zipfile
+
 import numpy as np
 import pytest
 
@@ -62,6 +65,22 @@ REFUSED = {
     "negative labels": ({"test_labels": np.arange(10) - 1}, "integers from 0"),
     "real labels": ({"test_labels": np.arange(10) / 2}, "integers from 0"),
     "few names": ({"classes": np.array(["one"])}, "1 names, but the largest label is 1"),
+    "one name": ({"classes": np.array("one")}, "must be at most 65,536 names"),
+    "real names": ({"classes": np.zeros(2)}, "must be at most 65,536 names"),
+    "bytes": ({"classes": np.array([b"a", b"\xff"])}, "no text"),
+    "0-d": ({"train_images": np.float64(1)}, "cannot be used"),
+    "0-d labels": ({"test_labels": np.int64(1)}, "must be 10 integers"),
+    "no width": ({"train_images": np.zeros((5, 9, 0))}, "no images"),
+    "labels that would wrap": (
+        {"test_labels": np.array([2**64 - 1] * 10, np.uint64)},
+        "integers from 0 to 65,535",
+    ),
+    "a large label": ({"test_labels": np.full(10, 10**8)}, "integers from 0 to 65,535"),
+    "span above float64": ({"train_images": np.array([[[-1.7e308, 1.7e308]]])}, "mapped to 0..255"),
+    "span above float32": ({"train_images": np.array([[[0, 1e38]]])}, "mapped to 0..255"),
+    "span near 0": ({"train_images": np.array([[[-1e-310, 0]]])}, "mapped to 0..255"),
+    "records": ({"train_images": np.zeros(3, [("a", "u1")])}, "cannot be read"),
+    "empty text": ({"classes": np.zeros(2, "V0")}, "cannot be read"),
 }
 
 
@@ -88,3 +107,84 @@ def test_a_file_of_another_format_is_refused(content, tmp_path):
     ) as caught:
         load_npz(path)
     assert "pickle" not in str(caught.value)
+
+
+def member(header: bytes, values: bytes = b"") -> bytes:
+    """An .npy file with any header."""
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + values
+
+
+def npy_header(shape: str, dtype: str = "|u1") -> bytes:
+    return f"{{'descr': {dtype!r}, 'fortran_order': False, 'shape': {shape}, }}".encode()
+
+
+def archive(path, train: bytes, method: int = zipfile.ZIP_DEFLATED):
+    """The file of `npz` with other bytes as train_images.npy."""
+    npz(path.parent)
+    with zipfile.ZipFile(path) as old:
+        contents = {info.filename: old.read(info) for info in old.infolist()}
+    with zipfile.ZipFile(path, "w", method) as new:
+        for name, content in (contents | {"train_images.npy": train}).items():
+            new.writestr(name, content)
+    return path
+
+
+@pytest.mark.parametrize(
+    "train",
+    [
+        member(npy_header("(10**9,)")),
+        member(npy_header("(1000000000000, 9, 9)")),
+        member(npy_header("(-1, -9, 9)"), bytes(81)),
+        member(npy_header("(10, 9, 9)"), bytes(809)),
+        member(npy_header("(10, 9, 9)"), bytes(811)),
+        member(npy_header("(10, 9, 9)", "|O"), bytes(810)),
+        member(npy_header("(9" * 4000), bytes(810)),
+        member(b"(" * 9000, bytes(810)),
+        member(b"'" + b"\n" * 20),
+        member(b"\xff" * 40),
+        b"\x93NUMPY\x03\x00" + bytes(40),
+        b"\x93NUMPY",
+        b"",
+    ],
+)
+def test_headers_that_do_not_fit_their_array_are_refused(train, tmp_path):
+    path = archive(tmp_path / "data.npz", train)
+    with pytest.raises(DataError, match=r"data\.npz cannot be read as an \.npz file"):
+        load_npz(path)
+
+
+def test_an_archive_larger_than_the_free_memory_is_not_unpacked(tmp_path, monkeypatch):
+    path = archive(tmp_path / "data.npz", member(npy_header("(1000, 100, 100)"), bytes(10**7)))
+    assert path.stat().st_size < 10**5
+    monkeypatch.setattr("pkd.data.npz.available_memory", lambda: 10**7)
+    monkeypatch.setattr(zipfile.ZipFile, "open", lambda *_: pytest.fail("it was unpacked"))
+    with pytest.raises(DataError, match="GiB of memory are free"):
+        load_npz(path)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_methods_that_numpy_does_not_write_are_refused(method, tmp_path):
+    path = archive(tmp_path / "data.npz", member(npy_header("(1, 9, 9)"), bytes(81)), method)
+    with pytest.raises(DataError, match=r"cannot be read .*unknown method"):
+        load_npz(path)
+
+
+def test_an_encrypted_archive_is_refused(tmp_path):
+    path = npz(tmp_path)
+    content = bytearray(path.read_bytes())
+    entry = content.index(b"PK\x01\x02")
+    content[entry + 8] |= 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="encrypted"):
+        load_npz(path)
+
+
+def test_a_fifo_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "data.npz")
+    with pytest.raises(DataError, match="it is a FIFO"):
+        load_npz(tmp_path / "data.npz")
+
+
+def test_arrays_that_are_not_used_are_not_read(tmp_path):
+    path = npz(tmp_path, notes=np.array([{}]))
+    assert load_npz(path).classes == ("0", "1")

@@ -261,11 +261,35 @@ def test_a_file_with_the_name_of_the_data_folder(tmp_path):
 def test_a_file_without_permission(mnist, monkeypatch):
     folder, _ = mnist
 
-    def denied(self):
-        raise PermissionError(13, "Permission denied", str(self))  # root has every permission
+    def denied(path):
+        raise PermissionError(13, "Permission denied", str(path))  # root has every permission
 
-    monkeypatch.setattr(Path, "read_bytes", denied)
+    monkeypatch.setattr("pkd.data.standard.open_regular", denied)
     refused("mnist", folder, IMAGES, "Permission denied")
+
+
+def test_a_fifo_is_refused_at_once(mnist):
+    folder, files = mnist
+    path = folder / next(iter(files))
+    path.unlink()
+    os.mkfifo(path)
+    refused("mnist", folder, path, "it is a FIFO")
+
+
+def test_of_a_file_that_is_too_long_little_is_read_and_nothing_unpacked(mnist, monkeypatch):
+    folder, files = mnist
+    path = folder / next(iter(files))
+    monkeypatch.setattr("gzip.decompress", lambda _: pytest.fail("it was unpacked"))
+    with path.open("r+b") as file:
+        file.truncate(2**40)  # sparse: more than any memory holds
+    refused("mnist", folder, path, "too long")
+
+
+def test_the_home_folder_of_an_unknown_user_is_refused(monkeypatch):
+    with pytest.raises(DataError, match=r"~nobody9/x: .*in full"):
+        standard.data_folder("~nobody9/x")
+    monkeypatch.setenv("PKD_DATA_DIR", "~nobody9")
+    refused("mnist", None, "~nobody9")
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import pytest
 import torch
 from image_helpers import product_photos
 from pkd_kernels import novelty_score, scale_pixels
+from run_helpers import remove_checksums
 
 from pkd.cli.main import main
 from pkd.data.arrays import resize
@@ -225,11 +226,13 @@ def remove_results(run):
 
 
 def rewind_progress(run):
+    remove_checksums(run)
     progress = json.loads((run / "progress.json").read_text())
     (run / "progress.json").write_text(json.dumps(progress | {"phase": 2}))
 
 
 def remove_thresholds(run):
+    remove_checksums(run)
     results = json.loads((run / "results.json").read_text())
     for member in results["members"]:
         del member["threshold"]
@@ -237,6 +240,7 @@ def remove_thresholds(run):
 
 
 def remove_members(run):
+    remove_checksums(run)
     results = json.loads((run / "results.json").read_text())
     del results["members"][1:]
     (run / "results.json").write_text(json.dumps(results))

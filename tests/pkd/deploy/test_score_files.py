@@ -200,8 +200,8 @@ def test_files_that_pkd_export_did_not_write(small_onnx, photos, tmp_path, refus
     refused(("score", tmp_path / "none.onnx", photos), "none.onnx cannot be read", "run folder")
     foreign = other_graph(tmp_path / "foreign.onnx")
     refused(("score", foreign, photos), "not one that this version of pkd export wrote")
-    future = other_graph(tmp_path / "future.onnx", pkd_format="3")
-    refused(("score", future, photos), "pkd.format is 3, not 2", "export the run again")
+    future = other_graph(tmp_path / "future.onnx", pkd_format="4")
+    refused(("score", future, photos), "pkd.format is 4, not 3", "export the run again")
     half = other_graph(tmp_path / "half.onnx", pkd_format="1")
     refused(("score", half, photos), "'pkd.network'", "export the run again")
     refused(("score", photos, photos), "is not a run folder")
@@ -218,3 +218,33 @@ def test_invalid_flags_and_paths(small_run, small_onnx, photos, tmp_path, refuse
     (tmp_path / "taken.csv").write_text("old content")
     refused(("score", small_onnx, photos, "--output", tmp_path / "taken.csv"), "--overwrite")
     assert (tmp_path / "taken.csv").read_text() == "old content"
+
+
+# Run pkd and print its largest memory in KiB. A process starts with the memory of its parent, so
+# the parent is not the process of the tests.
+PEAK_MEMORY = """
+import resource, subprocess, sys
+subprocess.run([sys.executable, "-m", "pkd", *sys.argv[1:]], check=True)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+def test_the_memory_of_scoring_does_not_grow_with_the_number_of_images(small_onnx, tmp_path):
+    """`pkd score` of 10,000 images takes at most 5 MB more than that of 1,000."""
+    image = save(picture(0, 32), tmp_path / "image.png")
+    peaks = {}
+    for count in (1_000, 10_000):
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        for k in range(count):
+            (folder / f"{k:05}.png").hardlink_to(image)
+        command = ["score", str(small_onnx), str(count), "--output", f"{count}.csv"]
+        # relative paths: the names of all files are in memory
+        process = subprocess.run(
+            [sys.executable, "-c", PEAK_MEMORY, *command], cwd=tmp_path, capture_output=True
+        )
+        assert process.returncode == 0, process.stderr
+        assert len((tmp_path / f"{count}.csv").read_text().splitlines()) == count + 1
+        peaks[count] = int(process.stdout) / 1024
+    assert peaks[10_000] - peaks[1_000] < 5e6 / 2**20, peaks

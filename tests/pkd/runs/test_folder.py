@@ -1,7 +1,7 @@
 """Run folders: checkpoints, locks, damaged and stale files."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -11,10 +11,20 @@ from safetensors.torch import save_file
 
 from pkd.runs.folder import RunFolder
 from pkd.runs.progress import Progress, parse_progress
+from pkd.utils.checksums import file_sha256
 from pkd.utils.errors import CheckpointError, OutputError, PkdError
 
 CONFIG = {"dataset": "digits"}
 WEIGHTS = {"a": torch.tensor([1.0, 2.0]), "b": torch.arange(6.0).view(2, 3).T}
+
+
+def record(epoch):
+    """A line of metrics.jsonl."""
+    losses = {"teacher": {"generator": [1.5], "con": [0.5]}}
+    return {
+        **{"phase": "teacher", "epoch": epoch, "network": "teacher", "auc": [0.75]},
+        **{"test_images": 4, "losses": losses},
+    }
 
 
 @pytest.fixture
@@ -46,14 +56,21 @@ def test_a_failed_write_keeps_the_earlier_checkpoint(run, monkeypatch):
 
 def test_checkpoints_within_a_phase_replace_each_other(run):
     for step in (3, 4):
-        run.metrics.append({"epoch": step})
+        run.metrics.append(record(step))
         run.save_progress(WEIGHTS, Progress(step=step))
     assert file_names(run.checkpoints) == ["progress-000001.safetensors"]
     run.release()
     resumed = RunFolder.resume(run.path)
-    assert resumed.progress == Progress(step=4, tensors="progress-000001.safetensors", metrics=2)
-    assert resumed.metrics == [{"epoch": 3}, {"epoch": 4}]
-    tensors = resumed.load_tensors(resumed.progress.tensors)
+    name = "progress-000001.safetensors"
+    assert resumed.progress == Progress(
+        step=4,
+        tensors=name,
+        metrics=2,
+        checkpoint_sha256={name: file_sha256(run.checkpoints / name)},
+        metrics_sha256=file_sha256(run.path / "metrics.jsonl"),
+    )
+    assert resumed.metrics == [record(3), record(4)]
+    tensors = resumed.load_tensors(name)
     assert all(torch.equal(tensors[name], WEIGHTS[name]) for name in WEIGHTS)
     resumed.release()
 
@@ -128,7 +145,9 @@ def test_a_folder_is_locked_for_training_but_not_for_reading(run):
     ],
 )
 def test_damaged_progress_is_refused(change, run):
-    content = json.dumps(asdict(Progress()) | change)
+    values = asdict(Progress()) | change
+    del values["checkpoint_sha256"]  # as in versions before there were checksums
+    content = json.dumps(values)
     with pytest.raises((AttributeError, TypeError, ValueError)):
         parse_progress(content)
     (run.path / "progress.json").write_text(content)
@@ -144,15 +163,74 @@ def test_a_finished_run_without_progress_is_refused(run):
 
 
 def test_truncated_metrics_are_refused(run):
-    run.metrics += [{"epoch": 1}, {"epoch": 2}]
+    run.metrics += [record(1), record(2)]
     run.save_progress(WEIGHTS, Progress(step=3))
-    (run.path / "metrics.jsonl").write_text('{"epoch": 1}\n')
-    with pytest.raises(PkdError, match=r"metrics\.jsonl is truncated, it has 1 of 2 lines"):
+    (run.path / "metrics.jsonl").write_text(json.dumps(record(1)) + "\n")
+    with pytest.raises(PkdError, match=r"metrics\.jsonl is damaged .* truncated: it has 1 of 2"):
         RunFolder.open(run.path)
 
 
 def test_metrics_after_the_checkpoint_are_dropped(run):
-    run.metrics.append({"epoch": 1})
+    run.metrics.append(record(1))
     run.save_progress(WEIGHTS, Progress(step=3))
-    (run.path / "metrics.jsonl").write_text('{"epoch": 1}\n{"epoch": 2}\n')
-    assert RunFolder.open(run.path).metrics == [{"epoch": 1}]
+    with (run.path / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(record(2)) + "\n")
+    assert RunFolder.open(run.path).metrics == [record(1)]
+
+
+def flip(path, position, bit=0):
+    """Change one bit of a file."""
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1 << bit
+    path.write_bytes(content)
+
+
+@pytest.fixture
+def saved(run):
+    """A run with a finished phase and a checkpoint within the next one."""
+    run.metrics.append(record(1))
+    run.save_phase("teacher", WEIGHTS, Progress(phase=1, auc={"teacher": [0.75]}))
+    run.save_progress(WEIGHTS, replace(run.progress, step=3))
+    return run
+
+
+def test_every_bit_of_a_checkpoint_is_protected(saved):
+    for name in ("teacher.safetensors", "progress-000000.safetensors"):
+        path = saved.checkpoints / name
+        for position in range(path.stat().st_size):
+            flip(path, position, position % 8)
+            with pytest.raises(CheckpointError, match=rf"{name} is damaged, .*SHA-256.* restore"):
+                RunFolder.open(saved.path).load_tensors(name, "a")
+            flip(path, position, position % 8)
+        assert RunFolder.open(saved.path).load_tensors(name, "a")["a"].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("name", ["progress.json", "metrics.jsonl"])
+def test_no_flipped_bit_of_a_json_file_changes_what_is_read(name, saved):
+    expected = RunFolder.open(saved.path)
+    refused, path = 0, saved.path / name
+    for position in range(path.stat().st_size):
+        for bit in (0, 3, 5):
+            flip(path, position, bit)
+            try:
+                actual = RunFolder.open(saved.path)
+                assert (actual.progress, actual.metrics) == (expected.progress, expected.metrics)
+            except CheckpointError as error:
+                assert f"{name} is damaged" in str(error)  # noqa: PT017 (others are accepted)
+                refused += 1
+            flip(path, position, bit)
+    assert refused > 2 * path.stat().st_size
+
+
+def test_checkpoints_without_checksums_open_with_one_notice(saved, caplog):
+    values = json.loads((saved.path / "progress.json").read_text())
+    for key in ("sha256", "checkpoint_sha256", "metrics_sha256"):
+        del values[key]
+    (saved.path / "progress.json").write_text(json.dumps(values))
+    for _ in range(2):
+        folder = RunFolder.open(saved.path)
+        for name in ("teacher.safetensors", "progress-000000.safetensors"):
+            assert folder.load_tensors(name, "a")["a"].tolist() == [1, 2]
+    assert [record.message for record in caplog.records] == [
+        f"{saved.path} was written before checkpoints had checksums: damage to them is not detected"
+    ]

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from stack_helpers import assert_tensors_equal
 
 from pkd.cli.main import main
+from pkd.runs.folder import RunFolder
 from pkd.runs.pipeline import train
 from pkd.runs.run import Run
 from pkd.runs.run_parts import load_parts
@@ -135,7 +136,7 @@ def test_callbacks_follow_the_phases_epochs_and_steps_of_a_run(tmp_path):
     )
     run, recorder = Run.create(config, tmp_path / "run"), Recorder()
     results = train(run, recorder)
-    assert results == json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results == RunFolder.open(tmp_path / "run").results()
     assert recorder.phases == [("teacher", 4, 0), ("step1", 2, 0)]
     assert recorder.epochs == [("teacher", 1, 2), ("teacher", 2, 2), ("step1", 1, 1)]
     assert recorder.steps == [

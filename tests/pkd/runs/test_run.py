@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from run_helpers import PHASES
+from run_helpers import PHASES, remove_checksums
 from safetensors.torch import load_file, save_file
 
 from pkd.runs.folder import RunFolder
@@ -68,7 +68,7 @@ def test_a_callback_can_stop_the_scoring(run):
 
 
 def test_missing_test_scores_of_an_earlier_version_are_computed(run_copy):
-    path = run_copy / "checkpoints" / "step2.safetensors"
+    path = remove_checksums(run_copy) / "checkpoints" / "step2.safetensors"
     tensors = load_file(path)
     expected = tensors.pop("test_scores").numpy()
     save_file(tensors, path)
@@ -77,7 +77,7 @@ def test_missing_test_scores_of_an_earlier_version_are_computed(run_copy):
 
 
 def test_test_scores_of_another_shape_are_refused(run_copy):
-    path = run_copy / "checkpoints" / "step2.safetensors"
+    path = remove_checksums(run_copy) / "checkpoints" / "step2.safetensors"
     tensors = load_file(path)
     save_file(tensors | {"test_scores": tensors["test_scores"][:7].contiguous()}, path)
     run = Run.open(run_copy, device="cpu")

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from run_helpers import remove_checksums
 from safetensors.torch import load_file, save_file
 
 from pkd.models.ganomaly import network_tensors
@@ -154,7 +155,7 @@ def test_damaged_weights_of_a_source_are_refused(sources, tmp_path):
     source = tmp_path / "source"
     shutil.copytree(sources[0], source)
     train_run(tmp_path / "run", structure="1", members=PAIR, teacher=(str(source),))
-    checkpoint = source / "checkpoints" / "teacher.safetensors"
+    checkpoint = remove_checksums(source) / "checkpoints" / "teacher.safetensors"
     tensors = load_file(checkpoint)
     next(v for k, v in tensors.items() if k.startswith("teacher."))[-1] += 1e-3
     save_file(tensors, checkpoint)
@@ -177,7 +178,7 @@ def test_sources_of_different_formats_share_the_latent_score(sources, tmp_path):
     """An earlier version kept the latent part of the scores alone."""
     old = tmp_path / "old"
     shutil.copytree(sources[0], old)
-    checkpoint = old / "checkpoints" / "teacher.safetensors"
+    checkpoint = remove_checksums(old) / "checkpoints" / "teacher.safetensors"
     tensors = load_file(checkpoint)
     for name in tensors:
         if name == "test_scores" or name.startswith("held_out."):
@@ -196,7 +197,7 @@ def test_a_source_with_damaged_results_is_refused(sources, tmp_path):
     source = tmp_path / "source"
     shutil.copytree(sources[0], source)
     (source / "results.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=r"results\.json is damaged, it lacks 'data_sha256'"):
+    with pytest.raises(CheckpointError, match=r"results\.json is damaged \(it lacks dataset\)"):
         train_run(tmp_path / "run", structure="1", members=PAIR, teacher=(str(source),))
 
 

@@ -165,7 +165,7 @@ def test_the_settings_of_a_shard(tmp_path):
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda values: values.update(format=2),
+        lambda values: values.update(format=3),
         lambda values: values.pop("shards"),
         lambda values: values.update(threads="2"),
         lambda values: values["shards"][0].update(stack=0),
@@ -182,9 +182,20 @@ def test_the_settings_of_a_shard(tmp_path):
 def test_a_damaged_plan_is_refused(damage, tmp_path):
     plan_of(FakeEngine(), {"structure": ["1"]}).write(tmp_path)
     values = json.loads((tmp_path / "plan.json").read_text())
+    del values["sha256"]
+    values["format"] = 1  # which had no checksum
     damage(values)
     (tmp_path / "plan.json").write_text(json.dumps(values))
     with pytest.raises(CheckpointError, match=r"plan\.json is damaged or of another version"):
+        Plan.read(tmp_path)
+
+
+def test_a_plan_with_another_checksum_is_refused(tmp_path):
+    plan_of(FakeEngine(), {"structure": ["1"]}).write(tmp_path)
+    values = json.loads((tmp_path / "plan.json").read_text())
+    values["threads"] += 1
+    (tmp_path / "plan.json").write_text(json.dumps(values))
+    with pytest.raises(CheckpointError, match=r"plan\.json is damaged .*SHA-256"):
         Plan.read(tmp_path)
 
 

@@ -99,8 +99,8 @@ def test_a_sweep_stopped_at_random_moments_ends_with_the_same_results(
         return sweep.run(lambda: time.monotonic() >= end, number)
 
     codes = {stopped_after(moments.uniform(0.1, 0.6) * seconds) for _ in range(stops)}
-    # A signal before the first shard ends the process; later SIGTERM writes a checkpoint.
-    assert codes <= {-number, 130, 0}, sweep.log.read_text()
+    # SIGTERM writes a checkpoint.
+    assert codes <= {-signal.SIGKILL, 143, 0}, sweep.log.read_text()
     assert codes != {0}
     assert sweep.run() == 0, sweep.log.read_text()
     assert weights(sweep.folder / "shards") == weights(small_sweep / "shards")

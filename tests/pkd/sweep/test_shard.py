@@ -55,6 +55,8 @@ def test_images_that_have_changed_since_the_plan_are_refused(unfinished):
     plan = read_json(unfinished / "plan.json")
     for cell in plan["cells"]:
         cell["data_sha256"] = "0" * 64
+    del plan["sha256"]
+    plan["format"] = 1  # which had no checksum
     (unfinished / "plan.json").write_text(json.dumps(plan))
     result = train_shard(str(unfinished), STUDENT)
     assert result["status"] == "failed"
@@ -107,7 +109,7 @@ def test_damaged_teachers_fail_the_shard(unfinished, monkeypatch):
     (checkpoints / "teacher.safetensors").write_bytes(b"")
     result = train_shard(str(unfinished), name)
     assert result["status"] == "failed"
-    assert "teacher.safetensors cannot be read" in result["error"]
+    assert "teacher.safetensors is damaged" in result["error"]
 
 
 def test_a_smaller_stack_restarts_the_current_phase_and_keeps_finished_ones(

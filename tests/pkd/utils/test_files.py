@@ -1,12 +1,13 @@
 """`atomic_write`: a file is complete or unchanged after any error while it is written."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
 
 from pkd.utils.errors import DataError, OutputError
-from pkd.utils.files import atomic_write
+from pkd.utils.files import atomic_write, open_regular, read_bytes, unused_folder
 
 EXCEPTIONS = {
     "error": ValueError("bad"),
@@ -171,3 +172,31 @@ def test_file_and_folder_are_synced_around_the_rename(file, monkeypatch):
         inode = temporary.stat().st_ino
     folder = file.parent.stat().st_ino
     assert calls == [("fsync", inode), ("replace", inode), ("fsync", folder)]
+
+
+def test_only_regular_files_are_opened(tmp_path):
+    (tmp_path / "file").write_bytes(b"content")
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    assert read_bytes(tmp_path / "link", 7) == b"content"
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    for name, words in (("fifo", "a FIFO"), ("zero", "a device"), (".", "a folder")):
+        with pytest.raises(OSError, match=f"it is {words}"):
+            open_regular(tmp_path / name)
+    with pytest.raises(OSError, match="7 bytes, more than 6"):
+        open_regular(tmp_path / "file", 6)
+
+
+def test_default_folders_of_one_second_have_different_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folders = [unused_folder("digits") for _ in range(30)]
+    assert len(set(folders)) == 30
+    assert all(re.fullmatch(r"runs/digits-\d{8}-\d{6}(-\d+)?", str(path)) for path in folders)
+    assert all(path.is_dir() for path in folders)
+
+
+def test_a_default_folder_that_cannot_be_made_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("runs").touch()
+    with pytest.raises(OutputError, match=r"runs/digits-.* cannot be written"):
+        unused_folder("digits")
