@@ -5,8 +5,8 @@ With t the number of the step, on the device, for every model m
     history[t, m] = its losses        rate_m = rates[t, m]        active_m = t < steps_m
 
 and then t = t + 1. This is a few numbers for each model, so one program does all of it: t has one
-writer, and a barrier separates the reads from the write. The kernel does not check that step t
-exists: that would make the host wait.
+writer, and a barrier separates the reads from the write. A step after the last one, as a replay of
+a CUDA graph too many would take, records nothing and leaves all models inactive.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,9 @@ def _store(row_ptr, b_generator, b_discriminator, b_terms, k, mask, terms_mask):
     tl.store(row_ptr[:, None] + 2 + k, b_terms, mask=terms_mask)
 
 
-@triton.jit(do_not_specialize=["stride0_m", "stride0_k", "stride1_m", "stride1_k", "stack"])
+@triton.jit(
+    do_not_specialize=["stride0_m", "stride0_k", "stride1_m", "stride1_k", "stack", "length"]
+)
 def record_step_kernel(
     history_ptr,
     counter_ptr,
@@ -50,12 +52,14 @@ def record_step_kernel(
     stride1_m,
     stride1_k,
     stack,
+    length,
     NETWORKS: tl.constexpr,
     TERMS: tl.constexpr,
     MODELS: tl.constexpr,
 ):
     """Record the losses of one or two networks of all models, and increment the step."""
     step = tl.load(counter_ptr)
+    row = tl.minimum(step, length - 1)
     k = tl.arange(0, 8)[None, :]  # [1, 8]
     for first in range(0, stack, MODELS):
         m = first + tl.arange(0, MODELS)  # [MODELS]
@@ -70,12 +74,14 @@ def record_step_kernel(
             b_discriminator1 = tl.load(discriminator1_ptr + m, mask=mask)
             b_terms1 = tl.load(terms1_ptr + m[:, None] * stride1_m + k * stride1_k, mask=terms_mask)
         b_steps = tl.load(steps_ptr + m, mask=mask)
-        b_rate = tl.load(rates_ptr + step * stack + m, mask=mask)
-        row_ptr = history_ptr + (step * stack + m) * NETWORKS * (2 + TERMS)  # [MODELS]
-        _store(row_ptr, b_generator0, b_discriminator0, b_terms0, k, mask, terms_mask)
+        b_rate = tl.load(rates_ptr + row * stack + m, mask=mask)
+        row_ptr = history_ptr + (row * stack + m) * NETWORKS * (2 + TERMS)  # [MODELS]
+        recorded = mask & (step < length)
+        terms_mask &= step < length
+        _store(row_ptr, b_generator0, b_discriminator0, b_terms0, k, recorded, terms_mask)
         if NETWORKS == 2:
             row_ptr += 2 + TERMS
-            _store(row_ptr, b_generator1, b_discriminator1, b_terms1, k, mask, terms_mask)
+            _store(row_ptr, b_generator1, b_discriminator1, b_terms1, k, recorded, terms_mask)
         tl.store(active_ptr + m, step < b_steps, mask=mask)
         tl.store(rate_ptr + m, b_rate, mask=mask)
     tl.debug_barrier()  # every thread has read the step
@@ -111,6 +117,7 @@ def launch(
         *first[2].stride(),
         *last[2].stride(),
         len(steps),
+        len(rates),
         NETWORKS=networks,
         TERMS=len(TERMS),
         MODELS=MODELS,
@@ -160,7 +167,7 @@ def record_step(
     rate: Tensor,
     active: Tensor,
 ) -> None:
-    """`reference.record_step` in one launch; does not check that the step exists.
+    """`reference.record_step` in one launch.
 
     Raises:
         ValueError: a tensor is not contiguous, or has another shape or type than required.

@@ -155,7 +155,8 @@ def gather(
         sources: pairs (rows, first): rows (R, C, ...), uint8 images or of a floating type, and
             first (M,) int64, the index of each model's first row.
         order: (steps, N, M) int64 row indices, relative to the model's first row.
-        step: (1,) int64, the number of the step.
+        step: (1,) int64, the number of the step. After the last one this definition raises
+            IndexError; the kernel, which cannot, reads the last one.
 
     Returns:
         (N, M*C, ...) for each source: rows[first + order[step]], images after `scale_pixels`.
@@ -183,6 +184,8 @@ def record_step(
     """Record a step's losses, set Adam's rates and active models, and increment the step, in place.
 
     Call it once a step, after everything that looks the step up by its number and before Adam.
+    After the last step this definition raises IndexError; the kernel, which cannot, records nothing
+    and leaves all models inactive.
 
     Args:
         losses: for one or two networks each: (M,) generator losses, (M,) discriminator losses and

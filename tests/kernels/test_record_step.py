@@ -51,6 +51,25 @@ def test_equals_definition_at_every_step(device, networks, stack, dtype):
         assert_equal(actual, expected)
 
 
+@NETWORKS
+def test_after_the_last_step_the_kernel_records_nothing(device, networks):
+    """Memory after the history and the rates is neither read nor written; the definition raises."""
+    arguments = case(networks, device=device)
+    longer = {k: torch.cat([arguments[k], arguments[k][:2]]) for k in ("history", "rates")}
+    longer["rates"][LENGTH:] = torch.nan
+    arguments |= {k: t[:LENGTH] for k, t in longer.items()}
+    before = longer["history"].clone()
+    for step in (LENGTH, LENGTH + 1):
+        arguments["counter"].fill_(step)
+        record_step(**arguments)
+        assert arguments["counter"].item() == step + 1
+        assert not arguments["active"].any()
+        assert torch.equal(arguments["rate"], arguments["rates"][-1])
+    assert torch.equal(longer["history"], before)
+    with pytest.raises(IndexError):
+        reference.record_step(**arguments)
+
+
 def test_definition_by_hand():
     """Two models of one network, in the last step of the first."""
     generator, discriminator = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])
