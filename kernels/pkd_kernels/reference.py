@@ -85,6 +85,14 @@ class ConvLayer(NamedTuple):
     transposed: bool = False
     activation: str = "none"
 
+    def map(self, function: Callable[[Tensor], Tensor]) -> "ConvLayer":
+        """The layer with a function applied to its weight, gamma and beta."""
+        return self._replace(
+            weight=function(self.weight),
+            gamma=None if self.gamma is None else function(self.gamma),
+            beta=None if self.beta is None else function(self.beta),
+        )
+
 
 def conv_chain(
     x: Tensor, layers: Sequence[ConvLayer], *, taps: Sequence[int], stack: int = 1
@@ -117,26 +125,67 @@ def conv_chain(
     return tuple(outputs[tap] for tap in taps)
 
 
-def conv_chain_pair(
-    real: Tensor, fake: Tensor, layers: Sequence[ConvLayer], *, tap: int, stack: int = 1
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """One forward pass of a chain on two batches, for the two separate gradients of a GAN.
+class GANLayers(NamedTuple):
+    """The chains of GANomaly's networks.
+
+    Attributes:
+        encoder: G_E, from images to latents.
+        decoder: G_D, from latents to images.
+        reencoder: G_R, from images to latents.
+        discriminator: D, from images to logits, at least two layers; empty for none.
+    """
+
+    encoder: Sequence[ConvLayer]
+    decoder: Sequence[ConvLayer]
+    reencoder: Sequence[ConvLayer]
+    discriminator: Sequence[ConvLayer] = ()
+
+    @property
+    def layers(self) -> list[ConvLayer]:
+        """All layers, in order."""
+        return [layer for chain in self for layer in chain]
+
+
+class GANOutput(NamedTuple):
+    """Outputs of `gan_pass`; those of a discriminator are None where there is none."""
+
+    z1: Tensor  # (N, M*D, 1, 1) = G_E(x)
+    xh: Tensor  # (N, M*C, H, W) = G_D(z1)
+    z2: Tensor  # (N, M*D, 1, 1) = G_R(xh)
+    logits_real: Tensor | None = None  # D(x), of its last layer
+    logits_fake: Tensor | None = None  # D(xh)
+    f_real: Tensor | None = None  # output of D's layer before the last, a constant
+    f_fake: Tensor | None = None
+
+
+def gan_pass(x: Tensor, gans: Sequence[GANLayers], *, stack: int = 1) -> tuple[GANOutput, ...]:
+    """Forward pass of GANs on the same images, for one gradient of all their losses.
+
+    The logits are functions of the discriminator's parameters alone, f_fake of xh alone. So the
+    gradient of a sum of generator and discriminator losses gives each network its own loss.
 
     Args:
-        real: (N, M*Ci, H, W) real images.
-        fake: (N, M*Ci, H, W) generated images.
-        layers: parameters and options of each layer.
-        tap: index of a layer, not the last.
+        x: (N, M*C, H, W) images, a constant.
+        gans: the networks, each for images of x's shape.
         stack: M.
-
-    Returns:
-        (y_real, y_fake, f_real, f_fake). The y are the last layer's outputs, to be differentiated
-        in the parameters alone; the f are the tapped layer's outputs, f_fake to be differentiated
-        in `fake` alone. Other derivatives are undefined: PyTorch has them here, the kernels do not.
     """
-    f, y = conv_chain(torch.cat([real, fake]), layers, taps=(tap, len(layers) - 1), stack=stack)
-    (y_real, y_fake), (f_real, f_fake) = y.chunk(2), f.chunk(2)
-    return y_real, y_fake, f_real, f_fake
+    return tuple(_gan_output(x.detach(), gan, stack) for gan in gans)
+
+
+def _gan_output(x: Tensor, gan: GANLayers, stack: int) -> GANOutput:
+    encoder, decoder, reencoder, discriminator = gan
+    ends = (len(encoder), len(encoder) + len(decoder), len(gan.layers) - len(discriminator))
+    generator = [*encoder, *decoder, *reencoder]
+    z1, xh, z2 = conv_chain(x, generator, taps=[end - 1 for end in ends], stack=stack)
+    if not discriminator:
+        return GANOutput(z1, xh, z2)
+    tap = len(discriminator) - 2
+    both = torch.cat([x, xh.detach()])
+    f, y = conv_chain(both, discriminator, taps=(tap, tap + 1), stack=stack)
+    constants = [layer.map(Tensor.detach) for layer in discriminator[:-1]]
+    (f_fake,) = conv_chain(xh, constants, taps=(tap,), stack=stack)
+    (y_real, y_fake), (f_real, _) = y.chunk(2), f.detach().chunk(2)
+    return GANOutput(z1, xh, z2, y_real, y_fake, f_real, f_fake)
 
 
 def scale_pixels(images: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from pkd_kernels import TERMS, discriminator_loss, generator_loss
 from torch import Tensor
 
-from pkd.models.ganomaly import GAN, Reconstruction
+from pkd.models.ganomaly import GANOutput, Reconstruction
 
 # Columns of the loss history of a network.
 LOSSES = ("generator", "discriminator", *TERMS)
@@ -45,42 +45,35 @@ class NetworkLosses(NamedTuple):
 
 
 def network_losses(
-    gan: GAN,
+    output: GANOutput,
     x: Tensor,
     target: Reconstruction | None,
     weights: Tensor,
     reduction: str,
-    adversarial: bool,
-) -> tuple[Reconstruction, NetworkLosses]:
-    """Forward pass of one network and its losses.
+) -> NetworkLosses:
+    """Losses of one network.
 
     Args:
-        gan: the network.
+        output: of the network for x. Without its discriminator's, L_g and L_d are off.
         x: (N, M*C, H, W) images in [-1, 1].
         target: outputs of the teacher for K_l; None without distillation.
         weights: (M, 6) weights of the terms.
         reduction: "mean" or "norm".
-        adversarial: whether L_g and L_d are on; without them the discriminator does not run.
-
-    Returns:
-        The outputs of the generator, and the losses.
     """
-    outputs = gan.generator(x)
-    scored = gan.discriminator(x, outputs.xh) if adversarial else None
+    (z1, xh, z2), scored = output
     total, terms = generator_loss(
         x if scored else None,
-        outputs.xh,
-        outputs.z1,
-        outputs.z2,
-        # f(x) is a constant for the generator: Eq. 4 has no gradient through the real branch.
-        scored.f_real.detach() if scored else None,
+        xh,
+        z1,
+        z2,
+        scored.f_real if scored else None,
         scored.f_fake if scored else None,
         teacher=target,
         weights=weights,
         reduction=reduction,
-        stack=gan.stack,
+        stack=len(weights),
     )
     if scored is None:
-        return outputs, NetworkLosses(total, None, terms)
-    d_loss = discriminator_loss(scored.logits_real, scored.logits_fake, stack=gan.stack)
-    return outputs, NetworkLosses(total, d_loss, terms)
+        return NetworkLosses(total, None, terms)
+    d_loss = discriminator_loss(scored.logits_real, scored.logits_fake, stack=len(weights))
+    return NetworkLosses(total, d_loss, terms)
