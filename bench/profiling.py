@@ -110,12 +110,13 @@ def _counting(name: str, kernel: Any, traffic: Traffic) -> Callable[..., Any]:
 
 
 def _named_tensors(arguments: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Tensor]]:
-    """Tensors of a launch by argument, or by field within a named tuple."""
+    """Tensors of a launch by argument; field t of a named tuple is t_ptr."""
     for name, value in arguments:
         if isinstance(value, Tensor):
             yield name, value
         elif isinstance(value, tuple):
-            fields = getattr(value, "_fields", [name] * len(value))
+            names = [f"{field}_ptr" for field in getattr(value, "_fields", ())]
+            fields = names or [name] * len(value)
             yield from _named_tensors(zip(fields, value, strict=True))
 
 

@@ -470,6 +470,37 @@ def discriminator_loss(logits_real: Tensor, logits_fake: Tensor, *, stack: int =
     return per_model(-logits_real.to(acc)) + per_model(logits_fake.to(acc))
 
 
+def gan_losses(
+    x: Tensor | None,
+    xh: Tensor,
+    z1: Tensor,
+    z2: Tensor,
+    f_real: Tensor | None,
+    f_fake: Tensor | None,
+    logits_real: Tensor,
+    logits_fake: Tensor,
+    *,
+    teacher: tuple[Tensor, Tensor, Tensor] | None = None,
+    weights: Tensor,
+    reduction: str = "mean",
+    stack: int = 1,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`generator_loss` and `discriminator_loss` of a GAN: (total, discriminator loss, terms)."""
+    total, terms = generator_loss(
+        x,
+        xh,
+        z1,
+        z2,
+        f_real,
+        f_fake,
+        teacher=teacher,
+        weights=weights,
+        reduction=reduction,
+        stack=stack,
+    )
+    return total, discriminator_loss(logits_real, logits_fake, stack=stack), terms
+
+
 def novelty_score(z1: Tensor, z2: Tensor, *, stack: int = 1) -> Tensor:
     """Mean square of z1 - z2 for each image and model: Eq. 3's novelty score, squared.
 

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from pkd_kernels import TERMS, discriminator_loss, generator_loss
+from pkd_kernels import TERMS, gan_losses, generator_loss
 from torch import Tensor
 
 from pkd.models.ganomaly import GANOutput, Reconstruction
@@ -61,19 +61,10 @@ def network_losses(
         reduction: "mean" or "norm".
     """
     (z1, xh, z2), scored = output
-    total, terms = generator_loss(
-        x if scored else None,
-        xh,
-        z1,
-        z2,
-        scored.f_real if scored else None,
-        scored.f_fake if scored else None,
-        teacher=target,
-        weights=weights,
-        reduction=reduction,
-        stack=len(weights),
-    )
+    options: Any = {"weights": weights, "reduction": reduction, "stack": len(weights)}
     if scored is None:
+        total, terms = generator_loss(None, xh, z1, z2, teacher=target, **options)
         return NetworkLosses(total, None, terms)
-    d_loss = discriminator_loss(scored.logits_real, scored.logits_fake, stack=len(weights))
-    return NetworkLosses(total, d_loss, terms)
+    real, fake, f_real, f_fake = scored
+    inputs = (x, xh, z1, z2, f_real, f_fake, real, fake)
+    return NetworkLosses(*gan_losses(*inputs, teacher=target, **options))

@@ -18,6 +18,7 @@ KERNEL_MODULES = (
     "history",
     "indexing",
     "losses.discriminator",
+    "losses.gan",
     "losses.generator",
     "losses.saved_gradients",
     "novelty",
@@ -190,6 +191,7 @@ def _call_ops() -> None:
     """Call all ops but the layers, forward and backward."""
     generator_loss = _op("generator_loss", "losses.generator")
     discriminator_loss = _op("discriminator_loss", "losses.discriminator")
+    gan_losses = _op("gan_losses", "losses.gan")
     novelty_score = _op("novelty_score", "novelty")
     novelty_parts = _op("novelty_parts", "novelty")
     for dtype, (image, latent, feature) in itertools.product(DTYPES, SIZES):
@@ -206,6 +208,13 @@ def _call_ops() -> None:
                 x, xh, z1, z2, f.detach(), f, teacher=teacher, weights=weights, reduction=reduction
             )
             total.sum().backward()
+            total, loss, terms = gan_losses(
+                *(x, xh, z1, z2, f.detach(), f, f, f),
+                teacher=teacher,
+                weights=weights,
+                reduction=reduction,
+            )
+            (total.sum() + loss.sum()).backward()
         loss = discriminator_loss(f, f)
         loss.sum().backward()
         novelty_score(z1, z2)
