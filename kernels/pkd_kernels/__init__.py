@@ -1,6 +1,7 @@
 """The ops of P-KDGAN's training step, as functions of tensors: Triton kernels and definitions."""
 
 from pkd_kernels.dispatch import (
+    adam_prepare,
     adam_step,
     conv_chain,
     conv_norm_act,
@@ -35,6 +36,7 @@ __all__ = [
     "FlatAdam",
     "GANLayers",
     "GANOutput",
+    "adam_prepare",
     "adam_step",
     "conv_chain",
     "conv_norm_act",

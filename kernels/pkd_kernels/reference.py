@@ -229,8 +229,13 @@ def record_step(
     counter: Tensor,
     rate: Tensor,
     active: Tensor,
+    step: Tensor,
+    corrections: Tensor,
+    betas: tuple[float, float],
 ) -> None:
-    """Record a step's losses, set Adam's rates and active models, and increment the step, in place.
+    """Record a step's losses, prepare Adam, and increment the step of the epoch, in place.
+
+    Prepares Adam as `adam_prepare` does, with the rates and active models of this step.
 
     Call it once a step, after everything that looks the step up by its number and before Adam.
     After the last step this definition raises IndexError; the kernel, which cannot, records nothing
@@ -245,6 +250,9 @@ def record_step(
         counter: (1,) int64, the number of this step, from 0; incremented.
         rate: (M,) receives the learning rates of this step.
         active: (M,) bool, receives whether each model takes this step.
+        step: (M,), Adam's number of steps of each model; see `adam_prepare`, also for the next two.
+        corrections: (2, M).
+        betas: decay rates of Adam's moments.
     """
     torch.lt(counter, steps, out=active)
     torch.index_select(rates, 0, counter, out=rate[None])
@@ -252,6 +260,7 @@ def record_step(
     row = torch.cat([part.detach().view(m, -1) for parts in losses for part in parts], 1)
     history.flatten(2).index_copy_(0, counter, row[None])
     counter += 1
+    step += active
 
 
 def _convolve(
@@ -569,7 +578,9 @@ def check_adam_inputs(
     exp_avg: Tensor,
     exp_avg_sq: Tensor,
     step: Tensor,
+    corrections: Tensor,
     sizes: Sequence[int],
+    lengths: Sequence[int] | None,
     lr_factors: Sequence[float] | None,
 ) -> None:
     """Raise ValueError where the inputs of `adam_step` do not fit."""
@@ -578,12 +589,36 @@ def check_adam_inputs(
         raise ValueError(
             "param, grad, exp_avg and exp_avg_sq must be flat, contiguous and of one size"
         )
-    if param.numel() != step.numel() * sum(sizes):
+    least = [step.numel() * size for size in sizes]
+    taken = least if lengths is None else list(lengths)
+    short = len(taken) != len(least) or any(a < b for a, b in zip(taken, least, strict=False))
+    if short or param.numel() != sum(taken):
         raise ValueError(
             f"{param.numel()} elements do not fit {step.numel()} models of {sum(sizes)} elements"
         )
+    if corrections.shape != (2, step.numel()):
+        raise ValueError(
+            f"corrections have shape {tuple(corrections.shape)}, not (2, {step.numel()})"
+        )
     if lr_factors is not None and len(lr_factors) != len(sizes):
         raise ValueError(f"{len(lr_factors)} factors do not fit {len(sizes)} parameters")
+
+
+@torch.no_grad()
+def adam_prepare(
+    step: Tensor, lr: Tensor, active: Tensor, corrections: Tensor, *, betas: tuple[float, float]
+) -> None:
+    """Count a step of every active model, in place, before `adam_step`.
+
+    Args:
+        step: (M,) float32, the steps that each model has taken; incremented where active.
+        lr: (M,) learning rates.
+        active: (M,) bool.
+        corrections: (2, M), receives lr / (1 - β1ᵗ) and √(1 - β2ᵗ) for the kernel of `adam_step`,
+            with t of this step. This definition leaves it as it is.
+        betas: decay rates of the moments.
+    """
+    step += active
 
 
 @torch.no_grad()
@@ -595,43 +630,47 @@ def adam_step(
     step: Tensor,
     lr: Tensor,
     active: Tensor,
+    corrections: Tensor,
     *,
     sizes: Sequence[int],
     betas: tuple[float, float],
     eps: float,
+    lengths: Sequence[int] | None = None,
     lr_factors: Sequence[float] | None = None,
-    arrivals: Tensor | None = None,
 ) -> None:
     """One Adam step, in place, on one flat buffer with the parameters of M models.
 
-    Every parameter of a stack is M equal blocks, one for each model; the buffer is the
-    concatenation of the parameters.
+    Every parameter of a stack is M equal blocks, one for each model, and padding with zeros; the
+    buffer is the concatenation of the parameters.
 
     Args:
         param: (P,) flat parameters, updated.
         grad: (P,) flat gradients.
         exp_avg: (P,) flat first moments, updated.
         exp_avg_sq: (P,) flat second moments, updated.
-        step: (M,) float32, the steps that each model has taken; incremented.
-        lr: (M,) float32 learning rates.
-        active: (M,) bool. An inactive model keeps parameters, moments and step.
-        sizes: elements of one model in each parameter; P = M * sum(sizes).
+        step: (M,) float32, the number t of this step of each model, from 1: after `adam_prepare`.
+        lr: (M,) learning rates.
+        active: (M,) bool. An inactive model keeps parameters and moments.
+        corrections: (2, M) of `adam_prepare`, from which the kernel takes the rates. This
+            definition computes them from step and lr.
+        sizes: elements of one model in each parameter.
         betas: decay rates of the moments.
         eps: added to the denominator.
+        lengths: elements of the buffer that each parameter takes, at least M * size; their sum is
+            P. None is without padding.
         lr_factors: one for each parameter p; the rate of model m is lr[m] * lr_factors[p]. None
             sets all to 1.
-        arrivals: (1,) int32, 0: the kernel's counter of finished programs, 0 again afterwards. It
-            belongs to one optimizer; None allocates one for this call. Not used here.
     """
-    check_adam_inputs(param, grad, exp_avg, exp_avg_sq, step, sizes, lr_factors)
+    flat = (param, grad, exp_avg, exp_avg_sq)
+    check_adam_inputs(*flat, step, corrections, sizes, lengths, lr_factors)
     factors = (1.0,) * len(sizes) if lr_factors is None else tuple(lr_factors)
     # Neighbouring models with equal activity, rate and step are one run: usually all models.
     models = zip(active.tolist(), lr.tolist(), step.tolist(), strict=True)
     runs = [(key, len(list(run))) for key, run in groupby(models)]
-    pieces = _adam_pieces(tuple(sizes), factors, tuple(length for _, length in runs))
-    counts = [step.new_tensor(count + 1) for (_, _, count), _ in runs]
-    lengths = [length for length, _, _ in pieces]
-    tensors = [t.split(lengths) for t in (param, grad, exp_avg, exp_avg_sq)]
+    taken = tuple(len(step) * size for size in sizes) if lengths is None else tuple(lengths)
+    pieces = _adam_pieces(tuple(sizes), taken, factors, tuple(length for _, length in runs))
+    counts = [step.new_tensor(count) for (_, _, count), _ in runs]
+    tensors = [t.split([length for length, _, _ in pieces]) for t in flat]
     tensors.append(tuple(counts[run] for _, _, run in pieces))
     by_rate: dict[float, list[int]] = {}
     for i, (_, factor, run) in enumerate(pieces):
@@ -655,22 +694,26 @@ def adam_step(
             amsgrad=False,
             maximize=False,
         )
-    step += active
 
 
 @lru_cache(maxsize=1024)
 def _adam_pieces(
-    sizes: tuple[int, ...], factors: tuple[float, ...], runs: tuple[int, ...]
+    sizes: tuple[int, ...],
+    taken: tuple[int, ...],
+    factors: tuple[float, ...],
+    runs: tuple[int, ...],
 ) -> list[tuple[int, float, int]]:
     """Pieces of the flat buffer, in order: length, factor of the rate, and index of the run.
 
-    A piece has one parameter of one run of models. Where all models are one run, neighbouring
-    parameters with the same factor are one piece.
+    A piece has one parameter of one run of models; the last one, also the padding. Where all models
+    are one run, neighbouring parameters with the same factor are one piece.
     """
-    params = list(zip(factors, sizes, strict=True))
+    pieces = []
+    for factor, size, whole in zip(factors, sizes, taken, strict=True):
+        lengths = [size * length for length in runs]
+        lengths[-1] += whole - sum(lengths)
+        pieces += [(length, factor, run) for run, length in enumerate(lengths)]
     if len(runs) == 1:
-        merged = groupby(params, key=itemgetter(0))
-        params = [(factor, sum(size for _, size in group)) for factor, group in merged]
-    return [
-        (size * length, factor, run) for factor, size in params for run, length in enumerate(runs)
-    ]
+        merged = groupby(pieces, key=itemgetter(1))
+        return [(sum(length for length, _, _ in group), factor, 0) for factor, group in merged]
+    return pieces

@@ -179,16 +179,16 @@ class Trainer:
         """Update every active member once, without waiting for the device."""
         before = [statistic.clone() for statistic in self._idle_statistics]
         losses = self.losses()
-        # Record first: it advances `counter`, which nothing after it reads, and sets the rates and
-        # the activity that the optimizer reads.
+        # Record first: it advances `counter`, which nothing after it reads, and prepares the
+        # optimizer's update.
         self._record(losses)
         self.set_grads(losses)
-        self.optimizer.step()
+        self.optimizer.update()
         for value, old in zip(self._idle_statistics, before, strict=True):
             torch.where(self.optimizer.active[:, None], value, old, out=value)
 
     def _record(self, losses: dict[str, NetworkLosses]) -> None:
-        """Record losses, pass this step's rates and active members to Adam, advance `counter`."""
+        """Record losses, prepare Adam with this step's rates and members, advance `counter`."""
         record_step(
             [(g, self._no_loss if d is None else d, terms) for g, d, terms in losses.values()],
             self.rates,
@@ -197,6 +197,9 @@ class Trainer:
             counter=self.counter,
             rate=self.optimizer.param_groups[0]["lr"],
             active=self.optimizer.active,
+            step=self.optimizer.step_count,
+            corrections=self.optimizer.corrections,
+            betas=self.optimizer.param_groups[0]["betas"],
         )
 
     def advance(self) -> None:
@@ -225,7 +228,7 @@ class Trainer:
         """Tensors that a step changes and that a later step reads."""
         adam = self.optimizer
         state = [adam.flat, adam.exp_avg, adam.exp_avg_sq, adam.step_count, adam.active]
-        state += [adam.param_groups[0]["lr"], self.history.values, self.counter]
+        state += [adam.param_groups[0]["lr"], adam.corrections, self.history.values, self.counter]
         return state + self._statistics()
 
     def _statistics(self) -> list[Tensor]:
@@ -279,7 +282,15 @@ class Trainer:
                     f"its {name} is missing or does not fit the networks and images of this run"
                 )
             target.copy_(value)
+        for name, views in self.optimizer.moments().items():
+            pieces = targets[f"optimizer.{name}"].split([view.numel() for view in views])
+            for view, piece in zip(views, pieces, strict=True):
+                view.copy_(piece.view(view.shape))
 
     def _moments(self) -> dict[str, Tensor]:
-        names = ("exp_avg", "exp_avg_sq", "step_count")
-        return {f"optimizer.{name}": getattr(self.optimizer, name) for name in names}
+        """Adam's steps, and copies of its moments without the padding of its buffers."""
+        moments = {
+            f"optimizer.{name}": torch.cat([view.flatten() for view in views])
+            for name, views in self.optimizer.moments().items()
+        }
+        return moments | {"optimizer.step_count": self.optimizer.step_count}

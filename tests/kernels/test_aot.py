@@ -175,6 +175,23 @@ def test_launches_are_specialised_as_the_just_in_time_compiler_does():
     assert process.returncode == 0, process.stdout
 
 
+VECTORS = """
+from pkd_kernels.aot.compiler import compiled
+from pkd_kernels.aot.launches import kernels, recorded_launches
+
+launch = next(one for one in recorded_launches() if one.kernel == "adam_step")
+module, name = kernels()["adam_step"]
+ptx = compiled(getattr(module, name), launch, 90).asm["ptx"]
+assert ptx.count("ld.global.v4.b32") == 8, ptx  # of four buffers, eight elements a thread
+assert ptx.count("st.global.v4.b32") == 6, ptx
+"""
+
+
+def test_adam_reads_and_writes_by_128_bits():
+    process = subprocesses.run(["-c", VECTORS])
+    assert process.returncode == 0, process.stdout
+
+
 def test_interpreter_raises():
     process = subprocesses.run(["-m", "pkd_kernels.aot"], TRITON_INTERPRET="1")
     assert process.returncode == 1

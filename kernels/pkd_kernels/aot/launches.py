@@ -9,7 +9,7 @@ from unittest import mock
 
 import torch
 
-from pkd_kernels.reference import ConvLayer, GANLayers, GANOutput
+from pkd_kernels.reference import ConvLayer, GANLayers, GANOutput, accumulator
 
 KERNEL_MODULES = (
     "adam",
@@ -226,11 +226,12 @@ def _call_ops() -> None:
 
 def _call_optimizer(flat: torch.Tensor) -> None:
     model = torch.empty(2, device="meta")
+    corrections = flat.new_empty(2, 2, dtype=accumulator(flat))
+    models = model, model, model.bool(), corrections
+    _op("adam_prepare", "adam")(*models, betas=(0.5, 0.999))
     _op("adam_step", "adam")(
         *(flat,) * 4,
-        model,
-        model,
-        model.bool(),
+        *models,
         sizes=(2048,),
         betas=(0.5, 0.999),
         eps=1e-8,
@@ -255,6 +256,9 @@ def _call_record_step(total: torch.Tensor, loss: torch.Tensor, terms: torch.Tens
             counter=one,
             rate=total,
             active=one.bool(),
+            step=total,
+            corrections=total.new_empty(2, 1),
+            betas=(0.5, 0.999),
         )
 
 
