@@ -8,7 +8,7 @@ runs it; this shows, for example, that each input is read once.
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -101,11 +101,7 @@ def _counting(name: str, kernel: Any, traffic: Traffic) -> Callable[..., Any]:
         traffic.launches.append(name)
         with torch.utils._python_dispatch._disable_current_modes():
             if hasattr(kernel, "rewrite"):  # an interpreted kernel
-                tensors = {
-                    argument: t
-                    for argument, t in zip(kernel.arg_names, args, strict=False)
-                    if isinstance(t, Tensor)
-                }
+                tensors = list(_named_tensors(zip(kernel.arg_names, args, strict=False)))
                 with _memory_counted(name, tensors, traffic):
                     return run(*args, **kwargs)
             return run(*args, **kwargs)
@@ -113,12 +109,25 @@ def _counting(name: str, kernel: Any, traffic: Traffic) -> Callable[..., Any]:
     return counting
 
 
+def _named_tensors(arguments: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Tensor]]:
+    """Tensors of a launch by argument; field t of a named tuple is t_ptr."""
+    for name, value in arguments:
+        if isinstance(value, Tensor):
+            yield name, value
+        elif isinstance(value, tuple):
+            names = [f"{field}_ptr" for field in getattr(value, "_fields", ())]
+            fields = names or [name] * len(value)
+            yield from _named_tensors(zip(fields, value, strict=True))
+
+
 @contextmanager
-def _memory_counted(module: str, tensors: dict[str, Tensor], traffic: Traffic) -> Iterator[None]:
+def _memory_counted(
+    module: str, tensors: list[tuple[str, Tensor]], traffic: Traffic
+) -> Iterator[None]:
     from triton.runtime.interpreter import InterpreterBuilder
 
     # An unused argument repeats an earlier tensor: reversed, so that the earlier name wins.
-    starts = {t.data_ptr(): f"{module}.{argument}" for argument, t in reversed(tensors.items())}
+    starts = {t.data_ptr(): f"{module}.{argument}" for argument, t in reversed(tensors)}
 
     def count(counter: Counter[str], pointers: Any, mask: Any) -> None:
         addresses = pointers.data[mask.data.astype(bool)]

@@ -40,7 +40,7 @@ RESULTS = Path(__file__).parent / "results"
 COUNTED = ((1, 1), (16, 1), (1, 30))  # (batch size, stacked models)
 # Arguments with a few numbers for each model.
 PER_MODEL = ("weights_ptr", "upstream_ptr", "pieces_ptr", "lr_ptr", "step_ptr", "active_ptr")
-PER_MODEL += ("arrivals_ptr", "loss_ptr", "values_ptr")
+PER_MODEL += ("factors_ptr", "corrections_ptr", "loss_ptr", "values_ptr")
 
 
 def count(call: Callable[[], object]) -> tuple[int, int, int]:
@@ -157,8 +157,8 @@ def adam_row(stack: int) -> dict[str, Any]:
     theirs = torch.optim.Adam(params(), foreach=True)
     for p in theirs.param_groups[0]["params"]:
         p.grad = torch.randn_like(p)
-    needed = 7 * ours.flat.numel()
-    return row("adam_step", "step", 1, stack, (ours.step, theirs.step), needed, needed)
+    needed = 7 * sum(ours.lengths)
+    return row("adam_step", "step", 1, stack, (ours.update, theirs.step), needed, needed)
 
 
 def check_minimum(rows: list[dict[str, Any]]) -> None:

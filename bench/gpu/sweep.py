@@ -1,8 +1,8 @@
-"""Stage "sweep": time every distinct launch of the layers alone, with several tilings.
+"""Stage "sweep": time every distinct problem of the layers alone, with several tilings.
 
-One eager training step records the calls of the layers' launchers, with their tensors. Each
-distinct call is then repeated under other tilings, which `pkd_kernels.conv.tiling` computes from
-other constants. A tiling counts only if its outputs equal those of the present tiling.
+One eager training step records the problems of the layers' launches, with their tensors. Each
+distinct problem is then solved alone under other tilings, which `pkd_kernels.conv.tiling` computes
+from other constants. A tiling counts only if its outputs equal those of the present tiling.
 
 Kernels are compiled in parallel processes; times are measured by one process at a time.
 """
@@ -13,18 +13,17 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from inspect import signature
 from os import sched_getaffinity
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 from unittest import mock
 
-import torch
-from pkd_kernels.conv import autograd, backward, forward, tiling
+from pkd_kernels.conv import autograd, gan, tiling
+from pkd_kernels.conv.backward import WeightProblem
+from pkd_kernels.conv.forward import LayerProblem
 from pkd_kernels.conv.tiling import Tiling, WeightTiling
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from bench.gpu.facts import Fact
 from bench.gpu.replay import seconds_per_call
@@ -46,88 +45,54 @@ MATRIX = (4, 8, 16, 32)
 WEIGHTS = ((64, 64), (32, 64), (16, 64), (32, 32), (16, 32), (8, 32), (8, 16), (16, 256))
 
 TAP, WEIGHT = "tap_tiling", "weight_tiling"
+WRITTEN = ("y", "u", "rstd", "out", "gamma_grad", "beta_grad")  # pointers of a problem
 
 
 class Subject(NamedTuple):
-    """A launch of a layer and one of its tilings, which varies.
+    """A problem of a launch of layers, whose tiling varies.
 
     Attributes:
         function: `TAP` or `WEIGHT`, which computes the tiling.
         arguments: arguments of that function.
-        module: module that calls it.
         launcher: function of the launch.
-        tensors: its arguments by name.
+        problem: its tensors, constants and present tiling.
+        stack: M.
     """
 
     function: str
     arguments: tuple
-    module: Any
     launcher: Callable[..., Any]
-    tensors: dict[str, Any]
+    problem: Any
+    stack: int
 
     @property
     def labels(self) -> Fact:
         """What identifies the subject."""
-        direction = self.module.__name__.rpartition(".")[2]
+        direction = "forward" if isinstance(self.problem, LayerProblem) else "backward"
         return {"direction": direction, "function": self.function, "arguments": self.arguments}
 
-    @property
-    def applies(self) -> bool:
-        """Whether the launch has programs of this tiling."""
-        if not self._backward:
-            return True
-        if self.function == TAP:
-            return self.tensors["through"]
-        return self.tensors["weight_grad"] is not None
+    def call(self, candidate: Tiling | WeightTiling) -> None:
+        """Solve the problem alone, with another tiling."""
+        self.launcher([self.problem._replace(tiling=candidate)], self.stack)
 
-    @property
-    def _backward(self) -> bool:
-        return self.module is backward
+    def outputs(self, candidate: Tiling | WeightTiling) -> list[Tensor]:
+        """Solve the problem into memory full of NaN; return copies of all that it writes.
 
-    def call(self) -> Any:
-        """Repeat the launch."""
-        return self.launcher(**self.tensors)
-
-    def outputs(self) -> list[Tensor]:
-        """Repeat the launch into poisoned memory; return copies of all that it writes.
-
-        The buffers are restored, also after an error: other launches read them.
+        The memory is restored, also after an error: other problems read it.
         """
-        buffers = self._gradient_buffers() if self._backward else []
+        fields = self.problem.pointers._asdict()
+        read = () if isinstance(self.problem, LayerProblem) else ("y", "u", "rstd")
+        names = [name for name in WRITTEN if name not in read]
+        buffers = [fields[name] for name in names if fields.get(name) is not None]
         before = [t.clone() for t in buffers]
         for tensor in buffers:
             tensor.fill_(math.nan)
         try:
-            with poisoned_memory():
-                result = self.call()
-            written = [t.clone() for t in buffers]
+            self.call(candidate)
+            return [t.clone() for t in buffers]
         finally:
             for tensor, values in zip(buffers, before, strict=True):
                 tensor.copy_(values)
-        if not self._backward or self.tensors["through"]:
-            written += [t.clone() for t in tree_leaves(result) if isinstance(t, Tensor)]
-        return written
-
-    def _gradient_buffers(self) -> list[Tensor]:
-        """Buffers that a backward launch writes."""
-        weight_grad, affine, pending = map(self.tensors.get, ("weight_grad", "affine", "pending"))
-        buffers = [] if weight_grad is None else [weight_grad]
-        return [*buffers, *(affine.parts if affine else ()), *(pending.targets if pending else ())]
-
-
-@contextmanager
-def poisoned_memory() -> Iterator[None]:
-    """Fill new tensors with NaN, so that an element that nobody writes differs."""
-    new_empty, empty_like = Tensor.new_empty, torch.empty_like
-
-    def poison(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        return lambda *arguments, **options: function(*arguments, **options).fill_(math.nan)
-
-    with (
-        mock.patch.object(Tensor, "new_empty", poison(new_empty)),
-        mock.patch.object(torch, "empty_like", poison(empty_like)),
-    ):
-        yield
 
 
 def sweep(rehearse: bool) -> Tasks:
@@ -153,7 +118,7 @@ def _sweep(
     trainer = Pkd(setup, setup.members(cell.stack)).trainer
     subjects = recorded(trainer.step)[part]
     if rehearse:
-        subjects = list({(s.module, s.function): s for s in subjects}.values())
+        subjects = list({(s.labels["direction"], s.function): s for s in subjects}.values())
     for subject in subjects:
         for candidate in candidates(subject)[: 2 if rehearse else None]:
             if time.time() > deadline:
@@ -164,41 +129,25 @@ def _sweep(
 
 
 def recorded(step: Callable[[], object]) -> list[Subject]:
-    """Run a step; return a subject for every distinct tiling that its layers use."""
+    """Run a step; return a subject for every distinct problem of its layers that has a tiling."""
     subjects: dict[str, Subject] = {}
-    used: list[tuple] = []
     with ExitStack() as stack:
-        for module, name in ((forward, TAP), (backward, TAP), (backward, WEIGHT)):
-            function = _noting(getattr(module, name), used, module, name)
-            stack.enter_context(mock.patch.object(module, name, function))
-        for name in ("forward_layer", "backward_layer"):
-            launcher = getattr(autograd, name)
-            function = _recording(launcher, used, subjects)
-            stack.enter_context(mock.patch.object(autograd, name, function))
+        for module in (autograd, gan):
+            for name in ("launch_layers", "launch_gradients"):
+                function = _recording(getattr(module, name), subjects)
+                stack.enter_context(mock.patch.object(module, name, function))
         step()
     return list(subjects.values())
 
 
-def _noting(function: Callable, used: list[tuple], module: Any, name: str) -> Callable:
-    def note(*arguments: Any) -> Any:
-        used.append((name, arguments, module))
-        return function(*arguments)
-
-    return note
-
-
-def _recording(launcher: Callable, used: list[tuple], subjects: dict[str, Subject]) -> Callable:
-    names = signature(launcher)
-
-    def record(*arguments: Any, **keywords: Any) -> Any:
-        used.clear()
-        result = launcher(*arguments, **keywords)
-        tensors = names.bind(*arguments, **keywords).arguments
-        for entry in used:
-            subject = Subject(*entry, launcher, tensors)
-            if subject.applies:
+def _recording(launcher: Callable, subjects: dict[str, Subject]) -> Callable:
+    def record(problems: Sequence[Any], stack: int) -> None:
+        launcher(problems, stack)
+        for problem in problems:
+            if arguments := getattr(problem, "arguments", ()):
+                function = WEIGHT if isinstance(problem, WeightProblem) else TAP
+                subject = Subject(function, arguments, launcher, problem, stack)
                 subjects.setdefault(str(subject.labels), subject)
-        return result
 
     return record
 
@@ -237,13 +186,12 @@ def _weight_tilings(*arguments: int) -> Iterator[WeightTiling]:
 
 def timed(subject: Subject, candidate: Tiling | WeightTiling, settings: Settings) -> Fact:
     """Compile and check a tiling, and time it while no other process is timing."""
-    expected = subject.outputs()
+    expected = subject.outputs(present_tiling(subject))
     try:
-        with mock.patch.object(subject.module, subject.function, return_value=candidate):
-            error = largest_error(subject.outputs(), expected)
-            if not error <= TOLERANCE:
-                return {"error": f"outputs differ by {error:.1e} of the largest value"}
-            return {"us": round(1e6 * _seconds(subject.call, settings), 3)}
+        error = largest_error(subject.outputs(candidate), expected)
+        if not error <= TOLERANCE:
+            return {"error": f"outputs differ by {error:.1e} of the largest value"}
+        return {"us": round(1e6 * _seconds(partial(subject.call, candidate), settings), 3)}
     except Exception as error:  # a tiling may need too many registers or too much shared memory
         synchronize(settings.device)  # raises if the GPU cannot be used any more
         return {"error": first_line(error)}

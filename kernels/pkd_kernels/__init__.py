@@ -1,11 +1,13 @@
 """The ops of P-KDGAN's training step, as functions of tensors: Triton kernels and definitions."""
 
 from pkd_kernels.dispatch import (
+    adam_prepare,
     adam_step,
     conv_chain,
-    conv_chain_pair,
     conv_norm_act,
     discriminator_loss,
+    gan_losses,
+    gan_pass,
     gather,
     generator_loss,
     novelty_parts,
@@ -20,6 +22,8 @@ from pkd_kernels.reference import (
     NOVELTY_PARTS,
     TERMS,
     ConvLayer,
+    GANLayers,
+    GANOutput,
     scale_pixels,
 )
 
@@ -30,11 +34,15 @@ __all__ = [
     "TERMS",
     "ConvLayer",
     "FlatAdam",
+    "GANLayers",
+    "GANOutput",
+    "adam_prepare",
     "adam_step",
     "conv_chain",
-    "conv_chain_pair",
     "conv_norm_act",
     "discriminator_loss",
+    "gan_losses",
+    "gan_pass",
     "gather",
     "generator_loss",
     "novelty_parts",

@@ -6,16 +6,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pkd_kernels.dispatch import adam_step
+from pkd_kernels.dispatch import adam_prepare, adam_step, uses_triton
+
+# The kernels read a parameter by 128 bits where it begins at a multiple of 16 bytes; in every type:
+ALIGNMENT = 8
 
 
 class FlatAdam(torch.optim.Optimizer):
     """Adam (Kingma and Ba, 2015) for stacked models, without weight decay.
 
-    The parameters move into one flat buffer `flat` and become views of it. `grad` is the flat
-    buffer of their gradients: each `p.grad` is a view of it, and `state[p]` has views of the flat
-    moments. So create the optimizer after the module has its device and type. It cannot be copied
-    and has one parameter group.
+    The parameters move into one flat buffer `flat` and become views of it; for the kernels each is
+    padded with zeros. `grad` is the flat buffer of their gradients: each `p.grad` is a view of it,
+    and `state[p]` has views of the flat moments. So create the optimizer after the module has its
+    device and type. It cannot be copied and has one parameter group.
 
     Args:
         params: parameters of stacked models, each M equal blocks, one for each model.
@@ -31,12 +34,13 @@ class FlatAdam(torch.optim.Optimizer):
             saves a copy. Use it only where each gradient is computed once a step.
 
     Attributes:
-        flat: (P,) parameters.
+        flat: (P,) parameters, with padding.
         grad: (P,) gradients.
         exp_avg: (P,) first moments.
         exp_avg_sq: (P,) second moments.
         active: (M,) bool on the device; an inactive model keeps parameters, moments and step.
         step_count: (M,) steps that each model has taken, "step" in every parameter's state.
+        corrections: (2, M), see `pkd_kernels.adam_prepare`.
 
     Raises:
         ValueError: a parameter cannot be split into M equal blocks, or the number of factors is not
@@ -68,16 +72,20 @@ class FlatAdam(torch.optim.Optimizer):
         super().__init__(params, {"lr": rate, "betas": betas, "eps": eps})
         self.sizes = tuple(p.numel() // stack for p in params)
         self.lr_factors = None if lr_factors is None else tuple(lr_factors)
-        self.flat = torch.cat([p.detach().reshape(-1) for p in params])
+        step = ALIGNMENT if uses_triton(params[0]) else 1
+        self.lengths = tuple(-(-p.numel() // step) * step for p in params)
+        self.flat = params[0].new_zeros(sum(self.lengths)).detach()
         self.grad = torch.zeros_like(self.flat)
         self.exp_avg = torch.zeros_like(self.flat)
         self.exp_avg_sq = torch.zeros_like(self.flat)
         self.step_count = torch.zeros(stack, device=device)
         self.active = torch.ones(stack, dtype=torch.bool, device=device)
-        self._arrivals = torch.zeros(1, dtype=torch.int32, device=device)
+        wide = torch.float64 if self.flat.dtype == torch.float64 else torch.float32
+        self.corrections = torch.zeros(2, stack, dtype=wide, device=device)
         self._grads = self._views(self.grad)
         views = (self._views(t) for t in (self.flat, self.exp_avg, self.exp_avg_sq))
         for p, grad, value, avg, avg_sq in zip(params, self._grads, *views, strict=True):
+            value.copy_(p.detach())
             p.data, p.grad = value, grad
             p.main_grad = grad if main_grad else None  # ops read it
             self.state[p] = {"step": self.step_count, "exp_avg": avg, "exp_avg_sq": avg_sq}
@@ -97,8 +105,12 @@ class FlatAdam(torch.optim.Optimizer):
 
     def _views(self, flat: Tensor) -> list[Tensor]:
         params = self.param_groups[0]["params"]
-        pieces = flat.split([p.numel() for p in params])
-        return [piece.view(p.shape) for piece, p in zip(pieces, params, strict=True)]
+        pieces = flat.split(self.lengths)
+        return [piece[: p.numel()].view(p.shape) for piece, p in zip(pieces, params, strict=True)]
+
+    def moments(self) -> dict[str, list[Tensor]]:
+        """Views of the first and second moments of every parameter, by name."""
+        return {name: self._views(getattr(self, name)) for name in ("exp_avg", "exp_avg_sq")}
 
     def set_grads(self, grads: Sequence[Tensor | None]) -> None:
         """Copy gradients, in the order of the parameters, into the flat buffer.
@@ -106,9 +118,7 @@ class FlatAdam(torch.optim.Optimizer):
         None is a gradient that an op has already written to the buffer, see `main_grad`.
         """
         pairs = [(v, g) for v, g in zip(self._grads, grads, strict=True) if g is not None]
-        if len(pairs) == len(self._grads):
-            torch.cat([g.reshape(-1) for _, g in pairs], out=self.grad)
-        elif pairs:
+        if pairs:
             views, values = zip(*pairs, strict=True)
             torch._foreach_copy_(views, values)
 
@@ -128,6 +138,19 @@ class FlatAdam(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        group = self.param_groups[0]
+        models = self.step_count, group["lr"], self.active, self.corrections
+        adam_prepare(*models, betas=group["betas"])
+        self.update()
+        return loss
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """`step` without its preparation, after a `record_step` with this optimizer's tensors.
+
+        Raises:
+            RuntimeError: see `step`.
+        """
         self._check_views()
         group = self.param_groups[0]
         adam_step(
@@ -138,13 +161,13 @@ class FlatAdam(torch.optim.Optimizer):
             self.step_count,
             group["lr"],
             self.active,
+            self.corrections,
             sizes=self.sizes,
             betas=group["betas"],
             eps=group["eps"],
+            lengths=self.lengths,
             lr_factors=self.lr_factors,
-            arrivals=self._arrivals,
         )
-        return loss
 
     def _check_views(self) -> None:
         params = self.param_groups[0]["params"]

@@ -4,9 +4,10 @@ With t the number of the step, on the device, for every model m
 
     history[t, m] = its losses        rate_m = rates[t, m]        active_m = t < steps_m
 
-and then t = t + 1. This is a few numbers for each model, so one program does all of it: t has one
-writer, and a barrier separates the reads from the write. The kernel does not check that step t
-exists: that would make the host wait.
+and Adam's preparation (`adam`), then t = t + 1. This is a few numbers for each model, so one
+program does all of it: t has one writer, and a barrier separates the reads from the write. A step
+after the last one, as a replay of a CUDA graph too many would take, records nothing and leaves all
+models inactive.
 """
 
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from pkd_kernels.adam import log2, prepare_models
 from pkd_kernels.operators import custom_operator
 from pkd_kernels.reference import TERMS
 
@@ -31,12 +33,16 @@ def _store(row_ptr, b_generator, b_discriminator, b_terms, k, mask, terms_mask):
     tl.store(row_ptr[:, None] + 2 + k, b_terms, mask=terms_mask)
 
 
-@triton.jit(do_not_specialize=["stride0_m", "stride0_k", "stride1_m", "stride1_k", "stack"])
+@triton.jit(
+    do_not_specialize=["stride0_m", "stride0_k", "stride1_m", "stride1_k", "stack", "length"]
+)
 def record_step_kernel(
     history_ptr,
     counter_ptr,
     rate_ptr,
     active_ptr,
+    step_ptr,
+    corrections_ptr,
     rates_ptr,
     steps_ptr,
     generator0_ptr,
@@ -50,12 +56,16 @@ def record_step_kernel(
     stride1_m,
     stride1_k,
     stack,
+    length,
     NETWORKS: tl.constexpr,
+    LOG2_BETA1: tl.constexpr,
+    LOG2_BETA2: tl.constexpr,
     TERMS: tl.constexpr,
     MODELS: tl.constexpr,
 ):
     """Record the losses of one or two networks of all models, and increment the step."""
     step = tl.load(counter_ptr)
+    row = tl.minimum(step, length - 1)
     k = tl.arange(0, 8)[None, :]  # [1, 8]
     for first in range(0, stack, MODELS):
         m = first + tl.arange(0, MODELS)  # [MODELS]
@@ -70,14 +80,20 @@ def record_step_kernel(
             b_discriminator1 = tl.load(discriminator1_ptr + m, mask=mask)
             b_terms1 = tl.load(terms1_ptr + m[:, None] * stride1_m + k * stride1_k, mask=terms_mask)
         b_steps = tl.load(steps_ptr + m, mask=mask)
-        b_rate = tl.load(rates_ptr + step * stack + m, mask=mask)
-        row_ptr = history_ptr + (step * stack + m) * NETWORKS * (2 + TERMS)  # [MODELS]
-        _store(row_ptr, b_generator0, b_discriminator0, b_terms0, k, mask, terms_mask)
+        b_rate = tl.load(rates_ptr + row * stack + m, mask=mask, other=0)
+        b_active = step < b_steps
+        row_ptr = history_ptr + (row * stack + m) * NETWORKS * (2 + TERMS)  # [MODELS]
+        recorded = mask & (step < length)
+        terms_mask &= step < length
+        _store(row_ptr, b_generator0, b_discriminator0, b_terms0, k, recorded, terms_mask)
         if NETWORKS == 2:
             row_ptr += 2 + TERMS
-            _store(row_ptr, b_generator1, b_discriminator1, b_terms1, k, mask, terms_mask)
-        tl.store(active_ptr + m, step < b_steps, mask=mask)
+            _store(row_ptr, b_generator1, b_discriminator1, b_terms1, k, recorded, terms_mask)
+        tl.store(active_ptr + m, b_active, mask=mask)
         tl.store(rate_ptr + m, b_rate, mask=mask)
+        prepare_models(
+            m, mask, b_active, b_rate, step_ptr, corrections_ptr, stack, LOG2_BETA1, LOG2_BETA2
+        )
     tl.debug_barrier()  # every thread has read the step
     tl.store(counter_ptr, step + 1)
 
@@ -85,7 +101,7 @@ def record_step_kernel(
 @custom_operator(
     "record_step",
     fake=lambda *args: None,
-    mutates=("history", "counter", "rate", "active"),
+    mutates=("history", "counter", "rate", "active", "step", "corrections"),
 )
 def launch(
     losses: list[Tensor],
@@ -95,8 +111,11 @@ def launch(
     counter: Tensor,
     rate: Tensor,
     active: Tensor,
+    step: Tensor,
+    corrections: Tensor,
+    betas: list[float],
 ) -> None:
-    """Write the last four arguments in place; `losses` has three tensors for each network."""
+    """Write the last six tensors in place; `losses` has three tensors for each network."""
     networks = len(losses) // 3
     first, last = losses[:3], losses[-3:]  # the same for one network, which ignores `last`
     record_step_kernel[(1,)](
@@ -104,6 +123,8 @@ def launch(
         counter,
         rate,
         active,
+        step,
+        corrections,
         rates,
         steps,
         *first,
@@ -111,7 +132,10 @@ def launch(
         *first[2].stride(),
         *last[2].stride(),
         len(steps),
+        len(rates),
         NETWORKS=networks,
+        LOG2_BETA1=log2(betas[0]),
+        LOG2_BETA2=log2(betas[1]),
         TERMS=len(TERMS),
         MODELS=MODELS,
         num_warps=NUM_WARPS,
@@ -127,14 +151,16 @@ def _check(
     counter: Tensor,
     rate: Tensor,
     active: Tensor,
+    step: Tensor,
+    corrections: Tensor,
 ) -> None:
     if len(losses) not in (1, 2):
         raise ValueError(f"record_step takes the losses of 1 or 2 networks, not {len(losses)}")
     length, m = rates.shape
     shapes = {"history": (length, m, len(losses), COLUMNS), "counter": (1,)}
-    shapes |= dict.fromkeys(("steps", "rate", "active"), (m,))
+    shapes |= dict.fromkeys(("steps", "rate", "active", "step"), (m,)) | {"corrections": (2, m)}
     tensors = {"history": history, "counter": counter, "steps": steps}
-    tensors |= {"rate": rate, "active": active}
+    tensors |= {"rate": rate, "active": active, "step": step, "corrections": corrections}
     for name, shape in shapes.items():
         if tensors[name].shape != shape:
             raise ValueError(f"{name} has shape {tuple(tensors[name].shape)}, not {shape}")
@@ -159,11 +185,15 @@ def record_step(
     counter: Tensor,
     rate: Tensor,
     active: Tensor,
+    step: Tensor,
+    corrections: Tensor,
+    betas: tuple[float, float],
 ) -> None:
-    """`reference.record_step` in one launch; does not check that the step exists.
+    """`reference.record_step` in one launch.
 
     Raises:
         ValueError: a tensor is not contiguous, or has another shape or type than required.
     """
-    _check(losses, rates, steps, history, counter, rate, active)
-    launch([t for parts in losses for t in parts], rates, steps, history, counter, rate, active)
+    written = (history, counter, rate, active, step, corrections)
+    _check(losses, rates, steps, *written)
+    launch([t for parts in losses for t in parts], rates, steps, *written, list(betas))

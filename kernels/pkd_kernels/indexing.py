@@ -5,7 +5,8 @@ One program owns block p of image n of model m, in every source:
     r = first_m + order[step, n, m]        out[n, m] = rows[r], or rows[r] / 127.5 - 1 of uint8
 
 All sources are loaded by the same program, so the loads of a model's images and of its teacher's
-outputs overlap. The kernel does not check that a row exists: that would make the host wait.
+outputs overlap. A step after the last one, as a replay of a CUDA graph too many would take, reads
+the last. The kernel does not check that a row exists: that would make the host wait.
 """
 
 from collections.abc import Sequence
@@ -42,7 +43,7 @@ def _copy(rows_ptr, first_ptr, out_ptr, size, local, m, row, i):
     tl.store(out_ptr + row * size + i, b_row, mask=i < size)
 
 
-@triton.jit(do_not_specialize=["stack"])
+@triton.jit(do_not_specialize=["stack", "length"])
 def gather_kernel(
     rows0_ptr,
     rows1_ptr,
@@ -63,13 +64,15 @@ def gather_kernel(
     order_ptr,
     step_ptr,
     stack,
+    length,
     BLOCK: tl.constexpr,
 ):
     """Copy one block of one row of every source; a source of size 0 is masked off."""
     row = tl.program_id(0).to(tl.int64)  # image n of model m is row n * M + m
     m = tl.program_id(0) % stack
     i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
-    local = tl.load(order_ptr + tl.load(step_ptr) * tl.num_programs(0) + row)
+    step = tl.minimum(tl.load(step_ptr), length - 1)
+    local = tl.load(order_ptr + step * tl.num_programs(0) + row)
     _copy(rows0_ptr, first0_ptr, out0_ptr, size0, local, m, row, i)
     _copy(rows1_ptr, first1_ptr, out1_ptr, size1, local, m, row, i)
     _copy(rows2_ptr, first2_ptr, out2_ptr, size2, local, m, row, i)
@@ -119,6 +122,7 @@ def launch(
         order,
         step,
         m,
+        len(order),
         BLOCK=BLOCK,
         num_warps=NUM_WARPS,
         enable_fp_fusion=True,

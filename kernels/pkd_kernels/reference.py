@@ -85,6 +85,14 @@ class ConvLayer(NamedTuple):
     transposed: bool = False
     activation: str = "none"
 
+    def map(self, function: Callable[[Tensor], Tensor]) -> "ConvLayer":
+        """The layer with a function applied to its weight, gamma and beta."""
+        return self._replace(
+            weight=function(self.weight),
+            gamma=None if self.gamma is None else function(self.gamma),
+            beta=None if self.beta is None else function(self.beta),
+        )
+
 
 def conv_chain(
     x: Tensor, layers: Sequence[ConvLayer], *, taps: Sequence[int], stack: int = 1
@@ -117,26 +125,67 @@ def conv_chain(
     return tuple(outputs[tap] for tap in taps)
 
 
-def conv_chain_pair(
-    real: Tensor, fake: Tensor, layers: Sequence[ConvLayer], *, tap: int, stack: int = 1
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """One forward pass of a chain on two batches, for the two separate gradients of a GAN.
+class GANLayers(NamedTuple):
+    """The chains of GANomaly's networks.
+
+    Attributes:
+        encoder: G_E, from images to latents.
+        decoder: G_D, from latents to images.
+        reencoder: G_R, from images to latents.
+        discriminator: D, from images to logits, at least two layers; empty for none.
+    """
+
+    encoder: Sequence[ConvLayer]
+    decoder: Sequence[ConvLayer]
+    reencoder: Sequence[ConvLayer]
+    discriminator: Sequence[ConvLayer] = ()
+
+    @property
+    def layers(self) -> list[ConvLayer]:
+        """All layers, in order."""
+        return [layer for chain in self for layer in chain]
+
+
+class GANOutput(NamedTuple):
+    """Outputs of `gan_pass`; those of a discriminator are None where there is none."""
+
+    z1: Tensor  # (N, M*D, 1, 1) = G_E(x)
+    xh: Tensor  # (N, M*C, H, W) = G_D(z1)
+    z2: Tensor  # (N, M*D, 1, 1) = G_R(xh)
+    logits_real: Tensor | None = None  # D(x), of its last layer
+    logits_fake: Tensor | None = None  # D(xh)
+    f_real: Tensor | None = None  # output of D's layer before the last, a constant
+    f_fake: Tensor | None = None
+
+
+def gan_pass(x: Tensor, gans: Sequence[GANLayers], *, stack: int = 1) -> tuple[GANOutput, ...]:
+    """Forward pass of GANs on the same images, for one gradient of all their losses.
+
+    The logits are functions of the discriminator's parameters alone, f_fake of xh alone. So the
+    gradient of a sum of generator and discriminator losses gives each network its own loss.
 
     Args:
-        real: (N, M*Ci, H, W) real images.
-        fake: (N, M*Ci, H, W) generated images.
-        layers: parameters and options of each layer.
-        tap: index of a layer, not the last.
+        x: (N, M*C, H, W) images, a constant.
+        gans: the networks, each for images of x's shape.
         stack: M.
-
-    Returns:
-        (y_real, y_fake, f_real, f_fake). The y are the last layer's outputs, to be differentiated
-        in the parameters alone; the f are the tapped layer's outputs, f_fake to be differentiated
-        in `fake` alone. Other derivatives are undefined: PyTorch has them here, the kernels do not.
     """
-    f, y = conv_chain(torch.cat([real, fake]), layers, taps=(tap, len(layers) - 1), stack=stack)
-    (y_real, y_fake), (f_real, f_fake) = y.chunk(2), f.chunk(2)
-    return y_real, y_fake, f_real, f_fake
+    return tuple(_gan_output(x.detach(), gan, stack) for gan in gans)
+
+
+def _gan_output(x: Tensor, gan: GANLayers, stack: int) -> GANOutput:
+    encoder, decoder, reencoder, discriminator = gan
+    ends = (len(encoder), len(encoder) + len(decoder), len(gan.layers) - len(discriminator))
+    generator = [*encoder, *decoder, *reencoder]
+    z1, xh, z2 = conv_chain(x, generator, taps=[end - 1 for end in ends], stack=stack)
+    if not discriminator:
+        return GANOutput(z1, xh, z2)
+    tap = len(discriminator) - 2
+    both = torch.cat([x, xh.detach()])
+    f, y = conv_chain(both, discriminator, taps=(tap, tap + 1), stack=stack)
+    constants = [layer.map(Tensor.detach) for layer in discriminator[:-1]]
+    (f_fake,) = conv_chain(xh, constants, taps=(tap,), stack=stack)
+    (y_real, y_fake), (f_real, _) = y.chunk(2), f.detach().chunk(2)
+    return GANOutput(z1, xh, z2, y_real, y_fake, f_real, f_fake)
 
 
 def scale_pixels(images: Tensor) -> Tensor:
@@ -155,7 +204,8 @@ def gather(
         sources: pairs (rows, first): rows (R, C, ...), uint8 images or of a floating type, and
             first (M,) int64, the index of each model's first row.
         order: (steps, N, M) int64 row indices, relative to the model's first row.
-        step: (1,) int64, the number of the step.
+        step: (1,) int64, the number of the step. After the last one this definition raises
+            IndexError; the kernel, which cannot, reads the last one.
 
     Returns:
         (N, M*C, ...) for each source: rows[first + order[step]], images after `scale_pixels`.
@@ -179,10 +229,17 @@ def record_step(
     counter: Tensor,
     rate: Tensor,
     active: Tensor,
+    step: Tensor,
+    corrections: Tensor,
+    betas: tuple[float, float],
 ) -> None:
-    """Record a step's losses, set Adam's rates and active models, and increment the step, in place.
+    """Record a step's losses, prepare Adam, and increment the step of the epoch, in place.
+
+    Prepares Adam as `adam_prepare` does, with the rates and active models of this step.
 
     Call it once a step, after everything that looks the step up by its number and before Adam.
+    After the last step this definition raises IndexError; the kernel, which cannot, records nothing
+    and leaves all models inactive.
 
     Args:
         losses: for one or two networks each: (M,) generator losses, (M,) discriminator losses and
@@ -193,6 +250,9 @@ def record_step(
         counter: (1,) int64, the number of this step, from 0; incremented.
         rate: (M,) receives the learning rates of this step.
         active: (M,) bool, receives whether each model takes this step.
+        step: (M,), Adam's number of steps of each model; see `adam_prepare`, also for the next two.
+        corrections: (2, M).
+        betas: decay rates of Adam's moments.
     """
     torch.lt(counter, steps, out=active)
     torch.index_select(rates, 0, counter, out=rate[None])
@@ -200,6 +260,7 @@ def record_step(
     row = torch.cat([part.detach().view(m, -1) for parts in losses for part in parts], 1)
     history.flatten(2).index_copy_(0, counter, row[None])
     counter += 1
+    step += active
 
 
 def _convolve(
@@ -418,6 +479,37 @@ def discriminator_loss(logits_real: Tensor, logits_fake: Tensor, *, stack: int =
     return per_model(-logits_real.to(acc)) + per_model(logits_fake.to(acc))
 
 
+def gan_losses(
+    x: Tensor | None,
+    xh: Tensor,
+    z1: Tensor,
+    z2: Tensor,
+    f_real: Tensor | None,
+    f_fake: Tensor | None,
+    logits_real: Tensor,
+    logits_fake: Tensor,
+    *,
+    teacher: tuple[Tensor, Tensor, Tensor] | None = None,
+    weights: Tensor,
+    reduction: str = "mean",
+    stack: int = 1,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`generator_loss` and `discriminator_loss` of a GAN: (total, discriminator loss, terms)."""
+    total, terms = generator_loss(
+        x,
+        xh,
+        z1,
+        z2,
+        f_real,
+        f_fake,
+        teacher=teacher,
+        weights=weights,
+        reduction=reduction,
+        stack=stack,
+    )
+    return total, discriminator_loss(logits_real, logits_fake, stack=stack), terms
+
+
 def novelty_score(z1: Tensor, z2: Tensor, *, stack: int = 1) -> Tensor:
     """Mean square of z1 - z2 for each image and model: Eq. 3's novelty score, squared.
 
@@ -486,7 +578,9 @@ def check_adam_inputs(
     exp_avg: Tensor,
     exp_avg_sq: Tensor,
     step: Tensor,
+    corrections: Tensor,
     sizes: Sequence[int],
+    lengths: Sequence[int] | None,
     lr_factors: Sequence[float] | None,
 ) -> None:
     """Raise ValueError where the inputs of `adam_step` do not fit."""
@@ -495,12 +589,36 @@ def check_adam_inputs(
         raise ValueError(
             "param, grad, exp_avg and exp_avg_sq must be flat, contiguous and of one size"
         )
-    if param.numel() != step.numel() * sum(sizes):
+    least = [step.numel() * size for size in sizes]
+    taken = least if lengths is None else list(lengths)
+    short = len(taken) != len(least) or any(a < b for a, b in zip(taken, least, strict=False))
+    if short or param.numel() != sum(taken):
         raise ValueError(
             f"{param.numel()} elements do not fit {step.numel()} models of {sum(sizes)} elements"
         )
+    if corrections.shape != (2, step.numel()):
+        raise ValueError(
+            f"corrections have shape {tuple(corrections.shape)}, not (2, {step.numel()})"
+        )
     if lr_factors is not None and len(lr_factors) != len(sizes):
         raise ValueError(f"{len(lr_factors)} factors do not fit {len(sizes)} parameters")
+
+
+@torch.no_grad()
+def adam_prepare(
+    step: Tensor, lr: Tensor, active: Tensor, corrections: Tensor, *, betas: tuple[float, float]
+) -> None:
+    """Count a step of every active model, in place, before `adam_step`.
+
+    Args:
+        step: (M,) float32, the steps that each model has taken; incremented where active.
+        lr: (M,) learning rates.
+        active: (M,) bool.
+        corrections: (2, M), receives lr / (1 - β1ᵗ) and √(1 - β2ᵗ) for the kernel of `adam_step`,
+            with t of this step. This definition leaves it as it is.
+        betas: decay rates of the moments.
+    """
+    step += active
 
 
 @torch.no_grad()
@@ -512,43 +630,47 @@ def adam_step(
     step: Tensor,
     lr: Tensor,
     active: Tensor,
+    corrections: Tensor,
     *,
     sizes: Sequence[int],
     betas: tuple[float, float],
     eps: float,
+    lengths: Sequence[int] | None = None,
     lr_factors: Sequence[float] | None = None,
-    arrivals: Tensor | None = None,
 ) -> None:
     """One Adam step, in place, on one flat buffer with the parameters of M models.
 
-    Every parameter of a stack is M equal blocks, one for each model; the buffer is the
-    concatenation of the parameters.
+    Every parameter of a stack is M equal blocks, one for each model, and padding with zeros; the
+    buffer is the concatenation of the parameters.
 
     Args:
         param: (P,) flat parameters, updated.
         grad: (P,) flat gradients.
         exp_avg: (P,) flat first moments, updated.
         exp_avg_sq: (P,) flat second moments, updated.
-        step: (M,) float32, the steps that each model has taken; incremented.
-        lr: (M,) float32 learning rates.
-        active: (M,) bool. An inactive model keeps parameters, moments and step.
-        sizes: elements of one model in each parameter; P = M * sum(sizes).
+        step: (M,) float32, the number t of this step of each model, from 1: after `adam_prepare`.
+        lr: (M,) learning rates.
+        active: (M,) bool. An inactive model keeps parameters and moments.
+        corrections: (2, M) of `adam_prepare`, from which the kernel takes the rates. This
+            definition computes them from step and lr.
+        sizes: elements of one model in each parameter.
         betas: decay rates of the moments.
         eps: added to the denominator.
+        lengths: elements of the buffer that each parameter takes, at least M * size; their sum is
+            P. None is without padding.
         lr_factors: one for each parameter p; the rate of model m is lr[m] * lr_factors[p]. None
             sets all to 1.
-        arrivals: (1,) int32, 0: the kernel's counter of finished programs, 0 again afterwards. It
-            belongs to one optimizer; None allocates one for this call. Not used here.
     """
-    check_adam_inputs(param, grad, exp_avg, exp_avg_sq, step, sizes, lr_factors)
+    flat = (param, grad, exp_avg, exp_avg_sq)
+    check_adam_inputs(*flat, step, corrections, sizes, lengths, lr_factors)
     factors = (1.0,) * len(sizes) if lr_factors is None else tuple(lr_factors)
     # Neighbouring models with equal activity, rate and step are one run: usually all models.
     models = zip(active.tolist(), lr.tolist(), step.tolist(), strict=True)
     runs = [(key, len(list(run))) for key, run in groupby(models)]
-    pieces = _adam_pieces(tuple(sizes), factors, tuple(length for _, length in runs))
-    counts = [step.new_tensor(count + 1) for (_, _, count), _ in runs]
-    lengths = [length for length, _, _ in pieces]
-    tensors = [t.split(lengths) for t in (param, grad, exp_avg, exp_avg_sq)]
+    taken = tuple(len(step) * size for size in sizes) if lengths is None else tuple(lengths)
+    pieces = _adam_pieces(tuple(sizes), taken, factors, tuple(length for _, length in runs))
+    counts = [step.new_tensor(count) for (_, _, count), _ in runs]
+    tensors = [t.split([length for length, _, _ in pieces]) for t in flat]
     tensors.append(tuple(counts[run] for _, _, run in pieces))
     by_rate: dict[float, list[int]] = {}
     for i, (_, factor, run) in enumerate(pieces):
@@ -572,22 +694,26 @@ def adam_step(
             amsgrad=False,
             maximize=False,
         )
-    step += active
 
 
 @lru_cache(maxsize=1024)
 def _adam_pieces(
-    sizes: tuple[int, ...], factors: tuple[float, ...], runs: tuple[int, ...]
+    sizes: tuple[int, ...],
+    taken: tuple[int, ...],
+    factors: tuple[float, ...],
+    runs: tuple[int, ...],
 ) -> list[tuple[int, float, int]]:
     """Pieces of the flat buffer, in order: length, factor of the rate, and index of the run.
 
-    A piece has one parameter of one run of models. Where all models are one run, neighbouring
-    parameters with the same factor are one piece.
+    A piece has one parameter of one run of models; the last one, also the padding. Where all models
+    are one run, neighbouring parameters with the same factor are one piece.
     """
-    params = list(zip(factors, sizes, strict=True))
+    pieces = []
+    for factor, size, whole in zip(factors, sizes, taken, strict=True):
+        lengths = [size * length for length in runs]
+        lengths[-1] += whole - sum(lengths)
+        pieces += [(length, factor, run) for run, length in enumerate(lengths)]
     if len(runs) == 1:
-        merged = groupby(params, key=itemgetter(0))
-        params = [(factor, sum(size for _, size in group)) for factor, group in merged]
-    return [
-        (size * length, factor, run) for factor, size in params for run, length in enumerate(runs)
-    ]
+        merged = groupby(pieces, key=itemgetter(1))
+        return [(sum(length for length, _, _ in group), factor, 0) for factor, group in merged]
+    return pieces

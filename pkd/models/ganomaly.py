@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from pkd_kernels import ACTIVATIONS, NORM_EPS, ConvLayer, conv_chain, conv_chain_pair
+from pkd_kernels import ACTIVATIONS, NORM_EPS, ConvLayer, GANLayers, conv_chain, gan_pass
 from torch import Tensor, nn
 
 from pkd.models.architecture import Architecture, LayerPlan, decoder_plan, encoder_plan
@@ -60,10 +60,13 @@ class Layer(nn.Module):
         if self.beta is not None:
             self.beta.zero_()
 
-    def op(self) -> ConvLayer:
-        """Return the layer as the kernels take it; with norm="batch" its convolution only."""
+    def op(self, constant: bool = False) -> ConvLayer:
+        """Return the layer as the kernels take it; with norm="batch" its convolution only.
+
+        `constant`: without gradients of its parameters.
+        """
         plan, fused = self.plan, not self.batch_norm
-        return ConvLayer(
+        layer = ConvLayer(
             self.weight,
             self.gamma if fused else None,
             self.beta if fused else None,
@@ -72,22 +75,35 @@ class Layer(nn.Module):
             plan.transposed,
             plan.activation if fused else "none",
         )
+        return layer.map(Tensor.detach) if constant else layer
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (N, M*Ci, H, W), or (N, Ci, H, W) shared by all models, to (N, M*Co, H', W')."""
-        (y,) = conv_chain(x, [self.op()], taps=(0,), stack=self.stack)
+    def forward(self, x: Tensor, constant: bool = False) -> Tensor:
+        """Map (N, M*Ci, H, W), or (N, Ci, H, W) shared by all models, to (N, M*Co, H', W').
+
+        `constant`: without gradients of the parameters and without an update of the statistics.
+        """
+        (y,) = conv_chain(x, [self.op(constant)], taps=(0,), stack=self.stack)
         if not self.batch_norm:
             return y
-        running = self.running_mean, self.running_var
-        y = F.batch_norm(y, *running, self.gamma, self.beta, self.training, eps=NORM_EPS)
+        assert self.gamma is not None, "batch normalisation has parameters"
+        assert self.beta is not None
+        gamma, beta = (
+            (self.gamma.detach(), self.beta.detach()) if constant else (self.gamma, self.beta)
+        )
+        updated = not (constant and self.training)
+        mean, var = (self.running_mean, self.running_var) if updated else (None, None)
+        y = F.batch_norm(y, mean, var, gamma, beta, self.training, eps=NORM_EPS)
         return ACTIVATIONS[self.plan.activation].function(y)
 
 
-def _run_chain(layers: Sequence[Layer], x: Tensor, taps: Sequence[int]) -> tuple[Tensor, ...]:
+def _run_chain(
+    layers: Sequence[Layer], x: Tensor, taps: Sequence[int], constant: bool = False
+) -> tuple[Tensor, ...]:
     """Run a chain of layers and return the outputs of the layers with the indices `taps`."""
     if not any(layer.batch_norm for layer in layers):  # images are independent: a single op
-        return conv_chain(x, [layer.op() for layer in layers], taps=taps, stack=layers[0].stack)
-    outputs = [x := layer(x) for layer in layers]
+        ops = [layer.op(constant) for layer in layers]
+        return conv_chain(x, ops, taps=taps, stack=layers[0].stack)
+    outputs = [x := layer(x, constant) for layer in layers]
     return tuple(outputs[tap] for tap in taps)
 
 
@@ -161,21 +177,25 @@ class Discriminator(nn.Module):
         *features, classifier = encoder_plan(architecture, 1)
         self.features = _make_chain(features, stack, architecture.norm)
         self.classifier = Layer(classifier, stack, architecture.norm)
-        # Batch statistics must not mix real and fake images: they need two calls.
-        self.one_call = architecture.norm == "instance"
+
+    @property
+    def layers(self) -> list[Layer]:
+        """All layers, in order."""
+        return [*_layers(self.features), self.classifier]
 
     def forward(self, x: Tensor, xh: Tensor) -> DiscriminatorOutput:
-        """Discriminate real images x and reconstructions xh, both (N, M*C, H, W)."""
-        layers, tap = [*_layers(self.features), self.classifier], len(self.features) - 1
-        if self.one_call:
-            ops = [layer.op() for layer in layers]
-            logits_real, logits_fake, f_real, f_fake = conv_chain_pair(
-                x, xh, ops, tap=tap, stack=self.classifier.stack
-            )
-        else:
-            f_real, logits_real = _run_chain(layers, x, (tap, tap + 1))
-            f_fake, logits_fake = _run_chain(layers, xh, (tap, tap + 1))
-        return DiscriminatorOutput(logits_real.flatten(1), logits_fake.flatten(1), f_real, f_fake)
+        """Discriminate real images x and reconstructions xh, both (N, M*C, H, W).
+
+        The logits are functions of the parameters alone, f_fake of xh alone: one gradient of all
+        losses gives the discriminator its own loss, and the generator no gradient of it.
+        """
+        layers, tap = self.layers, len(self.features) - 1
+        f_real, logits_real = _run_chain(layers, x, (tap, tap + 1))
+        (logits_fake,) = _run_chain(layers, xh.detach(), (tap + 1,))
+        (f_fake,) = _run_chain(layers[:-1], xh, (tap,), constant=True)
+        return DiscriminatorOutput(
+            logits_real.flatten(1), logits_fake.flatten(1), f_real.detach(), f_fake
+        )
 
 
 class GAN(nn.Module):
@@ -196,6 +216,46 @@ class GAN(nn.Module):
         for layer in self.modules():
             if isinstance(layer, Layer):
                 layer.initialize(generators)
+
+    def op(self, adversarial: bool) -> GANLayers:
+        """Return the layers as the kernels take them, the discriminator's only if adversarial."""
+        generator = self.generator
+        chains = [_layers(c) for c in (generator.encoder, generator.decoder, generator.reencoder)]
+        chains.append(self.discriminator.layers if adversarial else [])
+        return GANLayers(*([layer.op() for layer in chain] for chain in chains))
+
+
+class GANOutput(NamedTuple):
+    """Outputs of a GAN for images."""
+
+    reconstruction: Reconstruction
+    discriminated: DiscriminatorOutput | None  # None where the discriminator did not run
+
+
+def forward_gans(
+    gans: Sequence[GAN], adversarial: Sequence[bool], x: Tensor
+) -> tuple[GANOutput, ...]:
+    """Run GANs on the same images, so that one gradient of all losses trains each network.
+
+    Args:
+        gans: stacks of M models each.
+        adversarial: of each GAN, whether its discriminator runs; for gradients see there.
+        x: (N, M*C, H, W) images in [-1, 1].
+    """
+    if any(gan.architecture.norm == "batch" for gan in gans):  # statistics mix images: layers alone
+        generated = [gan.generator(x) for gan in gans]
+        return tuple(
+            GANOutput(output, gan.discriminator(x, output.xh) if on else None)
+            for gan, on, output in zip(gans, adversarial, generated, strict=True)
+        )
+    ops = [gan.op(on) for gan, on in zip(gans, adversarial, strict=True)]
+    outputs = []
+    for z1, xh, z2, real, fake, f_real, f_fake in gan_pass(x, ops, stack=gans[0].stack):
+        scored = None
+        if real is not None and fake is not None and f_real is not None and f_fake is not None:
+            scored = DiscriminatorOutput(real.flatten(1), fake.flatten(1), f_real, f_fake)
+        outputs.append(GANOutput(Reconstruction(z1.flatten(1), xh, z2.flatten(1)), scored))
+    return tuple(outputs)
 
 
 def network_tensors(networks: dict[str, GAN]) -> dict[str, Tensor]:

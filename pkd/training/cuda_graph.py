@@ -7,6 +7,7 @@ initialised. `capture` undoes the effects of these runs and checks that the repl
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import TypeVar
 
 import torch
@@ -107,10 +108,19 @@ def _warm_up(call: Callable[[], object]) -> None:
     torch.cuda.synchronize()  # an error of the call itself is raised here, not in the capture
 
 
+@cache
+def _capture_stream(device: int) -> torch.cuda.Stream:
+    """The stream of all captures on one device.
+
+    torch.cuda.graph has one for the process, on the device that captured first.
+    """
+    return torch.cuda.Stream(device)
+
+
 def _record(call: Callable[[], Outputs]) -> Callable[[], Outputs]:
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
     try:
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, stream=_capture_stream(torch.cuda.current_device())):
             outputs = call()
     finally:
         torch.cuda.set_stream(stream)  # a failed capture leaves its own stream selected

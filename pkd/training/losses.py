@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from pkd_kernels import TERMS, discriminator_loss, generator_loss
+from pkd_kernels import TERMS, gan_losses, generator_loss
 from torch import Tensor
 
-from pkd.models.ganomaly import GAN, Reconstruction
+from pkd.models.ganomaly import GANOutput, Reconstruction
 
 # Columns of the loss history of a network.
 LOSSES = ("generator", "discriminator", *TERMS)
@@ -45,42 +45,26 @@ class NetworkLosses(NamedTuple):
 
 
 def network_losses(
-    gan: GAN,
+    output: GANOutput,
     x: Tensor,
     target: Reconstruction | None,
     weights: Tensor,
     reduction: str,
-    adversarial: bool,
-) -> tuple[Reconstruction, NetworkLosses]:
-    """Forward pass of one network and its losses.
+) -> NetworkLosses:
+    """Losses of one network.
 
     Args:
-        gan: the network.
+        output: of the network for x. Without its discriminator's, L_g and L_d are off.
         x: (N, M*C, H, W) images in [-1, 1].
         target: outputs of the teacher for K_l; None without distillation.
         weights: (M, 6) weights of the terms.
         reduction: "mean" or "norm".
-        adversarial: whether L_g and L_d are on; without them the discriminator does not run.
-
-    Returns:
-        The outputs of the generator, and the losses.
     """
-    outputs = gan.generator(x)
-    scored = gan.discriminator(x, outputs.xh) if adversarial else None
-    total, terms = generator_loss(
-        x if scored else None,
-        outputs.xh,
-        outputs.z1,
-        outputs.z2,
-        # f(x) is a constant for the generator: Eq. 4 has no gradient through the real branch.
-        scored.f_real.detach() if scored else None,
-        scored.f_fake if scored else None,
-        teacher=target,
-        weights=weights,
-        reduction=reduction,
-        stack=gan.stack,
-    )
+    (z1, xh, z2), scored = output
+    options: Any = {"weights": weights, "reduction": reduction, "stack": len(weights)}
     if scored is None:
-        return outputs, NetworkLosses(total, None, terms)
-    d_loss = discriminator_loss(scored.logits_real, scored.logits_fake, stack=gan.stack)
-    return outputs, NetworkLosses(total, d_loss, terms)
+        total, terms = generator_loss(None, xh, z1, z2, teacher=target, **options)
+        return NetworkLosses(total, None, terms)
+    real, fake, f_real, f_fake = scored
+    inputs = (x, xh, z1, z2, f_real, f_fake, real, fake)
+    return NetworkLosses(*gan_losses(*inputs, teacher=target, **options))

@@ -16,10 +16,10 @@ from types import MappingProxyType
 
 import torch
 from pkd_kernels import FlatAdam, gather, record_step, unit_grad
-from torch import Tensor, nn
+from torch import Tensor
 
 from pkd.models.cost import cost
-from pkd.models.ganomaly import GAN, Reconstruction, load_networks, network_tensors
+from pkd.models.ganomaly import GAN, Reconstruction, forward_gans, load_networks, network_tensors
 from pkd.models.stack import Member
 from pkd.training import cuda_graph
 from pkd.training.callbacks import Callback
@@ -90,8 +90,10 @@ class Trainer:
         device = data.first.device
         self.reduction = objective.reduction
         generator, distillation = (w.to(device) for w in term_weights(objective, len(members)))
-        self.teacher_weights = generator
-        self.student_weights = generator * structure.student + distillation * structure.distill
+        self.weights = {
+            "teacher": generator,
+            "student": generator * structure.student + distillation * structure.distill,
+        }
         self._set_networks()
         params = self.generator_params + self.discriminator_params
         network_of = {p: name for name, gan in self.networks.items() for p in gan.parameters()}
@@ -149,59 +151,44 @@ class Trainer:
     def losses(self) -> dict[str, NetworkLosses]:
         """Losses of every trained network on the images of step `counter`."""
         x, *cached = gather(self.sources, self.order, self.counter)
-        target, losses = Reconstruction(*cached) if cached else None, {}
-        if self.structure.teacher:
-            gan, weights = self.networks["teacher"], self.teacher_weights
-            outputs, losses["teacher"] = network_losses(
-                gan, x, None, weights, self.reduction, adversarial=True
-            )
+        gans, adversarial = list(self.networks.values()), list(self.adversarial.values())
+        outputs = dict(zip(self.networks, forward_gans(gans, adversarial, x), strict=True))
+        target = Reconstruction(*cached) if cached else None
+        if self.structure.distill and not cached:
             # K_l trains the student alone, so no gradient reaches the teacher.
-            target = Reconstruction(*(output.detach() for output in outputs))
-        if "student" in self.networks:
-            gan, weights = self.networks["student"], self.student_weights
-            target = target if self.structure.distill else None
-            _, losses["student"] = network_losses(
-                gan, x, target, weights, self.reduction, adversarial=self.structure.student
-            )
-        return losses
+            target = Reconstruction(*(t.detach() for t in outputs["teacher"].reconstruction))
+        targets = {"teacher": None, "student": target}
+        return {
+            name: network_losses(output, x, targets[name], self.weights[name], self.reduction)
+            for name, output in outputs.items()
+        }
 
     def set_grads(self, losses: dict[str, NetworkLosses]) -> None:
         """Pass the gradients of L_g and K_l to the generators and of L_d to the discriminators.
 
-        All gradients come from one forward pass, with the weights from before the step. Two calls
-        keep the gradient of L_g out of the discriminator, and that of L_d out of the generator.
+        All gradients come from one forward pass, with the weights from before the step. No network
+        receives the gradient of another one's loss, see `forward_gans`.
         """
-
-        def gradients(
-            totals: list[Tensor], params: list[nn.Parameter], last: bool
-        ) -> tuple[Tensor | None, ...]:
-            ones = [unit_grad(total) for total in totals]
-            # None: an op has written this gradient into the optimizer's buffer (main_grad).
-            return torch.autograd.grad(
-                totals, params, ones, retain_graph=not last, allow_unused=True
-            )
-
-        discriminators = [d for _, d, _ in losses.values() if d is not None]
-        generators = [loss.generator for loss in losses.values()]
-        grads = gradients(generators, self.generator_params, last=not discriminators)
-        if discriminators:
-            grads += gradients(discriminators, self.discriminator_params, last=True)
-        self.optimizer.set_grads(grads)
+        totals = [t for g, d, _ in losses.values() for t in (g, d) if t is not None]
+        params = self.generator_params + self.discriminator_params
+        ones = [unit_grad(total) for total in totals]
+        # None: an op has written this gradient into the optimizer's buffer (main_grad).
+        self.optimizer.set_grads(torch.autograd.grad(totals, params, ones, allow_unused=True))
 
     def step(self) -> None:
         """Update every active member once, without waiting for the device."""
         before = [statistic.clone() for statistic in self._idle_statistics]
         losses = self.losses()
-        # Record first: it advances `counter`, which nothing after it reads, and sets the rates and
-        # the activity that the optimizer reads.
+        # Record first: it advances `counter`, which nothing after it reads, and prepares the
+        # optimizer's update.
         self._record(losses)
         self.set_grads(losses)
-        self.optimizer.step()
+        self.optimizer.update()
         for value, old in zip(self._idle_statistics, before, strict=True):
             torch.where(self.optimizer.active[:, None], value, old, out=value)
 
     def _record(self, losses: dict[str, NetworkLosses]) -> None:
-        """Record losses, pass this step's rates and active members to Adam, advance `counter`."""
+        """Record losses, prepare Adam with this step's rates and members, advance `counter`."""
         record_step(
             [(g, self._no_loss if d is None else d, terms) for g, d, terms in losses.values()],
             self.rates,
@@ -210,6 +197,9 @@ class Trainer:
             counter=self.counter,
             rate=self.optimizer.param_groups[0]["lr"],
             active=self.optimizer.active,
+            step=self.optimizer.step_count,
+            corrections=self.optimizer.corrections,
+            betas=self.optimizer.param_groups[0]["betas"],
         )
 
     def advance(self) -> None:
@@ -238,7 +228,7 @@ class Trainer:
         """Tensors that a step changes and that a later step reads."""
         adam = self.optimizer
         state = [adam.flat, adam.exp_avg, adam.exp_avg_sq, adam.step_count, adam.active]
-        state += [adam.param_groups[0]["lr"], self.history.values, self.counter]
+        state += [adam.param_groups[0]["lr"], adam.corrections, self.history.values, self.counter]
         return state + self._statistics()
 
     def _statistics(self) -> list[Tensor]:
@@ -292,7 +282,15 @@ class Trainer:
                     f"its {name} is missing or does not fit the networks and images of this run"
                 )
             target.copy_(value)
+        for name, views in self.optimizer.moments().items():
+            pieces = targets[f"optimizer.{name}"].split([view.numel() for view in views])
+            for view, piece in zip(views, pieces, strict=True):
+                view.copy_(piece.view(view.shape))
 
     def _moments(self) -> dict[str, Tensor]:
-        names = ("exp_avg", "exp_avg_sq", "step_count")
-        return {f"optimizer.{name}": getattr(self.optimizer, name) for name in names}
+        """Adam's steps, and copies of its moments without the padding of its buffers."""
+        moments = {
+            f"optimizer.{name}": torch.cat([view.flatten() for view in views])
+            for name, views in self.optimizer.moments().items()
+        }
+        return moments | {"optimizer.step_count": self.optimizer.step_count}

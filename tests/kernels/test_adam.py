@@ -5,8 +5,8 @@ import pickle
 
 import pytest
 import torch
-from cases import FLOAT32_FIRST
-from pkd_kernels import FlatAdam, adam, adam_step, reference
+from cases import FLOAT32_FIRST, accumulator
+from pkd_kernels import FlatAdam, adam, adam_prepare, adam_step, reference
 from torch import Tensor, nn
 
 from bench.profiling import measured
@@ -72,24 +72,50 @@ def test_steps_equal_torch(device, dtype, tolerance, steps):
         ((2,), 300, None),
         ((1030, 7, 5, 9), 1, (0.1, 0.1, 3.0, 0.1)),
         ((7, 5), 30, (1.0, 0.3)),
+        ((1028, 3, 2000), 3, None),
     ],
     ids=str,
 )
-def test_kernel_equals_definition(device, sizes, stack, factors, dtype):
-    count = stack * sum(sizes)
+@pytest.mark.parametrize("pad", [1, 8])
+def test_kernel_equals_definition(device, sizes, stack, factors, pad, dtype):
+    """With and without padding: pieces that are multiples of 4, and others."""
+    lengths = [-(-stack * size // pad) * pad for size in sizes]
+    count = sum(lengths)
     generator = torch.Generator().manual_seed(0)
     param, grad, avg = (torch.randn(count, generator=generator).to(device, dtype) for _ in range(3))
     state = [param, grad, avg, avg.square(), torch.full((stack,), 3.0, device=device)]
-    state += [torch.full((stack,), 0.01, device=device), torch.ones(stack, device=device).bool()]
+    rates = torch.linspace(0.01, 0.02, stack).to(device)
+    state += [rates, (torch.arange(stack) % 3 != 1).to(device)]
+    state.append(torch.empty(2, stack, device=device, dtype=accumulator(dtype)))
     copies = [t.clone() for t in state]
-    arguments = {"sizes": sizes, "betas": BETAS, "eps": 1e-8, "lr_factors": factors}
-    adam_step(*state, **arguments)
-    reference.adam_step(*copies, **arguments)
+    arguments = {"sizes": sizes, "lengths": lengths, "eps": 1e-8, "lr_factors": factors}
+    for op, prepare, values in (
+        (adam_step, adam_prepare, state),
+        (reference.adam_step, reference.adam_prepare, copies),
+    ):
+        prepare(*values[4:], betas=BETAS)
+        op(*values, betas=BETAS, **arguments)
     tolerance = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 2**-7}[dtype]
-    for actual, expected in zip(state, copies, strict=True):
-        error = (actual.float() if actual.dtype == torch.bool else actual - expected).abs().max()
-        if actual.dtype != torch.bool:
-            assert error <= tolerance * expected.abs().max()
+    for actual, expected in zip(state[:4], copies[:4], strict=True):
+        assert (actual - expected).abs().max() <= tolerance * expected.abs().max()
+    assert torch.equal(state[4], copies[4])
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 100_000])
+@pytest.mark.parametrize("betas", [(0.5, 0.999), (0.0, 0.9)], ids=str)
+def test_preparation_counts_and_corrects(device, count, betas):
+    """In float64, also where the parameters are float32: 1 - 0.999 would lose digits."""
+    stack = 2 * adam.MODELS + 1
+    step = torch.full((stack,), float(count), device=device)
+    lr = torch.linspace(1e-4, 1e-2, stack).to(device)
+    active = (torch.arange(stack) % 2 == 0).to(device)
+    corrections = torch.full((2, stack), torch.nan, device=device)
+    adam_prepare(step, lr, active, corrections, betas=betas)
+    assert torch.equal(step, count + active.float())
+    expected = lr.double() / (1 - betas[0] ** (count + 1)), (1 - betas[1] ** (count + 1)) ** 0.5
+    torch.testing.assert_close(corrections[0].double(), expected[0], rtol=1e-7, atol=0)
+    roots = torch.full_like(lr, expected[1], dtype=torch.float64)
+    torch.testing.assert_close(corrections[1].double(), roots, rtol=1e-7, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -141,13 +167,18 @@ def test_factors_of_one_change_no_bit(device, stack):
 
 
 def test_pieces_merge_only_with_the_same_model_and_factor():
+    """Rows: begin, length, then model and 0, or the first element and the elements of a model."""
     cpu = torch.device("cpu")
-    table, factors = adam._pieces((2, 3, 4, 2000), (0.5, 0.5, 1.0, 1.0), 1, cpu)
-    assert table.tolist() == [[0, 5, 0], [5, 1029, 0], [1029, 2009, 0]]
+    table, factors = adam._pieces((2, 3, 4, 2000), (8, 8, 8, 2000), (0.5, 0.5, 1.0, 1.0), 1, cpu)
+    assert table.tolist() == [[0, 16, 0, 0], [16, 1024, 0, 0], [1040, 984, 0, 0]]
     assert factors.tolist() == [0.5, 1.0, 1.0]
-    table, factors = adam._pieces((2, 3), (0.5, 1.0), 2, cpu)
-    assert table.tolist() == [[0, 2, 0], [2, 4, 1], [4, 7, 0], [7, 10, 1]]
+    table, factors = adam._pieces((256, 3, 8), (512, 8, 16), (0.5, 1.0, 1.0), 2, cpu)
+    assert table.tolist() == [[0, 256, 0, 0], [256, 256, 1, 0], [512, 8, 0, 3], [520, 16, 0, 8]]
     assert factors.tolist() == [0.5, 0.5, 1.0, 1.0]
+    table, _ = adam._pieces((700, 4), (1400, 8), (1.0, 1.0), 2, cpu)
+    assert table.tolist()[:2] == [[0, 700, 0, 0], [700, 700, 1, 0]]
+    table, _ = adam._pieces((3, 256), (6, 512), (1.0, 1.0), 2, cpu)  # without padding
+    assert table.tolist() == [[0, 6, 0, 3], [6, 256, 0, 256], [262, 256, 256, 256]]
 
 
 def test_inactive_model_is_unchanged(device):
@@ -171,7 +202,7 @@ def test_inactive_model_is_unchanged(device):
 
 
 @pytest.mark.parametrize("factors", [None, (0.1, 1.0)], ids=str)
-def test_one_launch_and_the_same_bits_twice(device, factors):
+def test_launches_and_the_same_bits_twice(device, factors):
     flats = []
     for _ in range(2):
         ours = FlatAdam(parameters(device=device), stack=STACK, lr_factors=factors)
@@ -179,6 +210,9 @@ def test_one_launch_and_the_same_bits_twice(device, factors):
         ours.step()  # the first step also copies the table of pieces to the device
         with measured() as traffic:
             ours.step()
+        assert traffic.launches == ["adam_prepare", "adam_step"]
+        with measured() as traffic:
+            ours.update()  # prepared by `record_step`
         assert traffic.launches == ["adam_step"]
         flats.append(ours.flat)
     assert torch.equal(*flats)
@@ -190,20 +224,14 @@ def test_one_launch_and_the_same_bits_twice(device, factors):
         assert not any("grad" in name for name in traffic.stored)
 
 
-def test_two_optimizers_do_not_share_a_counter(device):
-    first, second = (FlatAdam(parameters(device=device), stack=STACK) for _ in range(2))
-    for _ in range(3):
-        first.step()
-    second.step()
-    assert first.step_count.tolist() == [3] * STACK
-    assert second.step_count.tolist() == [1] * STACK
-
-
 def test_parameters_and_gradients_are_views_of_the_flat_buffers(device):
     params = parameters(device=device)
     values = [p.detach().clone() for p in params]
     ours = FlatAdam(params, stack=STACK)
-    assert torch.equal(ours.flat, torch.cat([v.reshape(-1) for v in values]))
+    assert all(torch.equal(p, v) for p, v in zip(params, values, strict=True))
+    assert ours.lengths == (72, 16)
+    assert all(p.data_ptr() % 16 == p.grad.data_ptr() % 16 == 0 for p in params)
+    assert torch.equal(ours.flat, torch.cat([*(v.reshape(-1) for v in values), ours.flat[-1:]]))
     for _ in range(2):  # backward adds into the views
         sum(p.square().sum() for p in params).backward()
     assert torch.allclose(ours.grad, 4 * ours.flat)
@@ -219,12 +247,13 @@ def test_gradients_in_the_buffer_are_not_copied(device):
     first, second = gradients(0, device=device)
     with measured() as traffic:
         ours.set_grads([first, second])
-        assert traffic.launches == ["aten.cat"]
+        assert traffic.launches == ["aten._foreach_copy_"]
         ours.set_grads([None, None])
         assert len(traffic.launches) == 1
         ours.set_grads([None, 2 * second])
         assert traffic.launches[1:] == ["aten.mul", "aten._foreach_copy_"]
-    assert torch.equal(ours.grad, torch.cat([first.reshape(-1), 2 * second.reshape(-1)]))
+    expected = [first.reshape(-1), 2 * second.reshape(-1), ours.grad.new_zeros(1)]
+    assert torch.equal(ours.grad, torch.cat(expected))
     with pytest.raises(ValueError, match="shorter"):
         ours.set_grads([None])
 
@@ -362,14 +391,31 @@ def test_state_dict_of_another_shape_raises(device):
 @pytest.mark.parametrize("op", [adam_step, reference.adam_step], ids=["kernel", "definition"])
 def test_buffers_that_do_not_fit_raise(device, op):
     ours = FlatAdam(parameters(device=device), stack=STACK)
-    model = (ours.step_count, ours.param_groups[0]["lr"], ours.active)
+    model = (ours.step_count, ours.param_groups[0]["lr"], ours.active, ours.corrections)
     moments = (ours.exp_avg, ours.exp_avg_sq)
     with pytest.raises(ValueError, match="do not fit"):
         op(ours.flat, ours.grad, *moments, *model, sizes=(5,), betas=BETAS, eps=1e-8)
+    with pytest.raises(ValueError, match="do not fit"):
+        op(
+            *(ours.flat, ours.grad, *moments, *model),
+            sizes=ours.sizes,
+            lengths=(64, 24),
+            betas=BETAS,
+            eps=1e-8,
+        )
+    with pytest.raises(ValueError, match=r"corrections have shape \(2, 1\), not \(2, 3\)"):
+        op(
+            *(ours.flat, ours.grad, *moments, *model[:3], torch.empty(2, 1, device=device)),
+            sizes=ours.sizes,
+            lengths=ours.lengths,
+            betas=BETAS,
+            eps=1e-8,
+        )
     with pytest.raises(ValueError, match="1 factors do not fit 2 parameters"):
         op(
             *(ours.flat, ours.grad, *moments, *model),
             sizes=ours.sizes,
+            lengths=ours.lengths,
             betas=BETAS,
             eps=1e-8,
             lr_factors=(1.0,),

@@ -109,6 +109,16 @@ def test_the_step_is_read_on_the_device(device, at):
     assert torch.equal(actual.cpu(), expected)
 
 
+def test_after_the_last_step_the_kernel_reads_the_last(device):
+    """Not the memory after the order, which here has rows that do not exist."""
+    sources, order, step = to(device, *case(rows(ROWS, 6)))
+    longer = torch.cat([order, torch.full_like(order, 2**40)])
+    (expected,) = gather(sources, order, step.fill_(STEPS - 1))
+    for at in (STEPS, STEPS + 1):
+        (actual,) = gather(sources, longer[:STEPS], step.fill_(at))
+        assert torch.equal(actual, expected)
+
+
 def test_members_of_one_class_share_its_rows(device):
     """Equal first row and order: equal images, different from the others'."""
     sources, order, step = case(rows(ROWS, 3, 4, 4, dtype=torch.uint8))

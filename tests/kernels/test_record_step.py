@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from pkd_kernels import TERMS, dispatch, record_step, reference
+from pkd_kernels import TERMS, adam_prepare, dispatch, record_step, reference
 from pkd_kernels.history import MODELS
 from torch import Tensor
 
@@ -31,11 +31,14 @@ def case(
         "counter": torch.zeros(1, dtype=torch.int64, device=device),
         "rate": drawn(stack),
         "active": torch.ones(stack, dtype=torch.bool, device=device),
+        "step": torch.arange(stack, device=device).float(),
+        "corrections": torch.zeros(2, stack, dtype=dtype, device=device),
+        "betas": (0.5, 0.999),
     }
 
 
 def assert_equal(actual: dict, expected: dict) -> None:
-    for name in ("history", "counter", "rate", "active"):
+    for name in ("history", "counter", "rate", "active", "step"):
         assert torch.equal(actual[name].cpu(), expected[name]), name
 
 
@@ -51,17 +54,38 @@ def test_equals_definition_at_every_step(device, networks, stack, dtype):
         assert_equal(actual, expected)
 
 
+@NETWORKS
+def test_after_the_last_step_the_kernel_records_nothing(device, networks):
+    """Memory after the history and the rates is neither read nor written; the definition raises."""
+    arguments = case(networks, device=device)
+    longer = {k: torch.cat([arguments[k], arguments[k][:2]]) for k in ("history", "rates")}
+    longer["rates"][LENGTH:] = torch.nan
+    arguments |= {k: t[:LENGTH] for k, t in longer.items()}
+    before = longer["history"].clone()
+    for step in (LENGTH, LENGTH + 1):
+        arguments["counter"].fill_(step)
+        record_step(**arguments)
+        assert arguments["counter"].item() == step + 1
+        assert not arguments["active"].any()
+        assert torch.equal(arguments["rate"], arguments["rates"][-1])
+    assert torch.equal(longer["history"], before)
+    with pytest.raises(IndexError):
+        reference.record_step(**arguments)
+
+
 def test_definition_by_hand():
     """Two models of one network, in the last step of the first."""
     generator, discriminator = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])
     terms, history = torch.arange(12.0).view(2, 6), torch.full((3, 2, 1, 8), -1.0)
     counter, rate, active = torch.tensor([1]), torch.zeros(2), torch.zeros(2, dtype=torch.bool)
     written = {"history": history, "counter": counter, "rate": rate, "active": active}
+    written |= {"step": torch.tensor([4.0, 7.0]), "corrections": torch.zeros(2, 2)}
     rates = torch.tensor([[0.1, 0.2], [0.3, 0.4], [0.5, 0.6]])
     losses = [(generator, discriminator, terms)]
-    reference.record_step(losses, rates, torch.tensor([2, 1]), **written)
+    reference.record_step(losses, rates, torch.tensor([2, 1]), **written, betas=(0.5, 0.999))
     assert counter.tolist() == [2]
     assert active.tolist() == [True, False]
+    assert written["step"].tolist() == [5, 7]
     assert torch.equal(rate, rates[1])
     assert history[1, :, 0].tolist() == [[1, 3, 0, 1, 2, 3, 4, 5], [2, 4, 6, 7, 8, 9, 10, 11]]
     assert (history[[0, 2]] == -1).all()
@@ -75,6 +99,17 @@ def test_terms_of_any_stride(device, networks):
     record_step(**actual)
     reference.record_step(**expected)
     assert_equal(actual, expected)
+
+
+def test_prepares_adam_as_its_own_launch_does(device):
+    """In every bit, at every step, with models that have ended."""
+    actual = case(stack=MODELS + 1, device=device)
+    step, corrections = actual["step"].clone(), actual["corrections"].clone()
+    for _ in range(LENGTH):
+        record_step(**actual)
+        adam_prepare(step, actual["rate"], actual["active"], corrections, betas=actual["betas"])
+        assert torch.equal(actual["step"], step)
+        assert torch.equal(actual["corrections"], corrections)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -100,9 +135,9 @@ def test_one_launch_reads_and_writes_each_value_once(device, networks, stack):
     if device == "cpu":
         per_network = {"generator": stack, "discriminator": stack, "terms": len(TERMS) * stack}
         read = {f"{k}{i}": n for k, n in per_network.items() for i in range(networks)}
-        read |= {"rates": stack, "steps": stack, "counter": 1}
+        read |= {"rates": stack, "steps": stack, "counter": 1, "step": stack}
         written = {"history": networks * stack * (2 + len(TERMS)), "counter": 1}
-        written |= {"rate": stack, "active": stack}
+        written |= {"rate": stack, "active": stack, "step": stack, "corrections": 2 * stack}
         for counts, expected in ((traffic.loaded, read), (traffic.stored, written)):
             assert counts == {f"record_step.{k}_ptr": n for k, n in expected.items()}
 
@@ -158,5 +193,6 @@ def test_invalid_inputs_raise_value_error(device):
     refused(r"rate has shape \(2,\), not \(3,\)", rate=arguments["rate"][1:])
     refused(r"counter has shape \(\), not \(1,\)", counter=arguments["counter"][0])
     refused("contiguous: the kernel uses them in place", rates=arguments["rates"].T.contiguous().T)
+    refused(r"corrections has shape \(3, 2\)", corrections=arguments["corrections"].T)
     refused("must be int64", counter=arguments["counter"].int())
     refused("active must be bool", active=arguments["active"].int())

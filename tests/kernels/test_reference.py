@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from pkd_kernels import FlatAdam
 from pkd_kernels.reference import (
     TERMS,
+    adam_prepare,
     adam_step,
     conv_norm_act,
     discriminator_loss,
@@ -479,8 +480,10 @@ def test_adam_step_is_the_published_algorithm(rates, active, taken, factors):
     model = np.concatenate([np.repeat(range(STACK), size) for size in sizes])
     factor = np.repeat(factors or (1.0, 1.0, 1.0), [STACK * size for size in sizes])
     options = {"sizes": sizes, "betas": BETAS, "eps": EPS, "lr_factors": factors}
+    models = step, lr, on, torch.empty(2, STACK)
     for count in range(1, 4):
-        adam_step(param, grad, exp_avg, exp_avg_sq, step, lr, on, **options)
+        adam_prepare(*models, betas=BETAS)
+        adam_step(param, grad, exp_avg, exp_avg_sq, *models, **options)
         for k in np.flatnonzero(active):
             parts = [e[model == k] for e in expected]
             adam_oracle(*parts, count + taken[k], rates[k] * factor[model == k])

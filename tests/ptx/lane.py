@@ -7,7 +7,7 @@ skipped. It does not cover ptxas, nor races within a block.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -37,24 +37,34 @@ class CompiledKernel:
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
         def launch(*args: Any, **keywords: Any) -> None:
-            pointers = [a.data_ptr() for a in args if isinstance(a, torch.Tensor)]
-            aligned = all(pointer % 16 == 0 for pointer in pointers)
-            key = launch_of(self.name, self.kernel, args, keywords, aligned)
+            key = launch_of(self.name, self.kernel, args, keywords, _is_aligned)
             if key not in self.programs:
                 binary = compiled(self.kernel, key, self.architecture)
                 self.programs[key] = Program(binary.asm["ptx"]), binary.metadata
             program, metadata = self.programs[key]
-            passed = {name for name, kind in key.signature if kind != "constexpr"}
-            names = [parameter.name for parameter in self.kernel.params]
+            kinds = [kind for _, kind in key.signature]
             run(
                 program,
                 (*grid, 1, 1)[:3],
                 32 * metadata.num_warps,
                 metadata.shared,
-                [a for name, a in zip(names, args, strict=False) if name in passed],
+                list(_passed(args, kinds)),
             )
 
         return launch
+
+
+def _is_aligned(tensor: torch.Tensor) -> bool:
+    return tensor.data_ptr() % 16 == 0
+
+
+def _passed(values: Sequence[Any], kinds: Sequence[Any]) -> Iterator[Any]:
+    """The arguments that the machine code receives, in order: all that are no constants."""
+    for value, kind in zip(values, kinds, strict=False):
+        if isinstance(value, tuple):
+            yield from _passed(value, kind)
+        elif kind != "constexpr":
+            yield value
 
 
 @contextlib.contextmanager

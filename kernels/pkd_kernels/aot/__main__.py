@@ -10,6 +10,7 @@ TRITON_INTERPRET must be unset.
 
 import argparse
 import sys
+from typing import Any
 
 import triton
 
@@ -23,10 +24,25 @@ ARCHITECTURES = {75: 65536, 80: 166912, 90: 232448, 100: 232448}
 
 def architectures_of(launch: Launch) -> tuple[int, ...]:
     """Architectures to compile a launch for: the table of all combinations would take too long."""
-    dtype = launch.signature[0][1]
-    if 0 not in launch.aligned or dtype in ("*fp16", "*bf16"):
+    dtype = launch.pointers[0]
+    if alignment(launch) != "16" or dtype in ("*fp16", "*bf16"):
         return (90,)  # alignment sets the width of loads alike on all; pkd uses no 16-bit types
     return (75, 90) if dtype == "*fp64" else tuple(ARCHITECTURES)  # float64: Detector's scores
+
+
+def alignment(launch: Launch) -> str:
+    """Return "16" where it divides all addresses of tensors, "1" where none, else "mixed"."""
+    kinds = dict(launch.signature)
+    names = list(kinds)
+
+    def kind_at(path: tuple[int, ...]) -> str:
+        kind: Any = kinds[names[path[0]]]
+        for i in path[1:]:
+            kind = kind[i]
+        return kind
+
+    aligned = sum(kind_at(path).startswith("*") for path in launch.aligned)
+    return {0: "1", len(launch.pointers): "16"}.get(aligned, "mixed")
 
 
 def main() -> int:
@@ -58,14 +74,27 @@ def problems(usage: Usage) -> str:
     return "".join(f"  {problem}" for problem, present in checks.items() if present)
 
 
+# Constants of launches of several problems -> position of UP, before SIDE, in those of a problem.
+GEOMETRY = {"LAYERS": 1, "MAPS": 2, "WEIGHTS": 2}
+
+
+def _constant(name: str, value: Any) -> str:
+    if isinstance(value, tuple):  # the number of problems, and the geometry of the first one
+        at = GEOMETRY.get(name)
+        return f"{name}={len(value)}" + (
+            f" UP={value[0][at]} SIDE={value[0][at + 1]}" if at is not None else ""
+        )
+    return f"{name}={value:.6g}" if isinstance(value, float) else f"{name}={value}"
+
+
 def _row(launch: Launch, usage: Usage) -> str:
+    names = [name for name, _ in launch.signature]
     constants = " ".join(
-        f"{k}={v:.6g}" if isinstance(v, float) else f"{k}={v}" for k, v in launch.constants
+        _constant(names[path[0]], v) for path, v in launch.constants if v is not None and v != ()
     )
-    alignment = 16 if 0 in launch.aligned else 1
     return (
-        f"{launch.kernel:20} {launch.signature[0][1]:5} {constants:42.42} "
-        f"{alignment:5} {dict(launch.options)['num_warps']:5} {usage.architecture:5} "
+        f"{launch.kernel:20} {launch.pointers[0]:5} {constants:42.42} "
+        f"{alignment(launch):>5} {dict(launch.options)['num_warps']:5} {usage.architecture:5} "
         f"{usage.registers:10} {usage.shared:7} {usage.stack:6}"
     )
 

@@ -47,7 +47,7 @@ def compiled(kernel: Any, launch: Launch, architecture: int) -> triton.compiler.
         kernel,
         signature=dict(launch.signature),
         constexprs=dict(launch.constants),
-        attrs={(i,): [["tt.divisibility", 16]] for i in launch.aligned},
+        attrs={path: [["tt.divisibility", 16]] for path in launch.aligned},
     )
     return _compile(source, launch, architecture)
 

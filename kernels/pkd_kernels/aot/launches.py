@@ -9,7 +9,7 @@ from unittest import mock
 
 import torch
 
-from pkd_kernels.reference import ConvLayer
+from pkd_kernels.reference import ConvLayer, GANLayers, GANOutput, accumulator
 
 KERNEL_MODULES = (
     "adam",
@@ -18,6 +18,7 @@ KERNEL_MODULES = (
     "history",
     "indexing",
     "losses.discriminator",
+    "losses.gan",
     "losses.generator",
     "losses.saved_gradients",
     "novelty",
@@ -44,22 +45,36 @@ _POINTERS = {
 }
 
 
+Path = tuple[int, ...]  # position of an argument, and within a tuple of arguments
+
+
 class Launch(NamedTuple):
     """Input of the compiler for a launch; equal launches compile to equal machine code.
 
     Attributes:
         kernel: name of the kernel without "_kernel".
-        signature: (argument, type) of every argument.
-        constants: (argument, value) of every compile-time constant.
-        aligned: positions of the arguments that 16 divides.
+        signature: (argument, type) of every argument; tuples have tuples of types.
+        constants: (path, value) of every compile-time constant.
+        aligned: paths of the arguments that 16 divides.
         options: (name, value) of every option of the launch, such as num_warps.
     """
 
     kernel: str
-    signature: tuple[tuple[str, str], ...]
-    constants: tuple[tuple[str, object], ...]
-    aligned: tuple[int, ...]
+    signature: tuple[tuple[str, Any], ...]
+    constants: tuple[tuple[Path, object], ...]
+    aligned: tuple[Path, ...]
     options: tuple[tuple[str, int], ...]
+
+    @property
+    def pointers(self) -> list[str]:
+        """Types of all tensors, in order."""
+        return [t for t in _leaves([kind for _, kind in self.signature]) if t.startswith("*")]
+
+
+def _leaves(value: Any) -> list[Any]:
+    if isinstance(value, (tuple, list)):
+        return [leaf for item in value for leaf in _leaves(item)]
+    return [value]
 
 
 def kernels() -> dict[str, tuple[ModuleType, str]]:
@@ -78,25 +93,40 @@ def launch_of(
     kernel: Any,
     args: tuple[Any, ...],
     keywords: dict[str, Any],
-    pointers_aligned: bool,
+    is_aligned: Callable[[torch.Tensor], bool],
 ) -> Launch:
-    """The launch as the just-in-time compiler specialises it: on 1 and on multiples of 16."""
-    signature, aligned = {}, []
-    names = {parameter.name for parameter in kernel.params}
-    constants = {k: v for k, v in keywords.items() if k in names}
+    """The launch as the just-in-time compiler specialises it: on None, 1 and multiples of 16.
+
+    Args:
+        kernel_name: name of the kernel without "_kernel".
+        kernel: the Triton function.
+        args: positional arguments: tensors, integers, None, and tuples of tensors and None.
+        keywords: compile-time constants and options.
+        is_aligned: whether 16 divides a tensor's address.
+    """
+    names = [parameter.name for parameter in kernel.params]
+    constants: dict[Path, object] = {}
+    aligned: list[Path] = []
+
+    def kind_of(value: Any, path: Path) -> Any:
+        if isinstance(value, tuple):
+            return tuple(kind_of(item, (*path, i)) for i, item in enumerate(value))
+        specialised = not kernel.params[path[0]].do_not_specialize
+        if value is None or (isinstance(value, int) and value == 1 and specialised):
+            constants[path] = value
+            return "constexpr"
+        if (
+            is_aligned(value)
+            if isinstance(value, torch.Tensor)
+            else value % 16 == 0 and specialised
+        ):
+            aligned.append(path)
+        return _POINTERS[value.dtype] if isinstance(value, torch.Tensor) else "i32"
+
+    signature = {names[i]: kind_of(value, (i,)) for i, value in enumerate(args)}
+    for name in names[len(args) :]:
+        signature[name], constants[(names.index(name),)] = "constexpr", keywords[name]
     options = tuple((k, v) for k, v in keywords.items() if k not in names)
-    for i, (parameter, value) in enumerate(zip(kernel.params, args, strict=False)):
-        if isinstance(value, torch.Tensor):
-            signature[parameter.name] = _POINTERS[value.dtype]
-            if pointers_aligned:
-                aligned.append(i)
-        elif value == 1 and not parameter.do_not_specialize:
-            constants[parameter.name] = value
-        else:
-            signature[parameter.name] = "i32"
-            if value % 16 == 0 and not parameter.do_not_specialize:
-                aligned.append(i)
-    signature |= dict.fromkeys(constants, "constexpr")
     return Launch(
         kernel_name, tuple(signature.items()), tuple(constants.items()), tuple(aligned), options
     )
@@ -105,16 +135,19 @@ def launch_of(
 def recorded_launches() -> list[Launch]:
     """Every distinct launch of every op, over types, reductions and sizes.
 
-    Each has pointers that 16 divides, and pointers that it does not, as views may have; layers have
-    the latter only in the type that networks are trained in.
+    Each has pointers that 16 divides; pointers that it does not, as views may have; and a mixture
+    of both. Layers have the latter two only in the type that networks are trained in.
     """
     launches: dict[Launch, None] = {}
 
     def recorder(kernel_name: str, kernel: Any) -> mock.MagicMock:
         def record(*args: Any, **keywords: Any) -> None:
-            launches[launch_of(kernel_name, kernel, args, keywords, True)] = None
-            if _has_unaligned_code(kernel_name, kernel, args, keywords):
-                launches[launch_of(kernel_name, kernel, args, keywords, False)] = None
+            call = kernel_name, kernel, args, keywords
+            launches[launch_of(*call, lambda tensor: True)] = None
+            if _has_unaligned_code(*call):
+                launches[launch_of(*call, lambda tensor: False)] = None
+                turns = itertools.cycle((True, False, False))
+                launches[launch_of(*call, lambda tensor: next(turns))] = None
 
         fake = mock.MagicMock()
         fake.__getitem__.return_value = record
@@ -136,7 +169,7 @@ def recorded_launches() -> list[Launch]:
 
 
 def _has_unaligned_code(
-    kernel_name: str, kernel: Any, args: tuple[Any, ...], keywords: dict[str, Any]
+    kernel_name: str, kernel: Any, args: tuple[Any, ...], _: dict[str, Any]
 ) -> bool:
     """Whether the launch is also compiled for unaligned pointers.
 
@@ -146,7 +179,8 @@ def _has_unaligned_code(
         arguments = zip(kernel.params, args, strict=False)
         sizes = [v for p, v in arguments if isinstance(v, int) and not p.do_not_specialize]
         return all(size % 16 == 0 or size == 1 for size in sizes)
-    return args[0].dtype == torch.float32 and not keywords.get("MATRIX")
+    first = next(t for t in _leaves(list(args)) if isinstance(t, torch.Tensor))
+    return first.dtype == torch.float32 and args[-2:] == (1, 1)  # the batch and the stack
 
 
 def _op(name: str, module: str) -> Callable[..., Any]:
@@ -157,6 +191,7 @@ def _call_ops() -> None:
     """Call all ops but the layers, forward and backward."""
     generator_loss = _op("generator_loss", "losses.generator")
     discriminator_loss = _op("discriminator_loss", "losses.discriminator")
+    gan_losses = _op("gan_losses", "losses.gan")
     novelty_score = _op("novelty_score", "novelty")
     novelty_parts = _op("novelty_parts", "novelty")
     for dtype, (image, latent, feature) in itertools.product(DTYPES, SIZES):
@@ -173,6 +208,13 @@ def _call_ops() -> None:
                 x, xh, z1, z2, f.detach(), f, teacher=teacher, weights=weights, reduction=reduction
             )
             total.sum().backward()
+            total, loss, terms = gan_losses(
+                *(x, xh, z1, z2, f.detach(), f, f, f),
+                teacher=teacher,
+                weights=weights,
+                reduction=reduction,
+            )
+            (total.sum() + loss.sum()).backward()
         loss = discriminator_loss(f, f)
         loss.sum().backward()
         novelty_score(z1, z2)
@@ -184,11 +226,12 @@ def _call_ops() -> None:
 
 def _call_optimizer(flat: torch.Tensor) -> None:
     model = torch.empty(2, device="meta")
+    corrections = flat.new_empty(2, 2, dtype=accumulator(flat))
+    models = model, model, model.bool(), corrections
+    _op("adam_prepare", "adam")(*models, betas=(0.5, 0.999))
     _op("adam_step", "adam")(
         *(flat,) * 4,
-        model,
-        model,
-        model.bool(),
+        *models,
         sizes=(2048,),
         betas=(0.5, 0.999),
         eps=1e-8,
@@ -213,6 +256,9 @@ def _call_record_step(total: torch.Tensor, loss: torch.Tensor, terms: torch.Tens
             counter=one,
             rate=total,
             active=one.bool(),
+            step=total,
+            corrections=total.new_empty(2, 1),
+            betas=(0.5, 0.999),
         )
 
 
@@ -233,17 +279,14 @@ class _Network(NamedTuple):
     stack: int
 
     def call(self) -> None:
-        conv_chain = _op("conv_chain", "conv.autograd")
-        conv_chain_pair = _op("conv_chain_pair", "conv.autograd")
+        gan_pass = _op("gan_pass", "conv.gan")
         image = 3 if self.widths[0] in (8, 64) else 1
-        encoders = [self._encoder(image, 256) for _ in range(2)]
-        generator = encoders[0] + self._decoder(image) + encoders[1]
-        discriminator = self._encoder(image, 1)
+        encoder, reencoder = (self._encoder(image, 256) for _ in range(2))
+        gan = GANLayers(encoder, self._decoder(image), reencoder, self._encoder(image, 1))
         for batch in (1, 2) if self.stack == 1 else (1,):
             x = self._empty(batch, self.stack * image, 32, 32).detach()
-            _backward(conv_chain(x, generator, taps=(3, 7, 11), stack=self.stack))
-            fake = x.clone().requires_grad_()
-            _backward(conv_chain_pair(x, fake, discriminator, tap=2, stack=self.stack))
+            (output,) = gan_pass(x, [gan], stack=self.stack)
+            _backward(output)
 
     def _empty(self, *shape: int) -> torch.Tensor:
         return torch.empty(shape, dtype=self.dtype, device="meta", requires_grad=True)
@@ -267,6 +310,6 @@ class _Network(NamedTuple):
         return [root, *hidden, self._layer(a, image, False, 2, 1, True, "tanh")]
 
 
-def _backward(outputs: tuple[torch.Tensor, ...]) -> None:
-    outputs = tuple(y for y in outputs if y.requires_grad)
-    torch.autograd.backward(outputs, [torch.empty_like(y) for y in outputs])
+def _backward(outputs: GANOutput) -> None:
+    used = [y for y in outputs if y is not None and y.requires_grad]
+    torch.autograd.backward(used, [torch.empty_like(y) for y in used])

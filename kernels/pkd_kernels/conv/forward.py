@@ -1,10 +1,12 @@
-"""Forward pass of a layer: convolution, normalisation and activation in one launch.
+"""Forward pass of layers: convolution, normalisation and activation, one launch for many layers.
 
-One program owns whole channels of one image and model, or tiles of them where nothing is
-normalised, so statistics never leave a program.
+One program owns whole channels of one image and model of one layer, or tiles of them where nothing
+is normalised, so statistics never leave a program. Layers of one launch do not depend on each
+other; a program finds its layer by its number.
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -15,12 +17,14 @@ from pkd_kernels import reference
 from pkd_kernels.conv.geometry import LayerGeometry, layer_geometry, output_tile, tile_offsets
 from pkd_kernels.conv.normalise import activate, normalise
 from pkd_kernels.conv.products import sum_over_taps
-from pkd_kernels.conv.tiling import launch_options, matmul_precision, tap_tiling
+from pkd_kernels.conv.tiling import Tiling, launch_options, matmul_precision, tap_tiling
 from pkd_kernels.reference import ConvLayer, accumulator
 
 
-@triton.jit(do_not_specialize=["inputs", "channels", "stride_xn", "stride_xm"])
-def conv_forward_kernel(
+@triton.jit
+def layer_tile(
+    program,
+    stack,
     x_ptr,
     w_ptr,
     gamma_ptr,
@@ -28,37 +32,39 @@ def conv_forward_kernel(
     y_ptr,
     u_ptr,
     rstd_ptr,
-    inputs,
-    channels,
-    stride_xn,
-    stride_xm,
+    PROGRAMS: tl.constexpr,
     UP: tl.constexpr,
     SIDE: tl.constexpr,
-    NORM: tl.constexpr,
+    INPUTS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    SHARED: tl.constexpr,
     ACTIVATION: tl.constexpr,
-    SAVE: tl.constexpr,
-    EPS: tl.constexpr,
-    SLOPE: tl.constexpr,
     C: tl.constexpr,
     P: tl.constexpr,
     K: tl.constexpr,
     MATRIX: tl.constexpr,
     PRECISION: tl.constexpr,
+    EPS: tl.constexpr,
+    SLOPE: tl.constexpr,
 ):
-    """Compute y = act(γ u + β) with u the normalised convolution of x; SAVE keeps u and rstd."""
-    m = tl.program_id(1)
-    n = tl.program_id(2).to(tl.int64)
+    """One tile of y = act(γ u + β), with u the normalised convolution of x.
+
+    Without gamma nothing is normalised; u and rstd are kept where there is memory for them.
+    """
     acc: tl.constexpr = tl.float64 if x_ptr.dtype.element_ty == tl.float64 else tl.float32
-    side: tl.constexpr = (4 if SIDE == 1 else 2 * SIDE) if UP else SIDE
-    pixels: tl.constexpr = side * side
-    c, p, mask = output_tile(tl.program_id(0), channels, UP, SIDE, C, P, MATRIX)
+    big: tl.constexpr = 4 if SIDE == 1 else 2 * SIDE
+    pixels: tl.constexpr = big * big if UP else SIDE * SIDE
+    pixels_in: tl.constexpr = SIDE * SIDE if UP else big * big
+    image = program // PROGRAMS  # counts the images of all models
+    m = image % stack
+    c, p, mask = output_tile(program % PROGRAMS, CHANNELS, UP, SIDE, C, P, MATRIX)
     b_y = sum_over_taps(
-        x_ptr + n * stride_xn + m.to(tl.int64) * stride_xm,
-        w_ptr + m.to(tl.int64) * inputs * channels * 16,
+        x_ptr + (image // stack if SHARED else image).to(tl.int64) * (INPUTS * pixels_in),
+        w_ptr + m.to(tl.int64) * (INPUTS * CHANNELS * 16),
         c,
         p,
-        inputs,
-        channels,
+        INPUTS,
+        CHANNELS,
         UP,
         SIDE,
         K,
@@ -66,23 +72,42 @@ def conv_forward_kernel(
         PRECISION,
         acc,
     )
-    row = (n * tl.num_programs(1) + m) * channels + c
+    row = image.to(tl.int64) * CHANNELS + c
     offset = tile_offsets(row, p, pixels)
-    if NORM:
-        c_mask = c < channels
+    if gamma_ptr is not None:
+        c_mask = c < CHANNELS
         b_y, rstd = normalise(b_y, mask, pixels, EPS)
-        if SAVE:
+        if u_ptr is not None:
             tl.store(u_ptr + offset, b_y, mask=mask)
             tl.store(rstd_ptr + row, rstd, mask=c_mask)
-        b_gamma = tl.load(gamma_ptr + m * channels + c, mask=c_mask, other=0).to(acc)
-        b_beta = tl.load(beta_ptr + m * channels + c, mask=c_mask, other=0).to(acc)
+        b_gamma = tl.load(gamma_ptr + m * CHANNELS + c, mask=c_mask, other=0).to(acc)
+        b_beta = tl.load(beta_ptr + m * CHANNELS + c, mask=c_mask, other=0).to(acc)
         b_y = b_y * b_gamma[None, :, None] + b_beta[None, :, None]
     b_y = activate(b_y, ACTIVATION, SLOPE)
     tl.store(y_ptr + offset, b_y, mask=mask)
 
 
+@triton.jit(do_not_specialize=["batch", "stack"])
+def conv_forward_kernel(
+    layers,
+    batch,
+    stack,
+    LAYERS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    EPS: tl.constexpr,
+    SLOPE: tl.constexpr,
+):
+    """Give each program a tile of one layer: pointers `layers[i]` and constants `LAYERS[i]`."""
+    program = tl.program_id(0)
+    for i in tl.static_range(len(LAYERS)):
+        programs = batch * stack * LAYERS[i][0]
+        if (program >= 0) & (program < programs):
+            layer_tile(program, stack, *layers[i], *LAYERS[i], PRECISION, EPS, SLOPE)
+        program -= programs
+
+
 class LayerOutput(NamedTuple):
-    """A layer after its forward pass; its input is the `y` of the layer before.
+    """A layer and its output; its input is the `y` of the layer before.
 
     Attributes:
         layer: parameters, contiguous, and options.
@@ -98,9 +123,54 @@ class LayerOutput(NamedTuple):
     u: Tensor | None
     rstd: Tensor | None
 
+    def rows(self, rows: slice) -> "LayerOutput":
+        """The output of some of the images."""
+        u, rstd = (t if t is None else t[rows] for t in (self.u, self.rstd))
+        return self._replace(y=self.y[rows], u=u, rstd=rstd)
 
-def forward_layer(x: Tensor, layer: ConvLayer, stack: int, save: bool, first: bool) -> LayerOutput:
-    """Run a layer.
+
+class LayerPointers(NamedTuple):
+    """Tensors that `layer_tile` reads and writes."""
+
+    x: Tensor
+    w: Tensor
+    gamma: Tensor | None
+    beta: Tensor | None
+    y: Tensor
+    u: Tensor | None
+    rstd: Tensor | None
+
+
+class LayerProblem(NamedTuple):
+    """A layer to be computed in a launch.
+
+    Attributes:
+        pointers: its tensors.
+        geometry: of the layer.
+        shared: whether all models read the same images.
+        activation: of the layer.
+        tiling: of the sum over taps.
+        arguments: those of `tap_tiling`.
+    """
+
+    pointers: LayerPointers
+    geometry: LayerGeometry
+    shared: bool
+    activation: str
+    tiling: Tiling
+    arguments: tuple[Any, ...]
+
+    @property
+    def constants(self) -> tuple[object, ...]:
+        """Compile-time constants of `layer_tile`; a string in a tuple must be a constexpr."""
+        fixed = (*self.geometry, self.shared, tl.constexpr(self.activation))
+        return (self.tiling.programs, *fixed, *self.tiling.constants)
+
+
+def empty_output(
+    x: Tensor, layer: ConvLayer, stack: int, *, save: bool, first: bool, images: int | None = None
+) -> LayerOutput:
+    """Memory for the output of a layer.
 
     Args:
         x: contiguous input, (N, M*Ci, H, W); (N, Ci, H, W) allowed if `first`.
@@ -108,53 +178,54 @@ def forward_layer(x: Tensor, layer: ConvLayer, stack: int, save: bool, first: bo
         stack: M.
         save: whether to keep what the backward pass needs.
         first: whether the layer is the first of its chain.
+        images: of the output; None is N.
 
     Raises:
         ValueError: see `layer_geometry`.
     """
     geometry = layer_geometry(layer, x, stack, first)
-    layer = layer._replace(
-        weight=layer.weight.contiguous(),
-        gamma=None if layer.gamma is None else layer.gamma.contiguous(),
-        beta=None if layer.beta is None else layer.beta.contiguous(),
+    layer = layer.map(Tensor.contiguous)
+    shape = (x.shape[0] if images is None else images, stack * geometry.outputs)
+    y = x.new_empty(*shape, geometry.side_out, geometry.side_out)
+    kept = save and layer.gamma is not None
+    u = torch.empty_like(y) if kept else None
+    return LayerOutput(
+        layer, geometry, y, u, x.new_empty(shape, dtype=accumulator(x)) if kept else None
     )
-    batch, channels = x.shape[0], stack * geometry.outputs
-    y = x.new_empty(batch, channels, geometry.side_out, geometry.side_out)
-    norm = layer.gamma is not None
-    u = torch.empty_like(y) if norm and save else None
-    rstd = x.new_empty(batch, channels, dtype=accumulator(x)) if norm and save else None
-    tiling = tap_tiling(
-        geometry.up, geometry.side, geometry.inputs, geometry.outputs, norm, batch * stack
-    )
-    # An unused pointer is any tensor.
-    conv_forward_kernel[(tiling.programs, stack, batch)](
-        x,
-        layer.weight,
-        layer.gamma if norm else x,
-        layer.beta if norm else x,
-        y,
-        y if u is None else u,
-        y if rstd is None else rstd,
+
+
+def layer_problem(x: Tensor, output: LayerOutput, stack: int) -> LayerProblem:
+    """The computation of a layer's output from its contiguous input."""
+    layer, geometry = output.layer, output.geometry
+    arguments = (
+        geometry.up,
+        geometry.side,
         geometry.inputs,
         geometry.outputs,
-        x.stride(0),
-        model_stride(x, geometry, stack),
-        UP=geometry.up,
-        SIDE=geometry.side,
-        NORM=norm,
-        ACTIVATION=layer.activation,
-        SAVE=u is not None,
+        layer.gamma is not None,
+        len(x) * stack,
+    )
+    return LayerProblem(
+        LayerPointers(x, layer.weight, layer.gamma, layer.beta, output.y, output.u, output.rstd),
+        geometry,
+        x.shape[1] != stack * geometry.inputs,
+        layer.activation,
+        tap_tiling(*arguments),
+        arguments,
+    )
+
+
+def launch_layers(problems: Sequence[LayerProblem], stack: int) -> None:
+    """Compute layers that do not depend on each other, of equally many images, in one launch."""
+    x = problems[0].pointers.x
+    programs = sum(problem.tiling.programs for problem in problems)
+    conv_forward_kernel[(len(x) * stack * programs,)](
+        tuple(problem.pointers for problem in problems),
+        len(x),
+        stack,
+        LAYERS=tuple(problem.constants for problem in problems),
+        PRECISION=matmul_precision(x),
         EPS=reference.NORM_EPS,
         SLOPE=reference.LEAKY_SLOPE,
-        **tiling.constants,
-        PRECISION=matmul_precision(x),
-        **launch_options(tiling.warps),
+        **launch_options(max(problem.tiling.warps for problem in problems)),
     )
-    return LayerOutput(layer, geometry, y, u, rstd)
-
-
-def model_stride(x: Tensor, geometry: LayerGeometry, stack: int) -> int:
-    """Elements between the inputs of two models; 0 where all models share x."""
-    if x.shape[1] != stack * geometry.inputs:
-        return 0
-    return geometry.inputs * geometry.side_in**2

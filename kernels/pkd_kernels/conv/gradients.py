@@ -1,9 +1,9 @@
-"""The three roles of a program of a layer's backward launch, as device functions.
+"""The three roles of a program of a backward launch, as device functions.
 
-- `input_gradient`: the gradient dc of the layer's convolution becomes the gradient of its input x,
-  and is carried on through activation and normalisation of the layer before: its dc.
-- `weight_gradient`: a tile of the layer's weights, summed over the pixels of all images.
-- `sum_over_images`: dγ and dβ of the layer. The launch before left them image by image.
+- `map_gradient`: the gradient of a map y, from the layers that read it and from outside of the
+  chain, carried through the activation and normalisation of the layer that computed it: its dc.
+- `weight_gradient`: a tile of a layer's weights, summed over the pixels of all images.
+- `sum_over_images`: dγ and dβ of a layer. The launch before left them image by image.
 """
 
 import triton
@@ -15,144 +15,157 @@ from pkd_kernels.conv.products import sum_over_pixels, sum_over_taps
 
 
 @triton.jit
-def input_gradient(
+def map_gradient(
     program,
-    grad_ptr,
-    x_ptr,
-    w_ptr,
-    x_grad_ptr,
+    stack,
+    dc_ptrs,
+    w_ptrs,
     tapped_ptr,
+    y_ptr,
     u_ptr,
     rstd_ptr,
     gamma_ptr,
     gamma_grad_ptr,
     beta_grad_ptr,
-    stack,
-    inputs,
-    channels,
+    out_ptr,
+    BATCHES: tl.constexpr,
+    PROGRAMS: tl.constexpr,
     UP: tl.constexpr,
     SIDE: tl.constexpr,
-    NORM: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    SOURCES: tl.constexpr,
     ACTIVATION: tl.constexpr,
-    TAPPED: tl.constexpr,
-    SLOPE: tl.constexpr,
     C: tl.constexpr,
     P: tl.constexpr,
     K: tl.constexpr,
     MATRIX: tl.constexpr,
     PRECISION: tl.constexpr,
-    acc: tl.constexpr,
+    SLOPE: tl.constexpr,
 ):
-    """One tile of dx, carried on to the convolution of the layer before."""
+    """One tile of the gradient of a map, UP seen from the layers that read it.
+
+    dc_ptrs: gradients of their convolutions, of SOURCES channels each; without any, the gradient
+    from outside of the chain alone.
+    """
+    acc: tl.constexpr = tl.float64 if out_ptr.dtype.element_ty == tl.float64 else tl.float32
     big: tl.constexpr = 4 if SIDE == 1 else 2 * SIDE
-    pixels_in: tl.constexpr = SIDE * SIDE if UP else big * big
-    pixels_out: tl.constexpr = big * big if UP else SIDE * SIDE
-    tiles: tl.constexpr = (pixels_in + P - 1) // P
-    blocks = (inputs + C - 1) // C * tiles
-    c, p, mask = output_tile(program % blocks, inputs, not UP, SIDE, C, P, MATRIX)
-    image = (program // blocks).to(tl.int64)  # counts the images of all models
-    m = image % stack
-    b_grad = sum_over_taps(
-        grad_ptr + image * channels * pixels_out,
-        w_ptr + m * inputs * channels * 16,
-        c,
-        p,
-        channels,
-        inputs,
-        not UP,
-        SIDE,
-        K,
-        MATRIX,
-        PRECISION,
-        acc,
-    )
-    row = image * inputs + c
-    offset = tile_offsets(row, p, pixels_in)
-    if TAPPED:
+    pixels: tl.constexpr = big * big if UP else SIDE * SIDE
+    pixels_out: tl.constexpr = SIDE * SIDE if UP else big * big
+    image = program // PROGRAMS  # counts the images of all models
+    m = (image % stack).to(tl.int64)
+    c, p, mask = output_tile(program % PROGRAMS, CHANNELS, UP, SIDE, C, P, MATRIX)
+    row = image.to(tl.int64) * CHANNELS + c
+    offset = tile_offsets(row, p, pixels)
+    if len(dc_ptrs) == 0:
+        b_grad = tl.load(tapped_ptr + offset, mask=mask, other=0).to(acc)
+    for i in tl.static_range(len(dc_ptrs)):
+        b_part = sum_over_taps(
+            dc_ptrs[i] + image.to(tl.int64) * (SOURCES[i] * pixels_out),
+            w_ptrs[i] + m * (SOURCES[i] * CHANNELS * 16),
+            c,
+            p,
+            SOURCES[i],
+            CHANNELS,
+            UP,
+            SIDE,
+            K,
+            MATRIX,
+            PRECISION,
+            acc,
+        )
+        if i == 0:
+            b_grad = b_part
+        else:
+            b_grad += b_part
+    if len(dc_ptrs) > 0 and tapped_ptr is not None:
         b_grad += tl.load(tapped_ptr + offset, mask=mask, other=0).to(acc)
     b_grad = backward_through_activation_and_norm(
         b_grad,
         offset,
         mask,
-        m * inputs + c,
+        m * CHANNELS + c,
         row,
-        c < inputs,
-        pixels_in,
-        x_ptr,
+        c < CHANNELS,
+        pixels,
+        y_ptr,
         u_ptr,
         rstd_ptr,
         gamma_ptr,
         gamma_grad_ptr,
         beta_grad_ptr,
-        NORM,
         ACTIVATION,
         SLOPE,
         acc,
     )
-    tl.store(x_grad_ptr + offset, b_grad, mask=mask)
+    tl.store(out_ptr + offset, b_grad, mask=mask)
 
 
 @triton.jit
 def weight_gradient(
     program,
-    grad_ptr,
-    x_ptr,
-    w_grad_ptr,
-    programs,
     batch,
     stack,
-    inputs,
-    channels,
-    stride_xn,
-    stride_xm,
+    x_ptrs,
+    dc_ptr,
+    out_ptr,
+    BATCHES: tl.constexpr,
+    PROGRAMS: tl.constexpr,
     UP: tl.constexpr,
     SIDE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    INPUTS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    SHARED: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     TERMS: tl.constexpr,
-    acc: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):
-    """One tile of dw of one model."""
+    """One tile of dw of one model; x_ptrs: equal parts of the images, one after the other."""
+    acc: tl.constexpr = tl.float64 if out_ptr.dtype.element_ty == tl.float64 else tl.float32
     big: tl.constexpr = 4 if SIDE == 1 else 2 * SIDE
-    pixels_out: tl.constexpr = big * big if UP else SIDE * SIDE
-    m = (program // (programs // stack)).to(tl.int64)
-    tile = program % (programs // stack)
-    x_ptr += m * stride_xm
-    grad_ptr += m * channels * pixels_out
-    stride_gn = stack.to(tl.int64) * channels * pixels_out
-    small_channels = inputs if UP else channels
-    big_channels = channels if UP else inputs
-    across = (big_channels * 16 + COLUMNS - 1) // COLUMNS
+    size_x: tl.constexpr = INPUTS * (SIDE * SIDE if UP else big * big)
+    size_dc: tl.constexpr = CHANNELS * (big * big if UP else SIDE * SIDE)
+    small_channels: tl.constexpr = INPUTS if UP else CHANNELS
+    big_channels: tl.constexpr = CHANNELS if UP else INPUTS
+    across: tl.constexpr = (big_channels * 16 + COLUMNS - 1) // COLUMNS
+    m = (program // PROGRAMS).to(tl.int64)
+    tile = program % PROGRAMS
     row = tile // across * ROWS + tl.arange(0, ROWS)
     column = tile % across * COLUMNS + tl.arange(0, COLUMNS)
-    b_w_grad = sum_over_pixels(
-        x_ptr if UP else grad_ptr,
-        grad_ptr if UP else x_ptr,
-        row,
-        column,
-        small_channels,
-        big_channels,
-        batch,
-        stride_xn if UP else stride_gn,
-        stride_gn if UP else stride_xn,
-        SIDE,
-        ROWS,
-        COLUMNS,
-        TERMS,
-        PRECISION,
-        acc,
-    )
-    offset = m * inputs * channels * 16 + (row * big_channels * 16)[:, None] + column[None, :]
+    stride_dc = stack.to(tl.int64) * size_dc
+    stride_x = size_x if SHARED else stack.to(tl.int64) * size_x
+    part = batch * BATCHES // len(x_ptrs)
+    b_sum = tl.zeros([ROWS, COLUMNS], acc)
+    for i in tl.static_range(len(x_ptrs)):
+        x_ptr = x_ptrs[i] if SHARED else x_ptrs[i] + m * size_x
+        grad_ptr = dc_ptr + m * size_dc + i * part * stride_dc
+        b_sum = sum_over_pixels(
+            x_ptr if UP else grad_ptr,
+            grad_ptr if UP else x_ptr,
+            row,
+            column,
+            small_channels,
+            big_channels,
+            part,
+            stride_x if UP else stride_dc,
+            stride_dc if UP else stride_x,
+            b_sum,
+            SIDE,
+            TERMS,
+            PRECISION,
+            acc,
+        )
+    offset = m * (INPUTS * CHANNELS * 16) + (row * (big_channels * 16))[:, None] + column[None, :]
     mask = (row < small_channels)[:, None] & (column < big_channels * 16)[None, :]
-    tl.store(w_grad_ptr + offset, b_w_grad, mask=mask)
+    tl.store(out_ptr + offset, b_sum, mask=mask)
 
 
 @triton.jit
-def sum_over_images(parts_ptr, out_ptr, c, batch, channels, acc: tl.constexpr):
-    """out[c] = Σ_n parts[n, c], in the order of the images."""
-    b_sum = tl.zeros_like(c).to(acc)
-    for _ in range(0, batch):
-        b_sum += tl.load(parts_ptr + c, mask=c < channels, other=0).to(acc)
-        parts_ptr += channels
-    tl.store(out_ptr + c, b_sum, mask=c < channels)
+def sum_over_images(parts_ptr, out_ptr, c, images, channels):
+    """out[c] = Σ_n parts[n, c], in the order of the images; nothing where there are no parts."""
+    if parts_ptr is not None:
+        b_sum = tl.zeros(c.shape, parts_ptr.dtype.element_ty)
+        for _ in range(0, images):
+            b_sum += tl.load(parts_ptr + c, mask=c < channels, other=0)
+            parts_ptr += channels
+        tl.store(out_ptr + c, b_sum, mask=c < channels)

@@ -68,14 +68,14 @@ def backward_through_activation_and_norm(
     gamma_ptr,
     gamma_grad_ptr,
     beta_grad_ptr,
-    NORM: tl.constexpr,
     ACTIVATION: tl.constexpr,
     SLOPE: tl.constexpr,
     acc: tl.constexpr,
 ):
-    """Gradient dc [Q, C, P / Q] from dy; stores the image's dγ and dβ of a normalised layer.
+    """Gradient dc [Q, C, P / Q] from dy; stores the image's dγ and dβ where there is memory.
 
-    `channel` [C] counts the channels of all models, `row` [C] those of all images and models.
+    A layer without u is not normalised. `channel` [C] counts the channels of all models, `row` [C]
+    those of all images and models.
     """
     if ACTIVATION != "none":
         b_y = tl.load(y_ptr + offset, mask=mask, other=0).to(acc)
@@ -85,13 +85,15 @@ def backward_through_activation_and_norm(
             b_grad = tl.where(b_y <= 0, 0, b_grad)  # NaN stays NaN
         if ACTIVATION == "leaky_relu":
             b_grad = tl.where(b_y > 0, b_grad, SLOPE * b_grad)
-    if NORM:
+    if u_ptr is not None:
         b_grad = tl.where(mask, b_grad, 0)
         b_u = tl.load(u_ptr + offset, mask=mask, other=0).to(acc)
         beta_grad = sum_of_pixels(b_grad)
         gamma_grad = sum_of_pixels(b_grad * b_u)
-        tl.store(beta_grad_ptr + row, beta_grad, mask=row_mask)
-        tl.store(gamma_grad_ptr + row, gamma_grad, mask=row_mask)
+        if gamma_grad_ptr is not None:
+            tl.store(gamma_grad_ptr + row, gamma_grad, mask=row_mask)
+        if beta_grad_ptr is not None:
+            tl.store(beta_grad_ptr + row, beta_grad, mask=row_mask)
         factor = tl.load(gamma_ptr + channel, mask=row_mask, other=0).to(acc)
         factor *= tl.load(rstd_ptr + row, mask=row_mask, other=0).to(acc)
         b_grad -= (beta_grad * (1 / pixels))[None, :, None]

@@ -167,16 +167,17 @@ def sum_over_pixels(
     batch,
     stride_small,
     stride_big,
+    b_sum,
     SIDE: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
     TERMS: tl.constexpr,
     PRECISION: tl.constexpr,
     acc: tl.constexpr,
 ):
-    """Weight gradients [ROWS, COLUMNS]: rows are small channels, columns big channels and taps."""
+    """Add weight gradients of `batch` images to b_sum [ROWS, COLUMNS].
+
+    Rows are small channels, columns big channels and taps.
+    """
     row_mask, column_mask = row < small_channels, column < big_channels * 16
-    b_sum = tl.zeros([ROWS, COLUMNS], acc)
     if SIDE == 1:
         for _ in range(0, batch):
             b_small = tl.load(small_ptr + row, mask=row_mask, other=0).to(acc)

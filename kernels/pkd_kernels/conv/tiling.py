@@ -53,9 +53,9 @@ class Tiling(NamedTuple):
     programs: int
 
     @property
-    def constants(self) -> dict[str, int | bool]:
-        """Compile-time constants of the kernels."""
-        return {"C": self.channels, "P": self.pixels, "K": self.products, "MATRIX": self.matrix}
+    def constants(self) -> tuple[int | bool, ...]:
+        """Compile-time constants C, P, K and MATRIX of the kernels."""
+        return (self.channels, self.pixels, self.products, self.matrix)
 
 
 # Every launch looks its tiling up; computing one takes the host longer than the launch.
@@ -109,6 +109,14 @@ def _spread_tiling(up: bool, side: int, inputs: int, channels: int, whole: bool)
     return Tiling(c, p, k, warps, False, triton.cdiv(channels, c) * triton.cdiv(area, p))
 
 
+def elementwise_tiling(side: int, channels: int, whole: bool) -> Tiling:
+    """Tiles of a map of `side` x `side` pixels where nothing is summed over taps."""
+    pixels = triton.next_power_of_2(side * side)
+    p = pixels if whole else min(pixels, PIXELS)
+    warps = min(8, max(1, p // 128))
+    return Tiling(1, p, 1, warps, False, channels * triton.cdiv(side * side, p))
+
+
 class WeightTiling(NamedTuple):
     """Tiles of a layer's weight gradient, a matrix of small channels by big channels and taps.
 
@@ -127,9 +135,9 @@ class WeightTiling(NamedTuple):
     programs: int
 
     @property
-    def constants(self) -> dict[str, int]:
-        """Compile-time constants of the backward kernel."""
-        return {"ROWS": self.rows, "COLUMNS": self.columns, "TERMS": self.terms}
+    def constants(self) -> tuple[int, ...]:
+        """Compile-time constants ROWS, COLUMNS and TERMS of the backward kernel."""
+        return (self.rows, self.columns, self.terms)
 
 
 @lru_cache(maxsize=1024)

@@ -10,14 +10,18 @@ log(1 + e) = 2 artanh(s) = 2 (s + s³/3 + s⁵/5 + ...), s <= 1/3: 17 terms leav
 also where e is so small that 1 + e rounds to 1.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from pkd_kernels.losses.saved_gradients import save_gradients, scaled_gradients
+from pkd_kernels.losses.saved_gradients import (
+    LossGradients,
+    save_gradients,
+    scaled_gradients,
+)
 from pkd_kernels.operators import custom_operator, once_differentiable
 from pkd_kernels.reference import accumulator, check_pair
 
@@ -35,22 +39,15 @@ def _softplus_and_sigmoid(t):
     return tl.maximum(t, 0) + 2 * s * series, tl.where(t >= 0, 1, e) / (1 + e)
 
 
-@triton.jit(
-    do_not_specialize=[
-        "batch",
-        "size",
-        "stride_rn",
-        "stride_rc",
-        "stride_fn",
-        "stride_fc",
-    ]
-)
-def discriminator_loss_kernel(
+@triton.jit
+def model_logits(
+    m,
+    batch,
+    stack,
     real_ptr,
     fake_ptr,
     loss_ptr,
     grad_ptr,
-    batch,
     size,
     stride_rn,
     stride_rc,
@@ -58,9 +55,7 @@ def discriminator_loss_kernel(
     stride_fc,
     BLOCK: tl.constexpr,
 ):
-    """The loss of one model, and the gradients of all its logits."""
-    m = tl.program_id(0)
-    stack = tl.num_programs(0)
+    """The loss of model m, and the gradients of all its logits."""
     acc: tl.constexpr = grad_ptr.dtype.element_ty
     count = batch * size
     per_logit = 1 / count.to(acc)
@@ -81,6 +76,44 @@ def discriminator_loss_kernel(
     tl.store(loss_ptr + m, tl.sum(b_loss) / count.to(acc))
 
 
+SIZES = ["size", "stride_rn", "stride_rc", "stride_fn", "stride_fc"]
+
+
+@triton.jit(do_not_specialize=["batch", *SIZES])
+def discriminator_loss_kernel(
+    pointers,
+    batch,
+    size,
+    stride_rn,
+    stride_rc,
+    stride_fn,
+    stride_fc,
+    BLOCK: tl.constexpr,
+):
+    """One model a program."""
+    model_logits(
+        tl.program_id(0),
+        batch,
+        tl.num_programs(0),
+        *pointers,
+        size,
+        stride_rn,
+        stride_rc,
+        stride_fn,
+        stride_fc,
+        BLOCK,
+    )
+
+
+class LogitPointers(NamedTuple):
+    """Tensors that `model_logits` reads and writes."""
+
+    real: Tensor
+    fake: Tensor
+    loss: Tensor
+    grad: Tensor
+
+
 def _empty_outputs(logits_real: Tensor, logits_fake: Tensor, stack: int) -> tuple[Tensor, Tensor]:
     dtype, device = accumulator(logits_real, logits_fake), logits_real.device
     loss = torch.empty(stack, dtype=dtype, device=device)
@@ -91,37 +124,42 @@ def _empty_outputs(logits_real: Tensor, logits_fake: Tensor, stack: int) -> tupl
 def launch(logits_real: Tensor, logits_fake: Tensor, stack: int) -> tuple[Tensor, Tensor]:
     """Losses (M,) and the flat gradients [logits_real | logits_fake]."""
     loss, grads = _empty_outputs(logits_real, logits_fake, stack)
-    batch = logits_real.shape[0]
-    real, fake = logits_real.flatten(1), logits_fake.flatten(1)  # views, of any strides
+    pointers, sizes = logit_launch(logits_real, logits_fake, loss, grads, stack)
     discriminator_loss_kernel[(stack,)](
-        real,
-        fake,
-        loss,
-        grads,
-        batch,
-        real.shape[1] // stack,
-        *real.stride(),
-        *fake.stride(),
-        BLOCK=BLOCK,
-        num_warps=NUM_WARPS,
-        enable_fp_fusion=True,
+        pointers, len(logits_real), *sizes, BLOCK=BLOCK, num_warps=NUM_WARPS, enable_fp_fusion=True
     )
     return loss, grads
+
+
+def logit_launch(
+    logits_real: Tensor, logits_fake: Tensor, loss: Tensor, grads: Tensor, stack: int
+) -> tuple[LogitPointers, tuple[int, ...]]:
+    """Pointers and `SIZES` of the launch of `model_logits`."""
+    real, fake = logits_real.flatten(1), logits_fake.flatten(1)  # views, of any strides
+    sizes = (real.shape[1] // stack, *real.stride(), *fake.stride())
+    return LogitPointers(real, fake, loss, grads), sizes
+
+
+def logit_gradients(
+    grads: Tensor, logits_real: Tensor, logits_fake: Tensor, stack: int
+) -> LossGradients:
+    """The flat gradients of the logits, for the backward pass."""
+    rows = len(logits_real) * stack
+    segments = [2 * rows, logits_real.numel() // rows, 0, 0, 0, 0]
+    return LossGradients(grads, [logits_real, logits_fake], segments)
 
 
 class _DiscriminatorLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits_real: Tensor, logits_fake: Tensor, stack: int) -> Tensor:
         loss, grads = launch(logits_real, logits_fake, stack)
-        rows = logits_real.shape[0] * stack
-        segments = [2 * rows, logits_real.numel() // rows, 0, 0, 0, 0]
-        save_gradients(ctx, grads, (logits_real, logits_fake), segments, stack)
+        save_gradients(ctx, [logit_gradients(grads, logits_real, logits_fake, stack)], stack)
         return loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        return *scaled_gradients(ctx, upstream), None
+        return *scaled_gradients(ctx, [upstream]), None
 
 
 def discriminator_loss(logits_real: Tensor, logits_fake: Tensor, *, stack: int = 1) -> Tensor:

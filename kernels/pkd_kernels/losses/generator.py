@@ -14,14 +14,19 @@ Every gradient is multiplied by weight / B. A term of weight 0 loads nothing; an
 weight 0. A second launch averages the terms over images; a single image needs none.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from pkd_kernels.losses.saved_gradients import save_gradients, scaled_gradients
+from pkd_kernels.losses.saved_gradients import (
+    LossGradients,
+    save_gradients,
+    scaled_gradients,
+)
 from pkd_kernels.operators import custom_operator, once_differentiable
 from pkd_kernels.reference import TERMS, accumulator, check_generator_inputs
 
@@ -57,8 +62,12 @@ def _over_norm(weight, square_sum):
     return tl.where(norm > 0, weight / tl.where(norm > 0, norm, 1), 0)
 
 
-@triton.jit(do_not_specialize=["stride_w", "has_x", "has_teacher"])
-def generator_loss_kernel(
+@triton.jit
+def generator_row(
+    n,
+    m,
+    images,
+    stack,
     x_ptr,
     xh_ptr,
     z1_ptr,
@@ -80,14 +89,12 @@ def generator_loss_kernel(
     NORM: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Terms and total of one image and model, and the gradients of xh, z1, z2 and f_fake."""
-    n = tl.program_id(0).to(tl.int64)
-    m = tl.program_id(1)
-    stack = tl.num_programs(1)
+    """Terms and total of image n of model m, and the gradients of xh, z1, z2 and f_fake."""
+    n = n.to(tl.int64)
     row = n * stack + m
-    rows = tl.num_programs(0).to(tl.int64) * stack
+    rows = images.to(tl.int64) * stack
     acc: tl.constexpr = grad_ptr.dtype.element_ty
-    batch = tl.num_programs(0).to(acc)
+    batch = images.to(acc)
 
     values_ptr += n * 7 * stack + m  # [N, 7, M]
     weights_ptr += m * stride_w
@@ -214,6 +221,69 @@ def generator_loss_kernel(
     tl.store(values_ptr + 6 * stack, total + w_adv * adv)
 
 
+@triton.jit(do_not_specialize=["stride_w", "has_x", "has_teacher"])
+def generator_loss_kernel(
+    pointers,
+    image,
+    latent,
+    feature,
+    stride_w,
+    has_x,
+    has_teacher,
+    NORM: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One image and model a program."""
+    generator_row(
+        tl.program_id(0),
+        tl.program_id(1),
+        tl.num_programs(0),
+        tl.num_programs(1),
+        *pointers,
+        image,
+        latent,
+        feature,
+        stride_w,
+        has_x,
+        has_teacher,
+        NORM,
+        BLOCK,
+    )
+
+
+class RowPointers(NamedTuple):
+    """Tensors that `generator_row` reads and writes."""
+
+    x: Tensor
+    xh: Tensor
+    z1: Tensor
+    z2: Tensor
+    f_real: Tensor
+    f_fake: Tensor
+    t1: Tensor
+    tx: Tensor
+    t2: Tensor
+    weights: Tensor
+    values: Tensor
+    grad: Tensor
+
+
+class RowLaunch(NamedTuple):
+    """Arguments of the launch of `generator_row`.
+
+    Attributes:
+        pointers: tensors; an absent one is any tensor.
+        sizes: image, latent, feature, stride_w, has_x and has_teacher.
+        block: elements that a program reads at once.
+        warps: of a program.
+    """
+
+    pointers: RowPointers
+    sizes: tuple[int, ...]
+    block: int
+    warps: int
+
+
 def _empty_outputs(
     x: Tensor | None,
     xh: Tensor,
@@ -250,36 +320,65 @@ def launch(
     stack: int,
 ) -> tuple[Tensor, Tensor]:
     """Values (7, M), the six terms and their total; flat gradients [xh | z1 | z2 | f_fake]."""
-    batch = xh.shape[0]
-    image, latent = (t.numel() // (batch * stack) for t in (xh, z1))
-    feature = 0 if f_fake is None else f_fake.numel() // (batch * stack)
-    largest = max(image, latent, feature)
-    block, warps = next(entry for limit, entry in LAUNCH.items() if largest <= limit)
     inputs = (x, xh, z1, z2, f_real, f_fake, t1, tx, t2)
     values, grads = _empty_outputs(*inputs, weights, norm, stack)
-    by_image = values
-    if batch > 1:
-        by_image = torch.empty(batch, VALUES, stack, dtype=values.dtype, device=values.device)
-    generator_loss_kernel[(batch, stack)](
-        *((xh if t is None else t.contiguous()) for t in inputs),
-        weights.contiguous(),
-        by_image,
-        grads,
-        image,
-        latent,
-        feature,
-        len(TERMS) * (weights.dim() - 1),
-        int(x is not None),
-        int(t1 is not None),
+    by_image = values_by_image(values, xh)
+    row = row_launch(inputs, weights, by_image, grads, stack)
+    generator_loss_kernel[(len(xh), stack)](
+        row.pointers,
+        *row.sizes,
         NORM=norm,
-        BLOCK=block,
-        num_warps=warps,
+        BLOCK=row.block,
+        num_warps=row.warps,
         enable_fp_fusion=True,
         maxnreg=MAX_REGISTERS,
     )
-    if batch > 1:
+    if len(xh) > 1:
         torch.mean(by_image, 0, out=values)
     return values, grads
+
+
+def values_by_image(values: Tensor, xh: Tensor) -> Tensor:
+    """Memory for the values (N, 7, M) of the images; the values themselves for one image."""
+    return values if len(xh) == 1 else values.new_empty(len(xh), *values.shape)
+
+
+def row_launch(
+    inputs: Sequence[Tensor | None], weights: Tensor, by_image: Tensor, grads: Tensor, stack: int
+) -> RowLaunch:
+    """Arguments of the launch of `generator_row`.
+
+    Args:
+        inputs: x, xh, z1, z2, f_real, f_fake, t1, tx and t2.
+        weights: (6,) or (M, 6).
+        by_image: (N, 7, M) or, for one image, (7, M).
+        grads: flat.
+        stack: M.
+    """
+    x, xh, z1, _, _, f_fake, t1, *_ = inputs
+    assert xh is not None, "every loss has a reconstruction"
+    assert z1 is not None, "every loss has latents"
+    image, latent = (t.numel() // (len(xh) * stack) for t in (xh, z1))
+    feature = 0 if f_fake is None else f_fake.numel() // (len(xh) * stack)
+    largest = max(image, latent, feature)
+    block, warps = next(entry for limit, entry in LAUNCH.items() if largest <= limit)
+    tensors = [xh if t is None else t.contiguous() for t in inputs]
+    stride_w = len(TERMS) * (weights.dim() - 1)
+    sizes = (image, latent, feature, stride_w, int(x is not None), int(t1 is not None))
+    pointers = RowPointers._make([*tensors, weights.contiguous(), by_image, grads])
+    return RowLaunch(pointers, sizes, block, warps)
+
+
+def row_gradients(
+    grads: Tensor, xh: Tensor, z1: Tensor, z2: Tensor, f_fake: Tensor | None, stack: int
+) -> LossGradients:
+    """The flat gradients of xh, z1, z2 and f_fake, for the backward pass."""
+    rows = len(xh) * stack
+    leaves = [xh, z1, z2] if f_fake is None else [xh, z1, z2, f_fake]
+    sizes = [t.numel() // rows for t in (xh, z1)] + [
+        0 if f_fake is None else f_fake.numel() // rows
+    ]
+    return LossGradients(grads, leaves, [rows, sizes[0], 2 * rows, sizes[1], rows, sizes[2]])
 
 
 class _GeneratorLoss(torch.autograd.Function):
@@ -300,11 +399,7 @@ class _GeneratorLoss(torch.autograd.Function):
         stack: int,
     ) -> tuple[Tensor, Tensor]:
         values, grads = launch(x, xh, z1, z2, f_real, f_fake, t1, tx, t2, weights, norm, stack)
-        leaves = [t for t in (xh, z1, z2, f_fake) if t is not None]
-        rows = xh.shape[0] * stack
-        feature = 0 if f_fake is None else f_fake.numel() // rows
-        segments = [rows, xh.numel() // rows, 2 * rows, z1.numel() // rows, rows, feature]
-        save_gradients(ctx, grads, leaves, segments, stack)
+        save_gradients(ctx, [row_gradients(grads, xh, z1, z2, f_fake, stack)], stack)
         # Detached: autograd forbids `total += other` on views that a function returns.
         total, terms = values[-1].detach(), values[:-1].T.detach()
         ctx.mark_non_differentiable(terms)
@@ -314,9 +409,7 @@ class _GeneratorLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
-        if upstream is None:
-            return (None,) * 12
-        xh, z1, z2, *features = scaled_gradients(ctx, upstream)
+        xh, z1, z2, *features = scaled_gradients(ctx, [upstream])
         f_fake = features[0] if features else None
         return None, xh, z1, z2, None, f_fake, None, None, None, None, None, None
 

@@ -7,7 +7,7 @@ buffer itself.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -105,10 +105,22 @@ def scale_gradients(
     return out
 
 
-def save_gradients(
-    ctx: Any, grads: Tensor, leaves: Sequence[Tensor], segments: list[int], stack: int
-) -> None:
-    """Keep the flat gradients of leaves for `scaled_gradients`.
+class LossGradients(NamedTuple):
+    """Gradients of one loss, as its forward kernel writes them.
+
+    Attributes:
+        flat: gradients of the leaves, one after the other.
+        leaves: inputs that are differentiated.
+        segments: layout of `flat`, see `scale_gradients`.
+    """
+
+    flat: Tensor
+    leaves: Sequence[Tensor]
+    segments: list[int]
+
+
+def save_gradients(ctx: Any, losses: Sequence[LossGradients], stack: int) -> None:
+    """Keep the gradients of some losses for `scaled_gradients`.
 
     Their views are saved too, not created in backward: autograd uses a gradient that nothing else
     references as the leaf's `grad` and adds the next one in place, which would corrupt the buffer
@@ -116,30 +128,50 @@ def save_gradients(
 
     Args:
         ctx: of the autograd function.
-        grads: flat gradients of the leaves, in their order.
-        leaves: inputs that are differentiated.
-        segments: layout of `grads`, see `scale_gradients`.
+        losses: of the autograd function, in the order of its outputs.
         stack: M.
     """
-    pieces = grads.split([t.numel() for t in leaves])
-    views = (piece.view(t.shape) for piece, t in zip(pieces, leaves, strict=True))
-    ctx.save_for_backward(grads, *views)
-    ctx.dtypes = [t.dtype for t in leaves]
-    ctx.segments, ctx.stack = segments, stack
+    tensors: list[Tensor] = []
+    for loss in losses:
+        pieces = loss.flat.split([t.numel() for t in loss.leaves])
+        views = (piece.view(t.shape) for piece, t in zip(pieces, loss.leaves, strict=True))
+        tensors += [loss.flat, *views]
+    ctx.save_for_backward(*tensors)
+    ctx.layouts = [([t.dtype for t in loss.leaves], loss.segments) for loss in losses]
+    ctx.stack = stack
 
 
-def scaled_gradients(ctx: Any, upstream: Tensor) -> Sequence[Tensor]:
-    """Gradients of the leaves times the upstream gradient, each in its leaf's type.
+def scaled_gradients(ctx: Any, upstreams: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Gradients of all losses' leaves, each loss's times its upstream gradient, in the leaf's type.
 
-    `unit_grad` needs no launch, unless gradients are saved in a wider type than a leaf's.
+    `unit_grad` needs no launch, unless gradients are saved in a wider type than a leaf's. The
+    leaves of a loss without an upstream gradient have none.
     """
-    saved, *views = ctx.saved_tensors
-    if is_unit_grad(upstream) and all(dtype == saved.dtype for dtype in ctx.dtypes):
+    tensors = list(ctx.saved_tensors)
+    grads: list[Tensor | None] = []
+    for (dtypes, segments), upstream in zip(ctx.layouts, upstreams, strict=True):
+        saved, *views = (tensors.pop(0) for _ in range(1 + len(dtypes)))
+        if upstream is None:
+            grads += [None] * len(views)
+        else:
+            grads += _scaled(saved, views, upstream, dtypes, segments, ctx.stack)
+    return grads
+
+
+def _scaled(
+    saved: Tensor,
+    views: Sequence[Tensor],
+    upstream: Tensor,
+    dtypes: Sequence[torch.dtype],
+    segments: list[int],
+    stack: int,
+) -> Sequence[Tensor]:
+    if is_unit_grad(upstream) and all(dtype == saved.dtype for dtype in dtypes):
         return views
-    dtype = ctx.dtypes[0] if len(set(ctx.dtypes)) == 1 else saved.dtype
-    scaled = scale_gradients(saved, upstream, ctx.segments, ctx.stack, dtype)
+    dtype = dtypes[0] if len(set(dtypes)) == 1 else saved.dtype
+    scaled = scale_gradients(saved, upstream, segments, stack, dtype)
     pieces = scaled.split([view.numel() for view in views])
     return [
         piece.view(view.shape).to(leaf_dtype)
-        for piece, view, leaf_dtype in zip(pieces, views, ctx.dtypes, strict=True)
+        for piece, view, leaf_dtype in zip(pieces, views, dtypes, strict=True)
     ]

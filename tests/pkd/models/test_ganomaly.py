@@ -1,11 +1,16 @@
 """Networks of a stack: initial weights, and independence of models and of images."""
 
+from collections.abc import Iterable
+from dataclasses import replace
+
 import pytest
 import torch
+from pkd_kernels import conv_chain
 from stack_helpers import MEMBERS, make_networks
+from torch import Tensor
 
 from pkd.models.architecture import IMAGE_SIZES, Architecture
-from pkd.models.ganomaly import GAN, load_networks, network_tensors
+from pkd.models.ganomaly import GAN, GANOutput, forward_gans, load_networks, network_tensors
 from pkd.utils.errors import CheckpointError
 
 pytestmark = pytest.mark.usefixtures("double_precision")
@@ -143,17 +148,57 @@ def test_outputs_for_an_image_do_not_depend_on_its_batch(training):
             torch.testing.assert_close(batch_output[k : k + 1], output, rtol=1e-9, atol=1e-11)
 
 
-def test_one_discriminator_call_for_real_and_fake_equals_two_calls():
+@pytest.mark.parametrize("on", [(True, True), (True, False)], ids=str)
+def test_one_pass_of_two_gans_equals_their_networks_one_after_another(on):
+    """Values, and one gradient of everything that is differentiable."""
+    x = images(3, 3)
+    gans = [GAN(architecture, SEEDS) for architecture in (TINY, replace(TINY, widths=(1, 3, 2)))]
+
+    def separate() -> list[GANOutput]:
+        generated = [gan.generator(x) for gan in gans]
+        return [
+            GANOutput(r, gan.discriminator(x, r.xh) if d else None)
+            for gan, r, d in zip(gans, generated, on, strict=True)
+        ]
+
+    def results(outputs: Iterable[GANOutput]) -> list[Tensor]:
+        values = [t for output in outputs for part in output if part for t in part]
+        loss = sum((k + 1) * t.sin().sum() for k, t in enumerate(values))
+        parameters = [p for gan in gans for p in gan.parameters()]
+        grads = torch.autograd.grad(loss, parameters, allow_unused=True)
+        zeros = [
+            torch.zeros_like(p) if g is None else g for p, g in zip(parameters, grads, strict=True)
+        ]
+        return [*values, *zeros]
+
+    for one, other in zip(results(forward_gans(gans, on, x)), results(separate()), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("norm", ["instance", "batch"])
+def test_gradients_of_a_discriminators_outputs_are_separate(norm):
+    """Logits train the parameters, f_fake trains xh, and statistics see each image once."""
+    discriminator = GAN(replace(TINY, norm=norm), SEEDS).discriminator
     x, xh = images(3, 3), images(3, 3, seed=1).requires_grad_()
-    discriminator = GAN(TINY, SEEDS).discriminator
-    assert discriminator.one_call
-    results = []
-    for discriminator.one_call in (True, False):
-        output = discriminator(x, xh)
-        loss = sum((k + 1) * t.sin().sum() for k, t in enumerate(output))
-        results.append([*output, *torch.autograd.grad(loss, [xh, *discriminator.parameters()])])
-    for one, two in zip(*results, strict=True):
-        torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-11)
+    before = {k: v.clone() for k, v in discriminator.named_buffers()}
+    output = discriminator(x, xh)
+    parameters = list(discriminator.parameters())
+    of_features = torch.autograd.grad(
+        output.f_fake.sum(), [xh, *parameters], allow_unused=True, retain_graph=True
+    )
+    of_logits = torch.autograd.grad(
+        (output.logits_real + output.logits_fake).sum(), [*parameters, xh], allow_unused=True
+    )
+    assert [g is not None for g in of_features] == [True] + [False] * len(parameters)
+    assert [g is not None for g in of_logits] == [True] * len(parameters) + [False]
+    assert not output.f_real.requires_grad
+    if norm == "batch":
+        first = discriminator.layers[0].op()
+        means = [
+            conv_chain(t, [first], taps=(0,), stack=len(SEEDS))[0].mean((0, 2, 3)) for t in (x, xh)
+        ]
+        expected = 0.9 * (0.9 * before["features.0.running_mean"] + 0.1 * means[0]) + 0.1 * means[1]
+        torch.testing.assert_close(discriminator.features[0].running_mean, expected)
 
 
 def test_batch_statistics_never_mix_real_and_fake():

@@ -3,9 +3,11 @@
 import copy
 import gc
 import weakref
+from contextlib import nullcontext
 
 import pytest
 import torch
+from pkd_kernels import dispatch
 from stack_helpers import (
     MEMBERS,
     NORMS,
@@ -125,6 +127,44 @@ def test_without_a_gpu_nothing_is_captured(monkeypatch):
     reasons = []
     train(make_trainer(KDGAN[2], on_graph_failure=reasons.append), 1)
     assert reasons == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU the kernels are compiled")
+def test_a_step_beyond_the_epoch_changes_nothing_but_the_counter(monkeypatch):
+    """As a replay of the graph too many would take it: no data to read, no row to write."""
+    trainer = make_trainer(KDGAN[2], MEMBERS[:1], data=train_set(MEMBERS[:1], limit=1))
+    monkeypatch.setattr(dispatch, "BACKEND", "triton")
+    train(trainer, 1)
+    before = full_state(trainer)
+    trainer.step()
+    after = full_state(trainer)
+    assert differing(after, before) == ["active", "counter"]
+    assert not after["active"].any()
+    assert after["counter"].item() == 2
+
+
+def test_every_device_has_its_own_capture_stream(monkeypatch):
+    """torch.cuda.graph alone takes one stream for all devices of a process."""
+    current, used, created = [0], [], []
+
+    class Capture(nullcontext):
+        def __init__(self, graph, stream):
+            super().__init__()
+            used.append(stream)
+
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current[0])
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: None)
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: None)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "graph", Capture)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: created.append(device) or f"s{device}")
+    cuda_graph._capture_stream.cache_clear()
+    for device in (0, 1, 0):
+        current[0] = device
+        cuda_graph._record(lambda: None)
+    cuda_graph._capture_stream.cache_clear()
+    assert used == ["s0", "s1", "s0"]
+    assert created == [0, 1]
 
 
 def fail(error: Exception):

@@ -59,7 +59,7 @@ def test_a_network_alone_has_the_weights_and_the_data_order_of_its_phase(
 
 def test_the_student_alone_has_no_loss_of_distillation():
     trainer, _, _ = make(0, structure="student-only")
-    assert trainer.student_weights[:, 3:].tolist() == [[0.0] * 3] * len(MEMBERS)
+    assert trainer.weights["student"][:, 3:].tolist() == [[0.0] * 3] * len(MEMBERS)
     assert trainer.adversarial == {"student": True}
 
 
@@ -69,7 +69,7 @@ def test_a_trainer_has_the_settings_of_the_optimisation():
     assert (trainer.schedule.lr, trainer.schedule.batch_size) == (0.01, 4)
     assert trainer.optimizer.param_groups[0]["betas"] == betas
     assert trainer.reduction == "norm"
-    assert trainer.student_weights[0].tolist() == pytest.approx(weights)
+    assert trainer.weights["student"][0].tolist() == pytest.approx(weights)
 
 
 def test_the_second_step_has_the_teachers_learning_rate_of_the_settings():

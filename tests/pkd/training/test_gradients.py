@@ -24,7 +24,7 @@ from stack_helpers import (
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from pkd.models.ganomaly import GAN, Reconstruction
+from pkd.models.ganomaly import GAN, Reconstruction, forward_gans
 from pkd.training.losses import Objective, network_losses
 from pkd.training.structures import KDGAN, TEACHER, Structure
 from pkd.training.trainer import Trainer
@@ -53,9 +53,8 @@ class Loss(nn.Module):
 
     def forward(self, x: Tensor, *target: Tensor) -> Tensor:
         weights = torch.tensor([LOSS_WEIGHTS])
-        _, losses = network_losses(
-            self.gan, x, Reconstruction(*target), weights, self.reduction, adversarial=True
-        )
+        (output,) = forward_gans([self.gan], [True], x)
+        losses = network_losses(output, x, Reconstruction(*target), weights, self.reduction)
         return getattr(losses, self.kind).sum()
 
 
