@@ -46,6 +46,10 @@ class Parser(ArgumentParser):
         """Raise a PkdError with a shortened message of jsonargparse."""
         message = re.sub(r'Parser key "(\w+)":', lambda m: f"{flag(m[1])}:", message)
         message = re.sub(r"<class '(\w+)'>", r"\1", message).replace("typing.", "")
+        # What jsonargparse says where a file has a single value for a flag with several.
+        message = message.replace(
+            "'str' object does not support item assignment", "expected a list, such as [RUN_DIR]"
+        )
         message = " ".join(message.split())
         union = r"Does not validate .* Errors: - Expected an? (\w+) .* Given value: "
         message = re.sub(union, r"expected \1, got ", message)

@@ -193,6 +193,7 @@ def test_flags_override_common_values_axes_and_cells(config_file):
             ("--cells gives the cell digits_1_1-2-4 twice",),
         ),
         ({"structure": 7}, ("--structure", "7", "progressive-23")),
+        ({"teacher": "runs/a"}, ("--teacher: expected a list",)),
     ],
 )
 def test_files_of_settings_that_cannot_be_used_are_refused(
