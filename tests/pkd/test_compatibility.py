@@ -27,8 +27,8 @@ IMAGES = FIXTURES / "images"
 
 # Nothing was held out, so that there are no thresholds.
 NOTHING_HELD_OUT = ("edc8149", "a07abcc", "1919ad8", "20f2fa1")
-FORMATS = (*NOTHING_HELD_OUT, "16ba0ad", "3fa2a84", "63cdda9", "290bb48", "89f97d6")
-WITH_CHECKSUMS: tuple[str, ...] = ()
+FORMATS = (*NOTHING_HELD_OUT, "16ba0ad", "3fa2a84", "63cdda9", "290bb48", "89f97d6", "5da5e0c")
+WITH_CHECKSUMS = FORMATS[-1:]
 
 
 def copied(tmp_path: Path, name: str, state: str) -> Path:
@@ -159,7 +159,7 @@ def test_files_without_checksums_open_with_one_notice(
     assert notices == (name not in WITH_CHECKSUMS)
 
 
-@pytest.mark.parametrize("name", ["63cdda9", "290bb48", "89f97d6"])
+@pytest.mark.parametrize("name", ["63cdda9", "290bb48", "89f97d6", "5da5e0c"])
 def test_exported_model_scores_the_same(
     name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -172,7 +172,7 @@ def test_exported_model_scores_the_same(
     assert notices == (name not in WITH_CHECKSUMS)
 
 
-@pytest.mark.parametrize("name", ["16ba0ad", "3fa2a84", "63cdda9", "290bb48", "89f97d6"])
+@pytest.mark.parametrize("name", ["16ba0ad", "3fa2a84", "63cdda9", "290bb48", "89f97d6", "5da5e0c"])
 def test_pickled_detector_scores_the_same(name: str) -> None:
     detector = pickle.loads((FIXTURES / name / "detector.pickle").read_bytes())
     expected = read_json(FIXTURES / name / "expected.json")["detector"]
