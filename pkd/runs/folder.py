@@ -11,11 +11,10 @@
     report.html, tensorboard/    on request
 
 Every file is written atomically. `progress.json` is written last, so it never names a checkpoint
-that does not exist. It has the SHA-256 of each checkpoint and of metrics.jsonl; it and results.json
-also have one of their own content.
+that does not exist. It has the SHA-256 of each checkpoint; it, results.json and each line of
+metrics.jsonl also have one of their own content.
 """
 
-import json
 import logging
 import re
 from collections.abc import Callable
@@ -141,13 +140,13 @@ class RunFolder:
 
     def _parse_metrics(self, text: str) -> list[dict[str, Any]]:
         """Records up to the last checkpoint; ValueError if they are damaged."""
-        count, expected = self.progress.metrics, self.progress.metrics_sha256
+        count, checked = self.progress.metrics, self.progress.metrics_checked
         lines = text.split("\n")[:-1]
         if len(lines) < count:
             raise ValueError(f"it is truncated: it has {len(lines)} of {count} lines")
-        if expected not in (None, sha256("".join(f"{s}\n" for s in lines[:count]).encode())):
-            raise ValueError("it differs from its SHA-256 in progress.json")
-        records = [json.loads(line) for line in lines[:count]]
+        # A checksum for each line: a process may be killed between the writes of this file, where
+        # a stack adds to the lines of an earlier one, and of progress.json.
+        records = [load_checked(line, lambda _: checked) for line in lines[:count]]
         check_metrics(records)
         return records
 
@@ -239,10 +238,11 @@ class RunFolder:
             metrics=metrics,
             seconds={k: v for k, v in self.progress.seconds.items() if k in self.progress.auc},
             checkpoint_sha256=self._sha256_of_phases(),
-            metrics_sha256=sha256(self._metrics_lines(metrics).encode()),
+            metrics_checked=True,
         )
         # In this order the files fit each other after each of the writes. Lines of metrics.jsonl
         # after the first `metrics` are not read, and the next checkpoint removes them.
+        self._write(self.path / "metrics.jsonl", self._metrics_lines())
         self._write(self.path / "progress.json", progress.to_json())
         self._write(self.path / "config.yaml", yaml.safe_dump(config, sort_keys=False))
         self.progress, self.metrics = progress, self.metrics[:metrics]
@@ -260,15 +260,12 @@ class RunFolder:
         known = self.progress.checkpoint_sha256
         return {name: digest for name, digest in known.items() if not CHECKPOINT.fullmatch(name)}
 
-    def _metrics_lines(self, count: int) -> str:
-        """Text of the first lines of metrics.jsonl."""
-        return "".join(json.dumps(record) + "\n" for record in self.metrics[:count])
+    def _metrics_lines(self) -> str:
+        return "".join(dump_checked(record, indent=None) for record in self.metrics)
 
     def _commit(self, progress: Progress) -> None:
-        progress.metrics = len(self.metrics)
-        lines = self._metrics_lines(progress.metrics)
-        progress.metrics_sha256 = sha256(lines.encode())
-        self._write(self.path / "metrics.jsonl", lines)
+        progress.metrics, progress.metrics_checked = len(self.metrics), True
+        self._write(self.path / "metrics.jsonl", self._metrics_lines())
         self._write(self.path / "progress.json", progress.to_json())
         self.progress = replace(progress)
         self._remove_stale()

@@ -26,7 +26,7 @@ class Progress:
         teacher_sha256: digest of each member's teacher, where the teachers come from other runs.
         checkpoint_sha256: file in `checkpoints` -> its SHA-256. Files that a version before there
             were checksums has written are missing.
-        metrics_sha256: SHA-256 of the first `metrics` lines; None if such a version wrote them.
+        metrics_checked: whether each line of metrics.jsonl has the SHA-256 of its content.
     """
 
     phase: int = 0
@@ -39,7 +39,7 @@ class Progress:
     seconds: dict[str, float] = field(default_factory=dict)
     teacher_sha256: list[str] = field(default_factory=list)
     checkpoint_sha256: dict[str, str] = field(default_factory=dict)
-    metrics_sha256: str | None = None
+    metrics_checked: bool = False
 
     def to_json(self) -> str:
         """Content of progress.json."""
@@ -66,8 +66,8 @@ def parse_progress(text: str) -> Progress:
     if not all(isinstance(number, float) and math.isfinite(number) for number in numbers):
         raise ValueError("auc or seconds holds a value that is not a finite number")
     digests = [*progress.teacher_sha256, *progress.checkpoint_sha256.values()]
-    if progress.metrics_sha256 is not None:
-        digests.append(progress.metrics_sha256)
     if not all(DIGEST.fullmatch(digest) for digest in digests):
         raise ValueError("it holds a SHA-256 that is none")
+    if type(progress.metrics_checked) is not bool:
+        raise ValueError(f"metrics_checked is {progress.metrics_checked!r}")
     return progress

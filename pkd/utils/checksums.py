@@ -28,9 +28,14 @@ def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def dump_checked(values: dict[str, Any]) -> str:
-    """JSON text of an object, with the SHA-256 of its content as the last entry."""
-    return json.dumps(values | {KEY: _content_sha256(values)}, indent=1) + "\n"
+def dump_checked(values: dict[str, Any], indent: int | None = 1) -> str:
+    """JSON text of an object, with the SHA-256 of its content as the last entry.
+
+    Args:
+        values: the object.
+        indent: spaces; None for a single line.
+    """
+    return json.dumps(values | {KEY: _content_sha256(values)}, indent=indent) + "\n"
 
 
 def load_checked(text: str, required: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:

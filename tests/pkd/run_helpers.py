@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 PHASES = ["teacher", "step1", "step2"]
 SMALL_NETWORKS = (
@@ -26,10 +27,19 @@ def remove_checksums(run: Path) -> Path:
     for path in (run / "progress.json", run / "results.json"):
         if path.is_file():
             values = json.loads(path.read_text())
-            for key in ("sha256", "checkpoint_sha256", "metrics_sha256"):
+            for key in ("sha256", "checkpoint_sha256", "metrics_checked"):
                 values.pop(key, None)
             path.write_text(json.dumps(values, indent=1))
+    metrics = run / "metrics.jsonl"
+    lines = map(json.dumps, metrics_records(metrics))
+    metrics.write_text("".join(f"{line}\n" for line in lines))
     return run
+
+
+def metrics_records(path: Path) -> list[dict[str, Any]]:
+    """Records of metrics.jsonl without their checksums."""
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{k: v for k, v in record.items() if k != "sha256"} for record in records]
 
 
 def table_rows(output: str) -> list[list[str]]:

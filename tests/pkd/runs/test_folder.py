@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from pkd.runs.folder import RunFolder
 from pkd.runs.progress import Progress, parse_progress
-from pkd.utils.checksums import file_sha256
+from pkd.utils.checksums import dump_checked, file_sha256
 from pkd.utils.errors import CheckpointError, OutputError, PkdError
 
 CONFIG = {"dataset": "digits"}
@@ -67,7 +67,7 @@ def test_checkpoints_within_a_phase_replace_each_other(run):
         tensors=name,
         metrics=2,
         checkpoint_sha256={name: file_sha256(run.checkpoints / name)},
-        metrics_sha256=file_sha256(run.path / "metrics.jsonl"),
+        metrics_checked=True,
     )
     assert resumed.metrics == [record(3), record(4)]
     tensors = resumed.load_tensors(name)
@@ -165,7 +165,7 @@ def test_a_finished_run_without_progress_is_refused(run):
 def test_truncated_metrics_are_refused(run):
     run.metrics += [record(1), record(2)]
     run.save_progress(WEIGHTS, Progress(step=3))
-    (run.path / "metrics.jsonl").write_text(json.dumps(record(1)) + "\n")
+    (run.path / "metrics.jsonl").write_text(dump_checked(record(1), indent=None))
     with pytest.raises(PkdError, match=r"metrics\.jsonl is damaged .* truncated: it has 1 of 2"):
         RunFolder.open(run.path)
 
@@ -174,7 +174,7 @@ def test_metrics_after_the_checkpoint_are_dropped(run):
     run.metrics.append(record(1))
     run.save_progress(WEIGHTS, Progress(step=3))
     with (run.path / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps(record(2)) + "\n")
+        file.write(dump_checked(record(2), indent=None))
     assert RunFolder.open(run.path).metrics == [record(1)]
 
 
@@ -224,7 +224,7 @@ def test_no_flipped_bit_of_a_json_file_changes_what_is_read(name, saved):
 
 def test_checkpoints_without_checksums_open_with_one_notice(saved, caplog):
     values = json.loads((saved.path / "progress.json").read_text())
-    for key in ("sha256", "checkpoint_sha256", "metrics_sha256"):
+    for key in ("sha256", "checkpoint_sha256", "metrics_checked"):
         del values[key]
     (saved.path / "progress.json").write_text(json.dumps(values))
     for _ in range(2):
@@ -234,3 +234,17 @@ def test_checkpoints_without_checksums_open_with_one_notice(saved, caplog):
     assert [record.message for record in caplog.records] == [
         f"{saved.path} was written before checkpoints had checksums: damage to them is not detected"
     ]
+
+
+def test_a_run_killed_before_progress_json_opens_at_the_earlier_position(saved, monkeypatch):
+    """A later stack has added its models to a line of metrics.jsonl that was already there."""
+    before, progress = RunFolder.open(saved.path), replace(saved.progress, step=4)
+    saved.metrics[0]["auc"].append(0.25)
+    saved.metrics[0]["losses"] = {"teacher": {"generator": [1.5, 2.5], "con": [0.5, 0.5]}}
+    monkeypatch.setattr(Progress, "to_json", lambda _: pytest.fail("killed"))
+    with pytest.raises(pytest.fail.Exception):
+        saved.save_progress(WEIGHTS, progress)
+    folder = RunFolder.open(saved.path)
+    assert folder.progress == before.progress
+    assert folder.metrics[0]["auc"] == [0.75, 0.25]
+    assert folder.load_tensors(folder.progress.tensors)

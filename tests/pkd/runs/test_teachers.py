@@ -197,7 +197,7 @@ def test_a_source_with_damaged_results_is_refused(sources, tmp_path):
     source = tmp_path / "source"
     shutil.copytree(sources[0], source)
     (source / "results.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=r"results\.json is damaged \(it lacks dataset\)"):
+    with pytest.raises(CheckpointError, match=r"results\.json is damaged \(it lacks dataset, "):
         train_run(tmp_path / "run", structure="1", members=PAIR, teacher=(str(source),))
 
 
