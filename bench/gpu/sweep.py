@@ -173,8 +173,8 @@ def _tap_tilings(
         if matrix is not None:
             yield matrix
     for entry in SPREAD:
-        with mock.patch.object(tiling, "SPREAD_TILES", {2**31: entry}):
-            yield tiling._spread_tiling(up, side, inputs, channels, whole)
+        with mock.patch.multiple(tiling, SPREAD_TILES={2**31: entry}, SINGLE_TRIP=0):
+            yield tiling._spread_tiling(up, side, inputs, channels, whole, copies)
 
 
 def _weight_tilings(*arguments: int) -> Iterator[WeightTiling]:

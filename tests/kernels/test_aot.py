@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import subprocesses
 from filelock import FileLock
+from pkd_kernels.aot import layers
 from pkd_kernels.aot.compiler import sums_over_linear_layout
 from pkd_kernels.aot.launches import kernels
 
@@ -96,7 +97,8 @@ def rows(tmp_path_factory) -> list[list[str]]:
             process = subprocesses.run(["-m", "pkd_kernels.aot"])
             assert process.returncode == 0, process.stdout
             table.write_text(process.stdout)
-    return [line.split() for line in table.read_text().splitlines()[1:]]
+    _, compiled = table.read_text().split("\n\n")  # the layers of a step come first
+    return [line.split() for line in compiled.splitlines()[1:]]
 
 
 @whole_table
@@ -190,6 +192,25 @@ assert ptx.count("st.global.v4.b32") == 6, ptx
 def test_adam_reads_and_writes_by_128_bits():
     process = subprocesses.run(["-c", VECTORS])
     assert process.returncode == 0, process.stdout
+
+
+def test_the_table_of_layers_has_every_launch_of_a_step():
+    """Of a GAN at batch size 1: 12 launches forward and 12 backward, for any number of models."""
+    text = layers.table()
+    _, *lines = text.splitlines()
+    assert len(lines) == len(layers.MODELS) * (24 + 1)
+    one, thirty = (layers.launches((8, 16, 64), stack) for stack in (1, 30))
+    assert [row.direction for row in one] == ["forward"] * 12 + ["backward"] * 12
+    assert [row.problems for row in one] == [row.problems for row in thirty]
+    assert sum(row.programs for row in thirty) > 10 * sum(row.programs for row in one)
+    total = next(line for line in lines if line.split()[:3] == ["8-16-64", "1", "all"])
+    assert total.split()[-1] == f"{sum(row.cycles for row in one):,}"
+
+
+def test_a_small_models_layers_have_no_loop_forward():
+    """Where few programs run, a program's loop trips would be the time of the launch."""
+    for widths in ((1, 2, 4), (8, 16, 64)):
+        assert {row.trips for row in layers.launches(widths, 1)[:12]} == {1}
 
 
 def test_interpreter_raises():

@@ -190,10 +190,12 @@ def test_one_compiled_op_equals_its_definition():
     [
         ("tests/kernels", "equals_definition", 120, "passed"),
         ("tests/kernels/conv", "statistics_of or equal_their_definition", 40, "passed"),
+        # Halves of D's logits are not aligned to 16 bytes, its other tensors are.
+        ("tests/kernels/conv/test_gan.py", "one_gan and 1-1", 2, "passed"),
         # After their comparison these tests count launches, which PTX skips.
         ("tests/pkd/training/test_trainer_kernels.py", "training_with_kernels", 2, "skipped"),
     ],
-    ids=["ops", "layers", "training"],
+    ids=["ops", "layers", "gan", "training"],
 )
 def test_compiled_ops_equal_their_definitions(folder, chosen, at_least, outcome):
     assert_pass_as_ptx(folder, chosen, at_least, outcome)

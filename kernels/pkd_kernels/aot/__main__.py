@@ -1,5 +1,7 @@
 """Compile every launch ahead of time and print registers, shared memory and stack.
 
+First comes a table of the launches of layers in a training step, see `layers`.
+
 Launches in float32, the type of training, are compiled for sm_75, 80, 90 and 100, those in float64
 for sm_75 and 90, those in 16 bits and those with unaligned pointers for sm_90.
 
@@ -14,6 +16,7 @@ from typing import Any
 
 import triton
 
+from pkd_kernels.aot import layers
 from pkd_kernels.aot.compiler import Usage, all_usages
 from pkd_kernels.aot.launches import Launch, recorded_launches
 
@@ -51,6 +54,7 @@ def main() -> int:
     parser.parse_args()
     if triton.knobs.runtime.interpret:
         sys.exit("pkd_kernels.aot compiles kernels: unset TRITON_INTERPRET")
+    print(layers.table(), end="\n\n", flush=True)
     failed = False
     print(f"{'kernel':20} {'type':5} {'constants':42} align warps   sm  registers  shared  stack")
     launches = recorded_launches()

@@ -268,7 +268,15 @@ def _call_networks() -> None:
         for precision in ("ieee", "tf32") if stack > 1 else ("ieee",):
             switch = mock.Mock(fp32_precision=precision)
             with mock.patch.object(torch.backends.cuda, "matmul", switch):
-                _Network(dtype, widths, stack).call()
+                for batch in (1, 2) if stack == 1 else (1,):
+                    step_on_meta_tensors(dtype, widths, stack, batch)
+
+
+def step_on_meta_tensors(
+    dtype: torch.dtype, widths: tuple[int, int, int], stack: int, batch: int = 1
+) -> None:
+    """Forward and backward pass of a stack of GANs through the kernels' launchers."""
+    _Network(dtype, widths, stack).call(batch)
 
 
 class _Network(NamedTuple):
@@ -278,15 +286,14 @@ class _Network(NamedTuple):
     widths: tuple[int, int, int]
     stack: int
 
-    def call(self) -> None:
+    def call(self, batch: int) -> None:
         gan_pass = _op("gan_pass", "conv.gan")
         image = 3 if self.widths[0] in (8, 64) else 1
         encoder, reencoder = (self._encoder(image, 256) for _ in range(2))
         gan = GANLayers(encoder, self._decoder(image), reencoder, self._encoder(image, 1))
-        for batch in (1, 2) if self.stack == 1 else (1,):
-            x = self._empty(batch, self.stack * image, 32, 32).detach()
-            (output,) = gan_pass(x, [gan], stack=self.stack)
-            _backward(output)
+        x = self._empty(batch, self.stack * image, 32, 32).detach()
+        (output,) = gan_pass(x, [gan], stack=self.stack)
+        _backward(output)
 
     def _empty(self, *shape: int) -> torch.Tensor:
         return torch.empty(shape, dtype=self.dtype, device="meta", requires_grad=True)

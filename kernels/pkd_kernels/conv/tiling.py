@@ -13,8 +13,11 @@ import torch
 import triton
 from torch import Tensor
 
-# Spread: products of a program, up to -> (elements of the tile it works on, warps).
+# Spread: products of a program, up to -> (elements of the tile it works on, warps). Where a launch
+# has few programs, its time is that of one program, whose loop trips wait for each other: up to
+# SINGLE_TRIP products are one tile of at most 16 warps.
 SPREAD_TILES = {2**15: (4096, 8), 2**31: (8192, 16)}
+SINGLE_TRIP, SINGLE_TRIP_PROGRAMS = 2**14, 132
 ELEMENTS_PER_THREAD = 16
 PIXELS = 64  # of a program that does not need the whole map
 POINT_CHANNELS = 32  # of a program, at most, where a channel is one pixel
@@ -28,7 +31,9 @@ MATRIX_PIXELS, MATRIX_ELEMENTS = 256, 4096
 # programs. Between a 4x4 map and a pixel only images are summed: memory is the limit.
 WEIGHT_TILES, WEIGHT_PROGRAMS = ((64, 64), (32, 64), (16, 64), (16, 32), (8, 16)), 64
 POINT_WEIGHTS = (16, 256)
-WEIGHT_TERMS = 512  # rows by pixels of all images that such a program reads at once
+# Rows by pixels of all images that such a program reads at once, and pixels, at most; more pixels
+# where a launch has few programs.
+WEIGHT_TERMS, WEIGHT_PIXELS, FEW_WEIGHT_PIXELS = 512, 64, 128
 
 AFFINE_CHANNELS = 128  # of a program that sums the gradients of gamma and beta over images
 
@@ -72,8 +77,13 @@ def tap_tiling(up: bool, side: int, inputs: int, channels: int, whole: bool, cop
         copies: images times models.
     """
     return _matrix_tiling(up, side, channels, whole, copies) or _spread_tiling(
-        up, side, inputs, channels, whole
+        up, side, inputs, channels, whole, copies
     )
+
+
+def tap_terms(up: bool, side: int, inputs: int) -> int:
+    """Products of one sum over taps."""
+    return inputs * ((1 if side == 1 else 4) if up else 16)
 
 
 def _matrix_tiling(up: bool, side: int, channels: int, whole: bool, copies: int) -> Tiling | None:
@@ -92,14 +102,22 @@ def _matrix_tiling(up: bool, side: int, channels: int, whole: bool, copies: int)
     return None
 
 
-def _spread_tiling(up: bool, side: int, inputs: int, channels: int, whole: bool) -> Tiling:
+def _spread_tiling(
+    up: bool, side: int, inputs: int, channels: int, whole: bool, copies: int
+) -> Tiling:
     """Tiles of a sum whose products are spread over the threads of a program."""
     big = 4 if side == 1 else 2 * side
     area = big * big if up else side * side
-    terms = inputs * ((1 if side == 1 else 4) if up else 16)
+    terms = tap_terms(up, side, inputs)
     pixels = triton.next_power_of_2(area)
     outputs = pixels if whole else min(pixels, PIXELS)
-    size, warps = next(entry for limit, entry in SPREAD_TILES.items() if terms * outputs <= limit)
+    products = triton.next_power_of_2(terms) * max(outputs, 2)
+    few = copies * channels * triton.cdiv(area, outputs) <= SINGLE_TRIP_PROGRAMS
+    if few and pixels > 1 and products <= SINGLE_TRIP:
+        size, warps = products, 16
+    else:
+        entries = SPREAD_TILES.items()
+        size, warps = next(entry for limit, entry in entries if terms * outputs <= limit)
     k = min(triton.next_power_of_2(terms), max(1, size // max(outputs, 2)))
     c = 1
     if pixels == 1:
@@ -154,8 +172,11 @@ def weight_tiling(side: int, small: int, big: int, batch: int, stack: int) -> We
         if stack * programs >= WEIGHT_PROGRAMS:
             break
     pixels = triton.next_power_of_2(batch * side * side)
-    terms = max(16, min(WEIGHT_TERMS // rows, 64, pixels))
-    warps = min(8, max(1 if side == 1 else 4, rows * columns // 256))
+    few = stack * programs <= SINGLE_TRIP_PROGRAMS and rows * columns <= 1024
+    most = FEW_WEIGHT_PIXELS if few else WEIGHT_PIXELS
+    terms = max(16, min(WEIGHT_TERMS // rows, most, pixels))
+    least = 1 if side == 1 else 8 if few else 4
+    warps = min(8, max(least, rows * columns // 256))
     return WeightTiling(rows, columns, terms, warps, programs)
 
 
