@@ -1,6 +1,6 @@
 """Kill trainings and sweeps: `python -m tests.kills --runs N --seed S` prints a table.
 
-Each run is killed up to four times, by SIGKILL, SIGTERM or SIGINT, at a random file operation, in
+Each run is killed up to five times, by SIGKILL, SIGTERM or SIGINT, at a random file operation, in
 the middle of a write, or at a random moment. It is then continued to its end, and its files are
 compared with those of a run that was never killed.
 """
@@ -60,9 +60,9 @@ def result_of(case: Case, folder: Path) -> dict[str, object]:
 def kill(pkd: Pkd, choose: Random, operations: int, seconds: float) -> int:
     """Start a process and send it a signal; return its exit code."""
     if choose.random() < 0.3:
-        return pkd.kill_after(choose.uniform(0.05, 0.5) * seconds)
+        return pkd.kill_after(choose.uniform(0.05, 0.3) * seconds)
     # A continued run has fewer operations: most of the signals come before its end.
-    return pkd.finish(pkd.start(choose.choice(SIGNALS), choose.randrange(operations // 3)))
+    return pkd.finish(pkd.start(choose.choice(SIGNALS), choose.randrange(operations // 6)))
 
 
 def run_case(case: Case, runs: int, choose: Random, folder: Path) -> Counter[str]:
@@ -76,7 +76,7 @@ def run_case(case: Case, runs: int, choose: Random, folder: Path) -> Counter[str
     for k in range(runs):
         (folder / str(k)).mkdir()
         pkd = Pkd(folder / str(k), *case.settings, command=case.command)
-        for _ in range(choose.randint(2, 4)):
+        for _ in range(choose.randint(3, 5)):
             code = kill(pkd, choose, operations, seconds)
             if code in (-signal.SIGKILL, 130, 143):
                 counts["kills"] += 1
