@@ -354,7 +354,6 @@ INVALID = {
     "real shape": (images().reshape(30, -1), {"image_shape": (12.0, 12)}, "image_shape="),
     "tiny range": (images(), {"pixel_range": (0, 1e-320)}, r"mapped to 0\.\.255"),
     "huge range": (images() * 1e300, {}, r"mapped to 0\.\.255"),
-    "no widths": (images(), {"teacher_widths": None}, "`teacher_widths` is None"),
     "infinite width": (images(), {"student_widths": (1, np.inf, 2)}, "`student_widths` is"),
     "huge widths": (images(), {"teacher_widths": (10**6,) * 3}, "GiB.*smaller widths"),
     "huge latent": (images(), {"latent": 10**300}, "GiB.*smaller widths"),

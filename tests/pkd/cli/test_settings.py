@@ -120,7 +120,7 @@ def test_cuda_without_a_gpu_is_refused(refused, monkeypatch, tmp_path):
     [
         *(
             f"{name}: null"
-            for name in ("seeds", "normal_class", "teacher_widths", "betas", "weights")
+            for name in ("seeds", "normal_class", "image_size", "betas", "fused_weights")
         ),
         *(
             "contamination: null",

@@ -260,7 +260,7 @@ DAMAGES = {
     "unfinished": (remove_results, "pkd train --resume"),
     "within a phase": (rewind_progress, "pkd train --resume"),
     "results of another version": (remove_thresholds, "'threshold'"),
-    "results of another run": (remove_members, "does not fit"),
+    "results of another run": (remove_members, "another number of members"),
     "settings of another version": (rename_a_setting, "another version of pkd"),
     "truncated checkpoint": (truncate_checkpoint, "step2.safetensors"),
     "no run": (lambda run: (run / "config.yaml").unlink(), "is not a run folder"),
