@@ -253,5 +253,6 @@ def test_a_run_killed_before_progress_json_opens_at_the_earlier_position(saved, 
 
 @pytest.mark.parametrize("value", [10**400, -(10**400), float("nan"), float("inf"), True, "1"])
 def test_numbers_that_no_float_holds_are_refused(value):
-    assert is_number(1) and is_number(-1.5)
+    assert is_number(1)
+    assert is_number(-1.5)
     assert not is_number(value)
