@@ -120,6 +120,6 @@ def change_yaml(text: str, choose: Random) -> str:
         elif change == 10:
             lines[index] = " " + lines[index]
         else:
-            raw = change_bytes("\n".join(lines).encode(), choose)
+            raw = change_bytes("\n".join(lines).encode("utf-8", "surrogateescape"), choose)
             lines = raw.decode("utf-8", "surrogateescape").splitlines() or ["lr: 1"]
     return "\n".join(lines) + "\n"

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from pkd.runs.folder import RunFolder
 from pkd.runs.progress import Progress, parse_progress
+from pkd.runs.schema import is_number
 from pkd.utils.checksums import dump_checked, file_sha256
 from pkd.utils.errors import CheckpointError, OutputError, PkdError
 
@@ -248,3 +249,10 @@ def test_a_run_killed_before_progress_json_opens_at_the_earlier_position(saved, 
     assert folder.progress == before.progress
     assert folder.metrics[0]["auc"] == [0.75, 0.25]
     assert folder.load_tensors(folder.progress.tensors)
+
+
+@pytest.mark.parametrize("value", [10**400, -(10**400), float("nan"), float("inf"), True, "1"])
+def test_numbers_that_no_float_holds_are_refused(value):
+    assert is_number(1)
+    assert is_number(-1.5)
+    assert not is_number(value)
