@@ -113,7 +113,7 @@ def test_numbers_agree_with_results_json_and_with_the_scores(finished):
     metrics = {3: {}, 5: {}}  # class -> phase -> metrics of each seed
     for phase in run.phases:
         run.load_phase(phase)
-        scores = compute_parts(run, phase.network).test_scores("fused")
+        scores = compute_parts(run, phase.network).test_scores(run.score_rule)
         for member, y_score in zip(results["members"], scores.T, strict=True):
             y_true = run.dataset.test_labels != member["normal_class"]
             y_pred = y_score > member["threshold"][phase.name]
@@ -209,7 +209,7 @@ def test_examples_are_the_most_normal_and_the_most_novel_test_images(photos, pho
         with torch.no_grad():
             xh = network(run.test_images.float() / 127.5 - 1).xh
         reconstructions[phase.network] = (xh * 127.5 + 127.5).round().permute(0, 2, 3, 1).numpy()
-    scores = compute_parts(run, "student").test_scores("fused")[:, 0]
+    scores = compute_parts(run, "student").test_scores(run.score_rule)[:, 0]
     order = scores.argsort()
     chosen = [*order[:4], *order[: -4 - 1 : -1]]
     assert len(images) == len(chosen)

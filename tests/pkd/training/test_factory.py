@@ -10,7 +10,10 @@ from pkd.models.ganomaly import GAN
 from pkd.training.config import TrainConfig
 from pkd.training.factory import make_networks, make_trainer
 
-SETTINGS = {"teacher_widths": (2, 4, 8), "student_widths": (1, 2, 4), "latent": 8, "batch_size": 4}
+SETTINGS = {
+    **{"structure": "progressive-23", "teacher_widths": (2, 4, 8), "student_widths": (1, 2, 4)},
+    **{"latent": 8, "batch_size": 4},
+}
 
 
 def make(number: int = 1, **settings):

@@ -84,7 +84,8 @@ def test_values_that_are_not_paths_are_refused(value):
 
 
 def test_members_and_teachers_equal_themselves_after_saving_and_loading():
-    config = TrainConfig(members=((3, 0), (1, 2)), teacher=("/runs/a", "/runs/b")).resolved()
+    members, teacher = ((3, 0), (1, 2)), ("/runs/a", "/runs/b")
+    config = TrainConfig(structure="2", members=members, teacher=teacher).resolved()
     plain = to_plain(config)
     assert from_plain(plain, Path("config.yaml")) == config
     assert (plain["members"], plain["teacher"]) == ("3:0,1:2", ["/runs/a", "/runs/b"])
