@@ -184,9 +184,13 @@ def read_sweeps(paths: Sequence[Path]) -> MergedSweeps:
     order = list(SCHEDULES)
     ordered = sorted(methods.values(), key=lambda method: order.index(method.structure))
     shared = common_settings([method.settings for method in ordered])
+    by_dataset = {(method.dataset, method.settings.get("channels")) for method in ordered}
+    if len(by_dataset) == len({method.dataset for method in ordered}):
+        for method in ordered:  # the channels distinguish data sets, no methods
+            method.settings.pop("channels", None)
     for method in ordered:
         for name in shared:
-            del method.settings[name]
+            method.settings.pop(name, None)
     failed = [shard for file in files for shard in file.failed]
     return MergedSweeps(ordered, failed, common | shared)
 

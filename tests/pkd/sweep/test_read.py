@@ -156,3 +156,14 @@ def test_curves_of_the_helpers_end_with_the_mean_of_the_rows():
     rows = cell_rows("2")
     curve = cell_curves(rows)[1]
     assert curve["auc"][-1] == pytest.approx(np.mean([row["auc_step1"] for row in rows]), abs=1e-5)
+
+
+def test_channels_that_follow_from_the_data_set_distinguish_no_methods(tmp_path):
+    grey = write_sweep(tmp_path / "a", cell_rows("2"), settings={"channels": 1})
+    colour = write_sweep(
+        tmp_path / "b", cell_rows("2", dataset="cifar10"), settings={"channels": 3}
+    )
+    assert [method.settings for method in read_sweeps([grey, colour]).methods] == [{}, {}]
+    other = write_sweep(tmp_path / "c", cell_rows("1"), settings={"channels": 3})
+    settings = [method.settings for method in read_sweeps([grey, other]).methods]
+    assert settings == [{"channels": 3}, {"channels": 1}]
