@@ -15,9 +15,9 @@ from torch import Tensor
 
 # Spread: products of a program, up to -> (elements of the tile it works on, warps). Where a launch
 # has few programs, its time is that of one program, whose loop trips wait for each other: up to
-# SINGLE_TRIP products are one tile of at most 16 warps.
+# SINGLE_TRIP products are one tile. More at once, or more warps, let registers spill in float64.
 SPREAD_TILES = {2**15: (4096, 8), 2**31: (8192, 16)}
-SINGLE_TRIP, SINGLE_TRIP_PROGRAMS = 2**14, 132
+SINGLE_TRIP, SINGLE_TRIP_WARPS, SINGLE_TRIP_PROGRAMS = 2**14, 8, 132
 ELEMENTS_PER_THREAD = 16
 PIXELS = 64  # of a program that does not need the whole map
 POINT_CHANNELS = 32  # of a program, at most, where a channel is one pixel
@@ -31,9 +31,8 @@ MATRIX_PIXELS, MATRIX_ELEMENTS = 256, 4096
 # programs. Between a 4x4 map and a pixel only images are summed: memory is the limit.
 WEIGHT_TILES, WEIGHT_PROGRAMS = ((64, 64), (32, 64), (16, 64), (16, 32), (8, 16)), 64
 POINT_WEIGHTS = (16, 256)
-# Rows by pixels of all images that such a program reads at once, and pixels, at most; more pixels
-# where a launch has few programs.
-WEIGHT_TERMS, WEIGHT_PIXELS, FEW_WEIGHT_PIXELS = 512, 64, 128
+# Rows by pixels of all images that such a program reads at once, and pixels, at most.
+WEIGHT_TERMS, WEIGHT_PIXELS = 512, 64
 
 AFFINE_CHANNELS = 128  # of a program that sums the gradients of gamma and beta over images
 
@@ -114,7 +113,7 @@ def _spread_tiling(
     products = triton.next_power_of_2(terms) * max(outputs, 2)
     few = copies * channels * triton.cdiv(area, outputs) <= SINGLE_TRIP_PROGRAMS
     if few and pixels > 1 and products <= SINGLE_TRIP:
-        size, warps = products, 16
+        size, warps = products, SINGLE_TRIP_WARPS
     else:
         entries = SPREAD_TILES.items()
         size, warps = next(entry for limit, entry in entries if terms * outputs <= limit)
@@ -173,8 +172,7 @@ def weight_tiling(side: int, small: int, big: int, batch: int, stack: int) -> We
             break
     pixels = triton.next_power_of_2(batch * side * side)
     few = stack * programs <= SINGLE_TRIP_PROGRAMS and rows * columns <= 1024
-    most = FEW_WEIGHT_PIXELS if few else WEIGHT_PIXELS
-    terms = max(16, min(WEIGHT_TERMS // rows, most, pixels))
+    terms = max(16, min(WEIGHT_TERMS // rows, WEIGHT_PIXELS, pixels))
     least = 1 if side == 1 else 8 if few else 4
     warps = min(8, max(least, rows * columns // 256))
     return WeightTiling(rows, columns, terms, warps, programs)

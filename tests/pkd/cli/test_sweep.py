@@ -345,7 +345,8 @@ def test_a_signal_stops_the_sweep_after_a_checkpoint(
 
     monkeypatch.setattr(progress, "SECONDS", 0.0)
     monkeypatch.setattr(ProgressFile, "on_train_steps_end", report_and_send_signal)
-    assert sweep(*STRUCTURES, "--out", tmp_path / "s") == 130
+    code = {signal.SIGINT: 130, signal.SIGTERM: 143}[number]
+    assert sweep(*STRUCTURES, "--out", tmp_path / "s") == code
     assert len(steps) == 13
     assert f"continue with: pkd sweep --resume {tmp_path / 's'}" in capsys.readouterr().out
     assert main(["sweep", "--resume", str(tmp_path / "s")]) == 0
