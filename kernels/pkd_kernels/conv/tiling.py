@@ -15,9 +15,10 @@ from torch import Tensor
 
 # Spread: products of a program, up to -> (elements of the tile it works on, warps). Where a launch
 # has few programs, its time is that of one program, whose loop trips wait for each other: up to
-# SINGLE_TRIP products are one tile. More at once, or more warps, let registers spill in float64.
+# SINGLE_TRIP products are one tile. With more warps, or more terms of a sum, registers spill in
+# float64.
 SPREAD_TILES = {2**15: (4096, 8), 2**31: (8192, 16)}
-SINGLE_TRIP, SINGLE_TRIP_WARPS, SINGLE_TRIP_PROGRAMS = 2**14, 8, 132
+SINGLE_TRIP, SINGLE_TRIP_TERMS, SINGLE_TRIP_WARPS, SINGLE_TRIP_PROGRAMS = 2**14, 128, 8, 132
 ELEMENTS_PER_THREAD = 16
 PIXELS = 64  # of a program that does not need the whole map
 POINT_CHANNELS = 32  # of a program, at most, where a channel is one pixel
@@ -112,7 +113,7 @@ def _spread_tiling(
     outputs = pixels if whole else min(pixels, PIXELS)
     products = triton.next_power_of_2(terms) * max(outputs, 2)
     few = copies * channels * triton.cdiv(area, outputs) <= SINGLE_TRIP_PROGRAMS
-    if few and pixels > 1 and products <= SINGLE_TRIP:
+    if few and pixels > 1 and products <= SINGLE_TRIP and terms <= SINGLE_TRIP_TERMS:
         size, warps = products, SINGLE_TRIP_WARPS
     else:
         entries = SPREAD_TILES.items()
